@@ -1,0 +1,44 @@
+"""The one error that users see: what is wrong, where, and how to mend it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+
+
+class SagecacheError(Exception):
+    """Bad input or a missing prerequisite, told in one line.
+
+    message says what is wrong; file and record say where; fix says what to do.
+    The CLI prints ``str(error)`` and exits 2.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        file: str | Path | None = None,
+        record: object | None = None,
+        fix: str | None = None,
+    ) -> None:
+        self.message, self.file, self.record, self.fix = message, file, record, fix
+        where = ", ".join(str(part) for part in (file, record) if part is not None)
+        text = f"{where}: {message}" if where else message
+        super().__init__(f"{text.rstrip('.')}. {fix}" if fix else text)
+
+    def __reduce__(self):
+        # Exceptions pickle as cls(*args), which would drop the keywords on the way out of a worker process.
+        return _rebuild, (type(self), self.message, self.file, self.record, self.fix)
+
+
+def _rebuild(cls: type[SagecacheError], message: str, file, record, fix) -> SagecacheError:
+    return cls(message, file=file, record=record, fix=fix)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """'did you mean …? known: …' for a mistyped name; the nearest known name comes first."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    listing = ", ".join(known) if known else "none"
+    return f"did you mean '{close[0]}'? Known: {listing}" if close else f"Known: {listing}"

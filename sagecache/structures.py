@@ -1,0 +1,94 @@
+"""The nouns that cross rooms: an instance on disk, and what a training step hands to its terms.
+
+Holds data and no behaviour. torch is named in annotations only, so that the store and the
+readers of annotations work without it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One person in one image.
+
+    instance counts 0, 1, … in the order of the box source within the image; bbox is (x, y, w, h) in
+    image pixels; keypoints (K, 3) are COCO triplets (x, y, v) or None where the split has none.
+    """
+
+    image_id: int
+    instance: int
+    path: Path
+    bbox: tuple[float, float, float, float]
+    score: float = 1.0
+    keypoints: np.ndarray | None = field(default=None, compare=False)
+    area: float | None = None
+    annotation_id: int | None = None
+
+    @property
+    def key(self) -> tuple[int, int]:
+        return self.image_id, self.instance
+
+
+@dataclass(slots=True)
+class PseudoLabels:
+    """What the EMA teacher says of a batch, with every intermediate mask (nothing is computed twice).
+
+    probability (B, K, h, w): fused teacher maps in weak-view heatmap pixels, each summing to 1.
+    keypoints (B, K, 2): decoded, source image pixels. confidence (B, K) in [0, 1].
+    plausibility (B,): KPS in [0, 1]. teacher_a (B,) bool: sample passes the gate.
+    keep (B, K) bool: joints that may be learned from. weights (B, K): keep times the gate's weight.
+    corrected (B, K, 2): pose B in image pixels (equal to keypoints where no prior is given).
+    """
+
+    probability: Tensor
+    keypoints: Tensor
+    confidence: Tensor
+    plausibility: Tensor
+    teacher_a: Tensor
+    keep: Tensor
+    weights: Tensor
+    corrected: Tensor
+
+
+@dataclass(slots=True)
+class UnlabeledBatch:
+    """Everything a term may look at. B counts strong views (M per image, flattened).
+
+    student_heatmaps (B, K, h, w): raw output of the student's head on the strong views.
+    heatmap_kind: 'logits' | 'heatmap' (see geometry.heatmap.probability).
+    student_keypoints (B, K, 2): soft-argmax, strong-view input pixels, carries the gradient.
+    student_from_weak (B, 3, 3): weak-view -> strong-view heatmap pixels.
+    heatmap_from_strong (3, 3): strong-view input pixels -> heatmap pixels.
+    strong_from_image, target_from_image (B, 3, 3): image pixels -> strong-view input pixels / target-map pixels.
+    bbox_scale (B,): sqrt(w * h) of the instance's box, image pixels.
+    targets: 'depth' (B, 1, H, W) float32, 'normal' (B, 3, H, W), 'mask' (B, 1, H, W) bool; empty without a store.
+    step: optimiser steps done so far.
+    """
+
+    student_heatmaps: Tensor
+    heatmap_kind: str
+    student_keypoints: Tensor
+    student_from_weak: Tensor
+    heatmap_from_strong: Tensor
+    strong_from_image: Tensor
+    target_from_image: Tensor
+    bbox_scale: Tensor
+    pseudo_labels: PseudoLabels
+    targets: dict[str, Tensor]
+    step: int
+
+
+@dataclass(slots=True)
+class TermOutput:
+    """A term's mean over what it kept, and scalars to log (0-d tensors, reduced at the log interval)."""
+
+    loss: Tensor
+    scalars: dict[str, Tensor] = field(default_factory=dict)
