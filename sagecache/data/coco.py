@@ -112,14 +112,14 @@ def load_detections(path: str | Path) -> list[dict]:
 
 
 def person_categories(coco: dict) -> set[int] | None:
-    """Ids of the categories named 'person' or with keypoint names; None (all) where the file names neither."""
+    """Ids of the categories named 'person' or with keypoint names; None (all) where there are none."""
     found = {c["id"] for c in coco["categories"] if c.get("name") == "person" or c.get("keypoints")}
     return found or None
 
 
 def labelled_keypoints(annotation: dict) -> int:
     """How many keypoints have v > 0: counted, because num_keypoints may be missing or wrong."""
-    return sum(1 for v in annotation.get("keypoints", [])[2::3] if v > 0)
+    return sum(1 for v in (annotation.get("keypoints") or [])[2::3] if v > 0)
 
 
 def instances_from_annotations(
