@@ -1,0 +1,133 @@
+"""The record of what is done: one line for each shard, written after the shard's files are safe on disk.
+
+A line is ``<crc32c of the rest, 8 hex digits> <JSON>\n``. Each writer appends to a file of its own,
+``journal-<token>.jsonl``; a finished store holds one ``journal.jsonl``, sorted by shard. A line whose
+checksum fails, or that has no newline, ends what is believed of its file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+from sagecache.store.codec import checksum
+from sagecache.store.files import sync_folder, write_whole
+
+FINISHED = "journal.jsonl"
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """A shard and its files: path below the group -> (bytes, crc32c of the file)."""
+
+    shard: int
+    files: dict[str, tuple[int, int]]
+
+    def line(self) -> bytes:
+        files = {name: list(facts) for name, facts in self.files.items()}
+        text = json.dumps(
+            {"shard": self.shard, "files": files}, sort_keys=True, separators=(",", ":")
+        ).encode()
+        return f"{checksum(text):08x} ".encode() + text + b"\n"
+
+    def present(self, group: Path, verify: bool = False) -> bool:
+        """Whether all files are there with the recorded size, and with the recorded checksum if verify."""
+        for name, (size, expected) in self.files.items():
+            path = group / name
+            if not path.is_file() or path.stat().st_size != size:
+                return False
+            if verify and checksum(path.read_bytes()) != expected:
+                return False
+        return True
+
+
+def parse(data: bytes) -> tuple[list[ShardRecord], int]:
+    """The records before the first line that is torn or damaged, and the number of bytes they take."""
+    records, good = [], 0
+    for line in data.splitlines(keepends=True):
+        text = line[9:-1]
+        if not line.endswith(b"\n") or line[:9] != f"{checksum(text):08x} ".encode():
+            break
+        content = json.loads(text)
+        files = {name: (size, crc) for name, (size, crc) in content["files"].items()}
+        records.append(ShardRecord(content["shard"], files))
+        good += len(line)
+    return records, good
+
+
+def journal_files(root: Path) -> list[Path]:
+    return sorted([*root.glob("journal-*.jsonl"), *root.glob(FINISHED)])
+
+
+def read_all(root: Path) -> dict[int, list[ShardRecord]]:
+    """Every believed record of every journal, by shard. A shard redone has several; see ``current``."""
+    records: dict[int, list[ShardRecord]] = {}
+    for path in journal_files(root):
+        for record in parse(path.read_bytes())[0]:
+            known = records.setdefault(record.shard, [])
+            if record not in known:
+                known.append(record)
+    return records
+
+
+def current(records: list[ShardRecord], group: Path, verify: bool = False) -> ShardRecord | None:
+    """The record that describes the files on disk, or None.
+
+    Two records of one shard exist only where a teacher that is not deterministic computed it twice;
+    then sizes are not enough to tell them apart.
+    """
+    for record in records:
+        if record.present(group, verify or len(records) > 1):
+            return record
+    return None
+
+
+def cut_torn_tails(root: Path) -> None:
+    """Truncate each journal after its last good line. Call it when alone in the store."""
+    for path in journal_files(root):
+        data = path.read_bytes()
+        good = parse(data)[1]
+        if good < len(data):
+            with open(path, "r+b") as file:
+                file.truncate(good)
+                os.fsync(file.fileno())
+
+
+def merge(root: Path, records: list[ShardRecord]) -> bytes:
+    """Write ``journal.jsonl`` sorted by shard, then remove the writers' own journals; returns its bytes."""
+    data = b"".join(record.line() for record in sorted(records, key=lambda record: record.shard))
+    target = root / FINISHED
+    if not target.exists() or target.read_bytes() != data:
+        write_whole(target, data)
+    for path in root.glob("journal-*.jsonl"):
+        path.unlink()
+    sync_folder(root)
+    return data
+
+
+class JournalWriter:
+    """Appends records to a file of its own, made with the first record; each line is on disk on return."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._descriptor: int | None = None
+
+    def append(self, record: ShardRecord) -> None:
+        if self._descriptor is None:
+            path = self._root / f"journal-{secrets.token_hex(8)}.jsonl"
+            self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+            sync_folder(self._root)
+        line = record.line()
+        written = os.write(self._descriptor, line)
+        if written != len(line):  # a full disk: the torn tail is cut by the next writer
+            self.close()
+            raise OSError(f"only {written} of {len(line)} bytes of a journal line could be written")
+        os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None

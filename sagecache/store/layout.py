@@ -1,0 +1,152 @@
+"""Where everything lies in a store folder, and the bytes of what is written before the first target.
+
+<root>/manifest.json        identity (fingerprint, plan, fields, shard size), attributes, checksums
+<root>/journal*.jsonl       which shards are done
+<root>/complete.json        present when all are
+<root>/targets.zarr/        a plain Zarr v3 group: fields, depth_range, status, and the plan's arrays
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from sagecache.errors import SagecacheError
+from sagecache.store import shard
+from sagecache.store.codec import COMPRESSOR, LEVEL, checksum, with_checksum
+from sagecache.store.fingerprint import canonical, digest
+from sagecache.store.spec import DEPTH_LEVELS, FORMAT, PLAN_ARRAYS, STATUS_TEXT, StorePlan, TargetField
+
+GROUP, MANIFEST, COMPLETE = "targets.zarr", "manifest.json", "complete.json"
+PLAN_CHUNK_ROWS = 1024
+_DIMENSIONS = {
+    "ids": ("instance", "image_id_and_instance"),
+    "image_sha256": ("instance", "byte"),
+    "bbox": ("instance", "xywh"),
+    "target_from_image": ("instance", "row", "column"),
+}
+_MEANING = {
+    "ids": "image_id, instance (0, 1, ... in the order of the box source); sorted",
+    "image_sha256": "sha256 of the image file; zeros where it could not be read",
+    "bbox": "x, y, w, h in image pixels",
+    "target_from_image": "affine, image pixels -> target-map pixels (x, y, 1), pixel centres at integers",
+}
+
+
+def identity(
+    plan: StorePlan, fields: Sequence[TargetField], fingerprint: Mapping, shard_size: int
+) -> dict[str, object]:
+    """What must be equal for two runs to write into one store; differences are told by dotted key."""
+    hashes = {
+        name: hashlib.sha256(np.ascontiguousarray(getattr(plan, name)).tobytes()).hexdigest()
+        for name in PLAN_ARRAYS
+    }
+    return {
+        "fingerprint": canonical(fingerprint),
+        "plan": {"instances": len(plan), "size": list(plan.size), **hashes},
+        "fields": {field.name: {"dtype": field.dtype, "encoding": field.encoding} for field in fields},
+        "shard_size": shard_size,
+        "codec": {"name": COMPRESSOR, "level": LEVEL, "depth_levels": DEPTH_LEVELS},
+    }
+
+
+def metadata_files(
+    plan: StorePlan, fields: Sequence[TargetField], identity: Mapping, attributes: Mapping
+) -> dict[str, bytes]:
+    """Path below the root -> bytes of all that is known before the first target: zarr.json files, plan."""
+    rows, shard_size = len(plan), identity["shard_size"]
+    about = {
+        "format": FORMAT,
+        "fingerprint": digest(identity["fingerprint"]),
+        "size": list(plan.size),
+        **attributes,
+    }
+    files = {"zarr.json": shard.json_bytes(shard.group_metadata({"sagecache": about}))}
+    for field in fields:
+        shape = (rows, *field.shape(plan.size))
+        files[f"{field.name}/zarr.json"] = shard.json_bytes(
+            shard.sharded_array_metadata(
+                shape,
+                field.dtype,
+                1,
+                shard_size,
+                compressed=True,
+                dimensions=field.dimensions,
+                attributes=field.attributes,
+            )
+        )
+    for name, (dtype, shape, dimensions, meaning) in row_arrays(fields).items():
+        files[f"{name}/zarr.json"] = shard.json_bytes(
+            shard.plain_array_metadata(
+                (rows, *shape), dtype, shard_size, dimensions=dimensions, attributes=meaning
+            )
+        )
+    files |= _plan_files(plan)
+    return {f"{GROUP}/{name}": data for name, data in files.items()}
+
+
+def row_arrays(fields: Sequence[TargetField]) -> dict[str, tuple]:
+    """Small arrays written with each shard: name -> dtype, shape of a row, dimensions, attributes."""
+    arrays = {
+        "status": ("uint8", (), ("instance",), {"codes": {str(k): text for k, text in STATUS_TEXT.items()}})
+    }
+    if any(field.encoding == "instance_levels" for field in fields):
+        arrays["depth_range"] = ("float32", (2,), ("instance", "lo_step"), {"meaning": "lo, step"})
+    return arrays
+
+
+def _plan_files(plan: StorePlan) -> dict[str, bytes]:
+    """The plan's arrays: each one shard file, with inner chunks of PLAN_CHUNK_ROWS rows, not compressed."""
+    rows, files = len(plan), {}
+    slots = shard.shard_count(rows, PLAN_CHUNK_ROWS)
+    for name, (dtype, shape) in PLAN_ARRAYS.items():
+        array = np.ascontiguousarray(getattr(plan, name), np.dtype(dtype).newbyteorder("<"))
+        padded = np.zeros((slots * PLAN_CHUNK_ROWS, *shape), array.dtype)
+        padded[:rows] = array
+        chunks = [with_checksum(part.tobytes()) for part in np.split(padded, slots)]
+        files[shard.shard_key(name, 0, 1 + len(shape))] = shard.shard_bytes(chunks, slots)
+        files[f"{name}/zarr.json"] = shard.json_bytes(
+            shard.sharded_array_metadata(
+                array.shape,
+                dtype,
+                PLAN_CHUNK_ROWS,
+                slots * PLAN_CHUNK_ROWS,
+                compressed=False,
+                dimensions=_DIMENSIONS[name],
+                attributes={"meaning": _MEANING[name]},
+            )
+        )
+    return files
+
+
+def manifest(identity: Mapping, attributes: Mapping, files: Mapping[str, bytes]) -> dict:
+    return {
+        "format": FORMAT,
+        "fingerprint_sha256": digest(identity["fingerprint"]),
+        "identity": identity,
+        "attributes": attributes,
+        "files": {name: [len(data), checksum(data)] for name, data in sorted(files.items())},
+    }
+
+
+def read_manifest(root: Path) -> dict | None:
+    """The manifest of a store, or None where there is none. Raises for a newer format and for damage."""
+    path = root / MANIFEST
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_bytes())
+        version = content["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise SagecacheError(f"the manifest is damaged ({error})", file=path) from error
+    if version > FORMAT:
+        raise SagecacheError(
+            f"the store has format {version}, this sagecache knows format {FORMAT}",
+            file=path,
+            fix="Update sagecache, or make the store anew with --force.",
+        )
+    return content

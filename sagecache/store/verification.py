@@ -1,0 +1,98 @@
+"""Does a store still hold what was written? Files against their records, chunks against their checksums."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sagecache.errors import SagecacheError
+from sagecache.store import journal, layout
+from sagecache.store.arrays import ArrayReader, FilePool
+from sagecache.store.codec import checksum
+from sagecache.store.shard import shard_count, shard_rows
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A file that is not as recorded. shard is None for metadata; ids are the instances it takes away."""
+
+    file: str
+    message: str
+    shard: int | None = None
+    ids: tuple[tuple[int, int], ...] = ()
+
+
+def verify(root: Path) -> list[Problem]:
+    """All problems of the store in root. Raises SagecacheError where there is no readable manifest."""
+    manifest = layout.read_manifest(root)
+    if manifest is None:
+        raise SagecacheError("there is no target store", file=root)
+    problems = [
+        Problem(name, message)
+        for name, (size, expected) in manifest["files"].items()
+        if (message := _file_problem(root / name, size, expected))
+    ]
+    if problems:
+        return problems  # without sound metadata and plan the rest cannot be judged
+    return _journal_problems(root) + _shard_problems(root, manifest)
+
+
+def _file_problem(path: Path, size: int, expected: int) -> str | None:
+    if not path.is_file():
+        return "missing"
+    data = path.read_bytes()
+    if len(data) != size:
+        return f"{len(data)} bytes, {size} were written"
+    return None if checksum(data) == expected else "crc32c differs from the record"
+
+
+def _journal_problems(root: Path) -> list[Problem]:
+    complete = root / layout.COMPLETE
+    if not complete.exists():
+        return []
+    path = root / journal.FINISHED
+    try:
+        expected = json.loads(complete.read_bytes())["journal_sha256"]
+    except (ValueError, KeyError) as error:
+        return [Problem(layout.COMPLETE, f"damaged ({error})")]
+    found = hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
+    return [] if found == expected else [Problem(journal.FINISHED, "not the journal that was completed")]
+
+
+def _shard_problems(root: Path, manifest: dict) -> list[Problem]:
+    group, identity = root / layout.GROUP, manifest["identity"]
+    pool = FilePool(4)
+    ids = ArrayReader(group / "ids", pool).read_all()
+    fields = {name: ArrayReader(group / name, pool) for name in identity["fields"]}
+    records, problems = journal.read_all(root), []
+    for k in range(shard_count(len(ids), identity["shard_size"])):
+        rows = shard_rows(k, len(ids), identity["shard_size"])
+        lost = tuple(tuple(pair) for pair in ids[rows.start : rows.stop].tolist())
+        if k not in records:
+            problems.append(Problem(layout.GROUP, "not computed", k, lost))
+            continue
+        record = journal.current(records[k], group, verify=True) or records[k][-1]
+        for name, (size, expected) in record.files.items():
+            message = _file_problem(group / name, size, expected)
+            if message:
+                problems.append(Problem(f"{layout.GROUP}/{name}", message, k, lost))
+                continue
+            array = fields.get(name.split("/")[0])
+            if array is not None:
+                problems += _chunk_problems(array, f"{layout.GROUP}/{name}", k, rows, ids)
+    return problems
+
+
+def _chunk_problems(array: ArrayReader, name: str, shard: int, rows: range, ids: np.ndarray) -> list[Problem]:
+    """Chunks that do not decode although the file is as recorded: a fault of the writer, not of the disk."""
+    out, problems = np.empty(array.shape[1:], array.dtype), []
+    for row in rows:
+        try:
+            array.read_chunk_into(row, out)
+        except SagecacheError as error:
+            problems.append(Problem(name, error.message, shard, (tuple(ids[row].tolist()),)))
+    return problems

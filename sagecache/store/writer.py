@@ -1,0 +1,203 @@
+"""Writing a store so that a kill at any moment loses at most the shard in hand, and never leaves a wrong one.
+
+Order: manifest, then plan and metadata, then shard by shard its files (each whole or not there), then the
+shard's journal line; last ``complete.json``. Resuming redoes every shard without a line or whose files have
+another size. The finished folder is the same, byte for byte, however often the work was cut off.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from sagecache.errors import SagecacheError
+from sagecache.store import journal, layout, shard
+from sagecache.store.codec import EncodedRow, checksum, require_fast_checksum, with_checksum
+from sagecache.store.files import remaining_files, remove_leftovers, sync_folder, write_whole
+from sagecache.store.fingerprint import describe, diff
+from sagecache.store.lock import FolderLock
+from sagecache.store.spec import NOT_DONE, StorePlan, TargetField
+
+
+class StoreWriter:
+    """``with StoreWriter.open(...) as store:`` then ``store.commit(k, rows)`` for k in missing(), ``store.finish()``."""
+
+    def __init__(
+        self, root: Path, plan: StorePlan, fields: Sequence[TargetField], shard_size: int, lock: FolderLock
+    ) -> None:
+        self.root, self.plan, self.fields, self.shard_size = root, plan, tuple(fields), shard_size
+        self.group = root / layout.GROUP
+        self._lock, self._journal = lock, journal.JournalWriter(root)
+
+    @classmethod
+    def open(
+        cls,
+        root: str | Path,
+        plan: StorePlan,
+        fields: Sequence[TargetField],
+        fingerprint: Mapping,
+        attributes: Mapping,
+        shard_size: int,
+        *,
+        shared: bool = False,
+    ) -> StoreWriter:
+        """Make a store, or take up one that was left unfinished.
+
+        fingerprint: what decides the numbers (see ``fingerprint``); attributes: what else a reader may like
+        to know (split, crop rule, 'command' that makes the store), kept from the first run. shared: other
+        writers that own other shards may be at work too. Raises SagecacheError where the folder holds
+        another store (naming the parts that differ), something else, or a writer at work.
+        """
+        root = Path(root)
+        require_fast_checksum()
+        identity = layout.identity(plan, fields, fingerprint, shard_size)
+        root.mkdir(parents=True, exist_ok=True)
+        lock = FolderLock(root, shared)
+        try:
+            if lock.alone:
+                remove_leftovers(root)
+                journal.cut_torn_tails(root)
+            _write_metadata(root, plan, fields, identity, attributes)
+            if shared:
+                lock.share()
+        except BaseException:
+            lock.release()
+            raise
+        return cls(root, plan, fields, shard_size, lock)
+
+    @property
+    def shards(self) -> int:
+        return shard.shard_count(len(self.plan), self.shard_size)
+
+    def rows(self, shard_index: int) -> range:
+        """The plan's rows of one shard."""
+        return shard.shard_rows(shard_index, len(self.plan), self.shard_size)
+
+    def missing(self, verify: bool = False) -> list[int]:
+        """Shards still to be made, in order; with verify also those whose files' checksums fail."""
+        records = journal.read_all(self.root)
+        return [k for k in range(self.shards) if not journal.current(records.get(k, []), self.group, verify)]
+
+    def commit(self, shard_index: int, rows: Sequence[EncodedRow]) -> int:
+        """Write all arrays of one shard, then its journal line; returns the bytes written."""
+        expected = len(self.rows(shard_index))
+        if len(rows) != expected or any(row.status == NOT_DONE for row in rows):
+            raise ValueError(f"shard {shard_index} needs {expected} finished rows, got {len(rows)}")
+        files = self._shard_files(shard_index, rows)
+        for name, data in files.items():
+            write_whole(self.group / name, data)
+        facts = {name: (len(data), checksum(data)) for name, data in files.items()}
+        self._journal.append(journal.ShardRecord(shard_index, facts))
+        return sum(len(data) for data in files.values())
+
+    def finish(self) -> None:
+        """Declare the store complete; waits for sharing writers. Raises where shards are missing."""
+        self._lock.become_alone()
+        missing = self.missing()
+        if missing:
+            raise SagecacheError(
+                f"{len(missing)} of {self.shards} shards are missing, the first is shard {missing[0]}",
+                file=self.root,
+                fix="Run the same command again.",
+            )
+        remove_leftovers(self.root)
+        records = journal.read_all(self.root)
+        merged = journal.merge(
+            self.root, [journal.current(records[k], self.group) for k in range(self.shards)]
+        )
+        summary = {"shards": self.shards, "instances": len(self.plan), "journal_sha256": _sha256(merged)}
+        data = shard.json_bytes(summary)
+        path = self.root / layout.COMPLETE
+        if not path.exists() or path.read_bytes() != data:
+            write_whole(path, data)
+
+    def close(self) -> None:
+        self._journal.close()
+        self._lock.release()
+
+    def __enter__(self) -> StoreWriter:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def _shard_files(self, shard_index: int, rows: Sequence[EncodedRow]) -> dict[str, bytes]:
+        files = {}
+        for field in self.fields:
+            chunks = [row.chunks[field.name] for row in rows]
+            key = shard.shard_key(field.name, shard_index, 1 + len(field.shape(self.plan.size)))
+            files[key] = shard.shard_bytes(chunks, self.shard_size)
+        for name, (dtype, shape, _, _) in layout.row_arrays(self.fields).items():
+            values = np.zeros((self.shard_size, *shape), np.dtype(dtype).newbyteorder("<"))
+            values[: len(rows)] = [getattr(row, name) for row in rows]
+            files[shard.shard_key(name, shard_index, values.ndim)] = with_checksum(values.tobytes())
+        return files
+
+
+def set_aside(root: str | Path) -> Path | None:
+    """Rename a store to ``<name>.replaced-<fingerprint>`` and return the new path; nothing is deleted.
+
+    This is what --force does before it computes all anew. None where there is no store.
+    """
+    root = Path(root)
+    content = layout.read_manifest(root)
+    if content is None:
+        return None
+    lock = FolderLock(root, shared=False)  # never under a writer's feet
+    lock.release()
+    name = f"{root.name}.replaced-{content['fingerprint_sha256'][:8]}"
+    taken = {path.name for path in root.parent.iterdir()}
+    target = root.with_name(
+        next(n for n in (name, *(f"{name}-{i}" for i in range(2, 10**6))) if n not in taken)
+    )
+    root.rename(target)
+    sync_folder(root.parent)
+    return target
+
+
+def _write_metadata(root: Path, plan: StorePlan, fields, identity: dict, attributes: Mapping) -> None:
+    """Write manifest and plan, or check that those there belong to this identity, mending what is damaged."""
+    known = layout.read_manifest(root)
+    if known is None:
+        foreign = [path for path in remaining_files(root) if path.name != ".lock"]
+        if foreign:
+            raise SagecacheError(
+                f"the folder is not empty and holds no store ({foreign[0].name})",
+                file=root,
+                fix="Choose another folder, or move this one away.",
+            )
+        files = layout.metadata_files(plan, fields, identity, attributes)
+        known = layout.manifest(identity, attributes, files)
+        write_whole(root / layout.MANIFEST, shard.json_bytes(known))
+    else:
+        _refuse_other(root, known["identity"], identity)
+        files = layout.metadata_files(plan, fields, identity, known["attributes"])
+    for name, (size, expected) in known["files"].items():
+        path = root / name
+        if path.is_file() and path.stat().st_size == size and checksum(path.read_bytes()) == expected:
+            continue
+        data = files.get(name, b"")
+        if (len(data), checksum(data)) != (size, expected):
+            raise SagecacheError("the file is damaged and cannot be remade", file=path, fix=_FORCE)
+        write_whole(path, data)
+
+
+_FORCE = (
+    "Use the configuration that made it, or --force: it sets the old store aside under another name "
+    "(nothing is deleted) and computes all anew."
+)
+
+
+def _refuse_other(root: Path, old: Mapping, new: Mapping) -> None:
+    differences = diff(old, new)
+    if differences:
+        raise SagecacheError(
+            f"the store was made from something else ({describe(differences)})", file=root, fix=_FORCE
+        )
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
