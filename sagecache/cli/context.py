@@ -1,0 +1,38 @@
+"""Options that many commands share, and the project that they open."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from ..project import Project
+
+
+def project_option(function: Callable) -> Callable:
+    """Add ``--project DIR`` and pass the opened project as the keyword ``project``."""
+
+    @click.option(
+        "--project",
+        "project_folder",
+        type=click.Path(file_okay=False),
+        help="Folder of the project. Default: $SAGECACHE_PROJECT, else the embedded demo.",
+    )
+    @functools.wraps(function)
+    def wrapper(*args: Any, project_folder: str | None, **kwargs: Any) -> Any:
+        return function(*args, project=open_project(project_folder), **kwargs)
+
+    return wrapper
+
+
+def open_project(folder: str | None) -> Project:
+    from ..project import Project
+
+    context = click.get_current_context()
+    return Project.open(folder or context.find_root().params.get("project"))
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")

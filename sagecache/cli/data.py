@@ -1,0 +1,107 @@
+"""``sagecache data check`` and ``sagecache data synth``."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import click
+
+from ..errors import SagecacheError
+from .context import json_option, project_option
+from .output import emit_json, emit_table, note, progress
+
+if TYPE_CHECKING:
+    from ..project import Project
+
+
+@click.group("data")
+def data_command() -> None:
+    """Verify splits; render the demo's infants."""
+
+
+@data_command.command("synth")
+@project_option
+@click.option("--split", "splits", multiple=True, help="A split that data.py renders. Default: all of them.")
+@click.option("--workers", type=click.IntRange(1), default=None, help="Processes. Default: one a core.")
+def synth_command(project: Project, splits: tuple[str, ...], workers: int | None) -> None:
+    """Render splits of infants with exact keypoints, depth, normals and masks."""
+    names = splits or tuple(name for name, split in project.data.splits.items() if split.render)
+    if not names:
+        raise SagecacheError("no split with 'render'", file=project.folder / "data.py")
+    for name in names:
+        synth(project, name, workers)
+
+
+def synth(project: Project, name: str, workers: int | None = None) -> None:
+    """Render one split unless it is there; deterministic for any number of workers."""
+    from ..synth.write import write_split
+
+    split = project.split(name)
+    if split.render is None:
+        raise SagecacheError(
+            f"split '{name}' is your own data and its annotations are missing",
+            file=project.path(split.annotations),
+            fix="Correct the path in data.py.",
+        )
+    folder = project.path(split.annotations).parent
+    if project.path(split.annotations).is_file():
+        note(f"{name}: already at {folder}")
+        return
+    render = split.render
+    with progress(f"render {name}") as report:
+        write_split(
+            folder,
+            render.look,
+            render.count,
+            render.seed,
+            workers=workers or os.cpu_count() or 1,
+            progress=report,
+            size=render.size,
+            geometry=render.geometry,
+        )
+
+
+@data_command.command("check")
+@project_option
+@click.option("--split", "splits", multiple=True, help="Only these splits. Default: all; leakage needs two.")
+@click.option("--decode", is_flag=True, help="Decode every image instead of reading its header.")
+@json_option
+@click.pass_context
+def check_command(context, project: Project, splits: tuple[str, ...], decode: bool, as_json: bool) -> None:
+    """Verify that files, boxes, ids and splits are sound. Exit 1 on errors."""
+    from ..data.check import check_splits
+
+    from .prepare import ensure
+
+    names = splits or _distinct(project)
+    if project.embedded:
+        for name in names:
+            ensure(project, project.split_requirements(name)[:1])
+    sources = {name: _source(project, name) for name in names}
+    with progress("check") as report:
+        findings = check_splits(sources, decode=decode, progress=report)
+    errors = sum(finding.level == "error" for finding in findings)
+    if as_json:
+        emit_json(dict(errors=errors, findings=[finding.as_dict() for finding in findings]))
+    else:
+        rows = [(f.level, f.code, f.split, f.record or "", f.message, f.fix or "") for f in findings]
+        emit_table("data check", ("level", "check", "split", "record", "what", "fix"), rows)
+        click.echo(f"{errors} errors, {sum(f.level == 'warning' for f in findings)} warnings")
+    context.exit(1 if errors else 0)
+
+
+def _distinct(project: Project) -> tuple[str, ...]:
+    """Splits over different annotation files: two readings of one file are no leakage."""
+    return tuple({split.annotations: name for name, split in reversed(project.data.splits.items())}.values())[::-1]
+
+
+def _source(project: Project, name: str):
+    from ..data.check import SplitSource
+
+    split = project.split(name)
+    return SplitSource(
+        images=project.path(split.images),
+        annotations=project.path(split.annotations),
+        detections=None if split.boxes in ("annotations", "detect") else project.detections(name),
+    )

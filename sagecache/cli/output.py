@@ -1,0 +1,115 @@
+"""What commands print: figures to stdout (a table or JSON), progress to stderr.
+
+On a terminal, tables and bars by rich; elsewhere plain lines, a progress line every few seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import click
+
+Progress = Callable[..., None]
+
+
+def emit_json(data: object) -> None:
+    """Print ``data`` as JSON on stdout. NaN becomes null, as JSON has none."""
+    click.echo(json.dumps(_finite(data), indent=2, ensure_ascii=False, default=str))
+
+
+def _finite(data: object) -> object:
+    if isinstance(data, dict):
+        return {str(key): _finite(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_finite(value) for value in data]
+    if isinstance(data, float) and not (abs(data) < float("inf")):
+        return None
+    return data
+
+
+def emit_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a table on stdout; numbers are right-aligned."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    numeric = [all(_is_number(row[i]) for row in rows) and bool(rows) for i in range(len(columns))]
+    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column, right in zip(columns, numeric, strict=True):
+        table.add_column(column, justify="right" if right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    width = None if sys.stdout.isatty() else 160
+    Console(width=width, highlight=False).print(table)
+
+
+def _is_number(cell: object) -> bool:
+    try:
+        float(str(cell).rstrip("%").replace(",", ""))
+    except ValueError:
+        return str(cell) in ("", "-")
+    return True
+
+
+def note(message: str) -> None:
+    """One line of what is going on, on stderr."""
+    click.echo(message, err=True)
+
+
+@contextmanager
+def progress(label: str) -> Iterator[Progress]:
+    """Yield ``report(done, total, message="")``; shows rate and remaining time on stderr."""
+    if sys.stderr.isatty():
+        with _bar(label) as report:
+            yield report
+    else:
+        yield _lines(label)
+
+
+@contextmanager
+def _bar(label: str) -> Iterator[Progress]:
+    from rich import progress as rp
+    from rich.console import Console
+
+    columns = (
+        rp.TextColumn("{task.description}"),
+        rp.BarColumn(),
+        rp.MofNCompleteColumn(),
+        rp.TextColumn("{task.fields[rate]}"),
+        rp.TimeRemainingColumn(),
+        rp.TextColumn("{task.fields[message]}"),
+    )
+    with rp.Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(label, total=None, rate="", message="")
+
+        def report(done: int, total: int, message: str = "") -> None:
+            speed = bar.tasks[0].finished_speed or bar.tasks[0].speed
+            bar.update(
+                task, completed=done, total=total, message=message, rate=f"{speed:.1f}/s" if speed else ""
+            )
+
+        yield report
+
+
+def _lines(label: str, every: float = 5.0) -> Progress:
+    start = last = time.monotonic()
+    first_done: int | None = None
+
+    def report(done: int, total: int, message: str = "") -> None:
+        nonlocal last, first_done
+        first_done = done if first_done is None else first_done
+        now = time.monotonic()
+        if now - last < every and done < total:
+            return
+        if done >= total and last < 0:
+            return
+        last = now if done < total else -1.0
+        rate = (done - first_done) / max(now - start, 1e-6)
+        left = f", {(total - done) / rate:.0f} s left" if rate > 0 and done < total else ""
+        note(f"{label}: {done}/{total}, {rate:.1f}/s{left}{'  ' + message if message else ''}")
+
+    return report

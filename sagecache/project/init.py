@@ -1,0 +1,137 @@
+"""Write a project folder for a user's own COCO-format data: pages to read and edit, nothing hidden."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+from ..data.coco import IMAGE_SUFFIXES, load_coco, load_detections
+from ..errors import SagecacheError
+from .project import embedded_project
+
+RECIPES = (
+    "stage0",
+    "ddp_prior",
+    "stage1_supervised",
+    "stage1_baseline",
+    "stage1_ddp",
+    "stage1_cmgc",
+    "stage1_ddp_cmgc",
+    "stage1_full",
+)
+
+
+def write_project(
+    folder: Path,
+    images: Path,
+    labeled: Path,
+    *,
+    val: Path | None = None,
+    test: Path | None = None,
+    unlabeled_images: Path | None = None,
+    unlabeled_annotations: Path | None = None,
+    detections: Path | None = None,
+    dataset_info: Path | None = None,
+    force: bool = False,
+) -> list[Path]:
+    """Write data.py, model.py, the recipes and, for unlabeled images, a COCO image list. Returns the files.
+
+    images: folder of the labeled (val, test) images; labeled, val, test: COCO keypoint JSONs.
+    unlabeled_images: folder; its images get ids from their names where all stems are numbers (COCO's
+    {:012d} rule), else 1, 2, … in order of name. detections: COCO detection JSON for the unlabeled
+    images; without it boxes come from ``precompute detect``.
+    Raises SagecacheError when the folder already holds a project (unless force), or an input is unusable.
+    """
+    folder = folder.expanduser().resolve()
+    if (folder / "data.py").exists() and not force:
+        raise SagecacheError("there is a project here already", file=folder, fix="Use --force to write its pages anew.")
+    for path in (labeled, val, test):
+        if path is not None:
+            load_coco(path)
+    if detections is not None:
+        load_detections(detections)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    splits = {"labeled": _split(folder, images, labeled), "val": _split(folder, images, val or labeled)}
+    if test is not None:
+        splits["test"] = _split(folder, images, test)
+    if unlabeled_images is not None:
+        listing = unlabeled_annotations
+        if listing is None:
+            listing = folder / "unlabeled_images.json"
+            listing.write_text(json.dumps(_image_list(unlabeled_images, detections), indent=1))
+            written.append(listing)
+        boxes = _relative(folder, detections) if detections else "detect"
+        splits["unlabeled"] = _split(folder, unlabeled_images, listing, boxes)
+    info = _relative(folder, dataset_info) if dataset_info else "coco"
+    page = folder / "data.py"
+    page.write_text(_data_page(splits, info, val is None))
+    written.append(page)
+    demo = embedded_project()
+    for name in ("model", *RECIPES):
+        written.append(Path(shutil.copyfile(demo / f"{name}.py", folder / f"{name}.py")))
+    return written
+
+
+def _split(folder: Path, images: Path, annotations: Path, boxes: str = "annotations") -> dict[str, str]:
+    return dict(images=_relative(folder, images), annotations=_relative(folder, annotations), boxes=boxes)
+
+
+def _relative(folder: Path, path: Path) -> str:
+    """Relative to the project where the data lie beside or below it, so that both can move together."""
+    path = path.expanduser().resolve()
+    if not path.exists():
+        raise SagecacheError("no such file or folder", file=path)
+    relative = os.path.relpath(path, folder)
+    return str(path) if relative.count("..") > 3 else relative
+
+
+def _image_list(folder: Path, detections: Path | None) -> dict:
+    from PIL import Image
+
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise SagecacheError("no images below it", file=folder, fix=f"Known: {', '.join(sorted(IMAGE_SUFFIXES))}.")
+    numeric = all(re.fullmatch(r"\d+", path.stem) for path in files)
+    ids = [int(path.stem) for path in files] if numeric else list(range(1, len(files) + 1))
+    if detections is not None and not numeric:
+        raise SagecacheError(
+            "detections name image ids, and these file names are no numbers",
+            file=folder,
+            fix="Give --unlabeled-annotations, a COCO JSON whose images have id and file_name.",
+        )
+    if len(set(ids)) != len(ids):
+        raise SagecacheError("two files have the same number as name", file=folder, fix="Rename one.")
+    images = []
+    for image_id, path in sorted(zip(ids, files, strict=True)):
+        try:
+            with Image.open(path) as image:
+                width, height = image.size
+        except OSError as error:
+            raise SagecacheError(f"can't be opened: {error}", file=path, fix="Remove or repair it.") from error
+        images.append(dict(id=image_id, file_name=path.relative_to(folder).as_posix(), width=width, height=height))
+    return dict(images=images, annotations=[], categories=[dict(id=1, name="person")])
+
+
+def _data_page(splits: dict[str, dict[str, str]], dataset_info: str, val_is_labeled: bool) -> str:
+    lines = ['"""Where the data of this project lie. Paths start at this folder."""', ""]
+    lines += ['cache_root = "cache"', 'work_root = "work_dirs"', f'dataset_info = "{dataset_info}"', ""]
+    if val_is_labeled:
+        lines.append("# val is the labeled split: give --val for an honest figure.")
+    lines.append("splits = dict(")
+    for name, split in splits.items():
+        options = ", ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in split.items())
+        lines.append(f"    {name}=dict({options}),")
+    lines += [")", ""]
+    lines += [
+        "crop = dict(padding=1.25)  # the target crop: box x 1.25",
+        "# The demo's small networks. Your own: dict(type='torchscript', …), see docs/extending.md.",
+        'teacher = dict(type="demo", flips=4)',
+        'detector = dict(type="demo")',
+        'evaluation = dict(area="bbox53", pck_normaliser="diagonal")',
+        "",
+    ]
+    return "\n".join(lines)

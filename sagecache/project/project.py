@@ -1,0 +1,230 @@
+"""Find a project, read its pages, and say where everything of it lies and what a recipe still needs.
+
+Pages are mmengine configs: ``data.py``, ``model.py`` and one page a recipe. Reads and names; makes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ..data.coco import instances_from_annotations, instances_from_detections, load_coco, load_detections
+from ..errors import SagecacheError, nearest
+from ..skeleton.definition import COCO17, Skeleton
+from ..structures import Instance
+from .recipe import Recipe
+from .settings import DataSettings, SplitSettings
+from .strict import build
+
+PAGES = ("data", "model")
+
+
+def embedded_project() -> Path:
+    """Folder of the demo project: inside the package in a wheel, beside it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    candidates = [package / "configs" / "demo", package.parent / "configs" / "demo"]
+    for folder in candidates:
+        if (folder / "data.py").is_file():
+            return folder
+    raise SagecacheError("the embedded project is missing", file=candidates[0], fix="Reinstall sagecache.")
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """Something that a command needs. ``command`` makes it; ``present`` looks again at every call."""
+
+    kind: str
+    what: str
+    command: str
+    present: Callable[[], bool]
+
+
+class Project:
+    """A folder of configs. ``Project.open()`` is the demo, or $SAGECACHE_PROJECT."""
+
+    def __init__(self, folder: Path, data: DataSettings, model: dict[str, Any], embedded: bool) -> None:
+        self.folder, self.data, self.model, self.embedded = folder, data, model, embedded
+
+    @classmethod
+    def open(cls, folder: str | Path | None = None) -> Project:
+        folder = folder or os.environ.get("SAGECACHE_PROJECT")
+        embedded = not folder
+        folder = embedded_project() if embedded else Path(folder).expanduser().resolve()
+        page = folder / "data.py"
+        if not page.is_file():
+            raise SagecacheError("no data.py, so this is no project", file=folder, fix="Make one: sagecache init DIR.")
+        data = build(DataSettings, _read_page(page), page)
+        model = _read_page(folder / "model.py")
+        if "model" not in model:
+            raise SagecacheError("no 'model' in it", file=folder / "model.py", fix="Set model = dict(type=…).")
+        return cls(folder, data, model["model"], embedded)
+
+    # -- pages ---------------------------------------------------------------------------------
+    def recipe_names(self) -> list[str]:
+        pages = (path.stem for path in sorted(self.folder.glob("*.py")))
+        return [stem.replace("_", "-") for stem in pages if stem not in PAGES and not stem.startswith("_")]
+
+    def recipe(self, name: str, overrides: Mapping[str, Any] | None = None) -> tuple[Recipe, dict[str, Any]]:
+        """The recipe of that name and the model it trains, after ``--cfg-options`` style overrides.
+
+        overrides maps dotted keys to values; ``model.…`` changes the model page, the rest the recipe.
+        """
+        page = self.folder / f"{name.replace('-', '_')}.py"
+        if name.replace("_", "-") not in self.recipe_names():
+            raise SagecacheError(f"no recipe '{name}'", file=self.folder, fix=nearest(name, self.recipe_names()))
+        pages = {"model": self.model, "recipe": _read_page(page)}
+        known = {field.name for field in fields(Recipe)}
+        for key, value in (overrides or {}).items():
+            head = key.split(".")[0]
+            if head != "model" and head not in known:
+                raise SagecacheError(f"unknown key '{key}'", file="--cfg-options", fix=nearest(head, known | {"model"}))
+            path = key if head == "model" else f"recipe.{key}"
+            pages = _override(pages, path.split("."), value)
+        return build(Recipe, pages["recipe"], page), pages["model"]
+
+    # -- what the data is ------------------------------------------------------------------------
+    @cached_property
+    def skeleton(self) -> Skeleton:
+        if self.data.dataset_info == "coco":
+            return COCO17
+        path = self.path(self.data.dataset_info)
+        page = _read_page(path)
+        if "dataset_info" not in page:
+            raise SagecacheError("no 'dataset_info' in it", file=path, fix="Use a page of mmpose's configs/_base_/datasets.")
+        return Skeleton.from_dataset_info(page["dataset_info"])
+
+    def split(self, name: str) -> SplitSettings:
+        if name not in self.data.splits:
+            raise SagecacheError(f"no split '{name}'", file=self.folder / "data.py", fix=nearest(name, self.data.splits))
+        return self.data.splits[name]
+
+    def instances(self, name: str, boxes: str | None = None) -> list[Instance]:
+        """Instances of a split, ordered by (image_id, instance).
+
+        boxes: 'annotations' | 'detections' overrides the split's own box source.
+        """
+        split = self.split(name)
+        annotations, images = self.path(split.annotations), self.path(split.images)
+        if (boxes or split.boxes) == "annotations":
+            return instances_from_annotations(load_coco(annotations), images, file=annotations)
+        detections = self.detections(name)
+        return instances_from_detections(
+            load_detections(detections),
+            load_coco(annotations),
+            images,
+            score_threshold=split.min_score,
+            max_per_image=split.max_per_image,
+            file=detections,
+        )
+
+    # -- where it lies ----------------------------------------------------------------------------
+    def path(self, path: str | Path) -> Path:
+        """Absolute path of what data.py names: from the project folder; from here in the demo."""
+        return (Path.cwd() if self.embedded else self.folder) / Path(path).expanduser()
+
+    @property
+    def cache_root(self) -> Path:
+        return self.path(self.data.cache_root)
+
+    @property
+    def stats_file(self) -> Path:
+        return self.cache_root / "skeleton_stats.json"
+
+    @property
+    def prior_file(self) -> Path:
+        return self.cache_root / "ddp_prior.safetensors"
+
+    def detections(self, split: str) -> Path:
+        """The detection JSON of a split: the one data.py names, else the one precompute detect writes."""
+        boxes = self.split(split).boxes
+        own = boxes in ("annotations", "detect")
+        return self.cache_root / split / "detections.json" if own else self.path(boxes)
+
+    def geometry_store(self, split: str) -> Path:
+        return self.cache_root / split / "geo"
+
+    def work_dir(self, recipe: str) -> Path:
+        return self.path(self.data.work_root) / recipe.replace("-", "_")
+
+    def checkpoint(self, recipe: str | None = None) -> Path | None:
+        """Best checkpoint of a recipe (else its last); without a name, the newest of the project."""
+        roots = [self.work_dir(recipe)] if recipe else sorted(self.path(self.data.work_root).glob("*"))
+        found = [path for root in roots for path in root.glob("best_*.pth")]
+        found = found or [path for root in roots for path in root.glob("iter_*.pth")]
+        return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+    # -- what is missing --------------------------------------------------------------------------
+    def requirements(self, recipe: Recipe) -> list[Requirement]:
+        """What training a recipe needs, in the order in which it can be made."""
+        needs: dict[tuple[str, str], Requirement] = {}
+        labeled = list(recipe.data.labeled)
+        for name in [*labeled, recipe.data.val, recipe.data.unlabeled if recipe.uses_unlabeled else None]:
+            if name is not None:
+                self._need_boxes(needs, name)
+        if recipe.uses_unlabeled:
+            self._need(needs, "stats", "labeled", "sagecache precompute stats", self.stats_file)
+            if recipe.uses_geometry:
+                for name in [*labeled, recipe.data.unlabeled]:
+                    self._need_geometry(needs, name)
+        if recipe.uses_prior:
+            self._need(needs, "recipe", "ddp-prior", "sagecache train ddp-prior", self.prior_file)
+        if recipe.load_from in self.recipe_names():
+            name = recipe.load_from
+            needs[("recipe", name)] = Requirement(
+                "recipe", name, f"sagecache train {name}", lambda: self.checkpoint(name) is not None
+            )
+        return list(needs.values())
+
+    def split_requirements(self, name: str, geometry: bool = False) -> list[Requirement]:
+        """What reading a split needs: its files, its boxes, with ``geometry`` its targets too."""
+        needs: dict[tuple[str, str], Requirement] = {}
+        self._need_geometry(needs, name) if geometry else self._need_boxes(needs, name)
+        return list(needs.values())
+
+    def _need_boxes(self, needs: dict, name: str) -> None:
+        split = self.split(name)
+        command = f"sagecache data synth --split {name}" if split.render else "sagecache data check"
+        self._need(needs, "split", name, command, self.path(split.annotations))
+        if split.boxes != "annotations":
+            self._need(needs, "boxes", name, f"sagecache precompute detect --split {name}", self.detections(name))
+
+    def _need_geometry(self, needs: dict, name: str) -> None:
+        self._need_boxes(needs, name)
+        complete = self.geometry_store(name) / "complete.json"
+        self._need(needs, "geo", name, f"sagecache precompute geo --split {name}", complete)
+
+    def _need(self, needs: dict, kind: str, what: str, command: str, file: Path) -> None:
+        flag = "" if self.embedded else f" --project {self.folder}"
+        command = command.replace("sagecache", f"sagecache{flag}", 1)
+        needs[(kind, what)] = Requirement(kind, what, command, file.is_file)
+
+
+def _read_page(path: Path) -> dict[str, Any]:
+    """A config page as plain dicts; names with a leading underscore are the page's own."""
+    from mmengine.config import Config
+
+    if not path.is_file():
+        raise SagecacheError("no such page", file=path, fix="A project has data.py, model.py and one page a recipe.")
+    try:
+        page = Config.fromfile(path, lazy_import=False).to_dict()
+    except SagecacheError:
+        raise
+    except Exception as error:  # a page is user code: whatever it raises is the user's to mend
+        raise SagecacheError(f"can't be read: {type(error).__name__}: {error}", file=path) from error
+    return {key: value for key, value in page.items() if not key.startswith("_")}
+
+
+def _override(page: Mapping[str, Any], keys: Sequence[str], value: Any) -> dict[str, Any]:
+    """A copy of nested dicts with one leaf changed; lists are indexed by number."""
+    head, rest = keys[0], keys[1:]
+    if isinstance(page, (list, tuple)):
+        items = list(page)
+        items[int(head)] = _override(items[int(head)], rest, value) if rest else value
+        return items
+    copy = dict(page)
+    copy[head] = _override(copy.get(head, {}), rest, value) if rest else value
+    return copy

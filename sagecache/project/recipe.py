@@ -1,0 +1,105 @@
+"""What a recipe page may say. Sections that mmengine owns (``optim_wrapper``, ``param_scheduler``,
+``default_hooks`` …) keep mmengine's names and are handed to its Runner as they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ..data.views import ViewConfig
+
+
+@dataclass(frozen=True)
+class RecipeData:
+    """Names of splits of ``data.py``. Several labeled splits are joined."""
+
+    labeled: tuple[str, ...] = ("labeled",)
+    unlabeled: str | None = None
+    val: str | None = "val"
+    on_missing: Literal["error", "skip"] = "error"
+
+
+@dataclass(frozen=True)
+class BatchSettings:
+    """Instances of each stream in a step of one process, and loader processes."""
+
+    labeled: int = 16
+    unlabeled: int = 0
+    workers: int = 2
+
+
+@dataclass(frozen=True)
+class ViewSettings:
+    """The EMA teacher's weak view, the student's strong views (labeled images get a strong one too)."""
+
+    weak: ViewConfig = ViewConfig()
+    strong: ViewConfig = ViewConfig()
+    num_strong: int = 1
+    padding: float = 1.25
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """As mmengine's ``train_cfg``: optimiser iterations, and how often to validate."""
+
+    max_iters: int
+    val_interval: int = 0
+    checkpoint_interval: int = 0
+    log_interval: int = 10
+
+
+@dataclass(frozen=True)
+class SemiSettings:
+    """Learning without labels. Terms map a name to its options; weight 0 builds nothing.
+
+    ramp_up: steps over which the terms' weights rise to full.
+    """
+
+    pseudo_labels: dict[str, Any] = field(default_factory=dict)
+    gate: dict[str, Any] = field(default_factory=dict)
+    terms: dict[str, dict[str, Any]] = field(default_factory=dict)
+    ramp_up: int = 0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A page of a project: one training.
+
+    kind 'pose' trains a student (with unlabeled images if ``batch.unlabeled`` > 0), 'prior' fits the
+    diffusion prior. load_from: a recipe's name (its best checkpoint), 'demo' (the committed student), a
+    file, or None.
+    """
+
+    kind: Literal["pose", "prior"] = "pose"
+    load_from: str | None = None
+    data: RecipeData = RecipeData()
+    batch: BatchSettings = BatchSettings()
+    views: ViewSettings = ViewSettings()
+    train_cfg: TrainSettings | None = None
+    ema_decay: float = 0.999
+    semi: SemiSettings = SemiSettings()
+    prior: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    optim_wrapper: dict[str, Any] = field(default_factory=dict)
+    param_scheduler: Any = None
+    default_hooks: dict[str, Any] = field(default_factory=dict)
+    custom_hooks: Any = None
+    env_cfg: dict[str, Any] = field(default_factory=dict)
+    vis_backends: Any = None
+
+    @property
+    def terms(self) -> dict[str, dict[str, Any]]:
+        """Terms with a weight: only these are built, and only these ask for stores and priors."""
+        return {name: options for name, options in self.semi.terms.items() if options.get("weight", 1.0)}
+
+    @property
+    def uses_geometry(self) -> bool:
+        return any(name.startswith("cmgc") for name in self.terms)
+
+    @property
+    def uses_prior(self) -> bool:
+        return "diffusion" in self.terms or self.semi.gate.get("teacher_b", "none") == "diffusion"
+
+    @property
+    def uses_unlabeled(self) -> bool:
+        return self.data.unlabeled is not None and self.batch.unlabeled > 0

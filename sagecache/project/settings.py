@@ -1,0 +1,68 @@
+"""What ``data.py`` of a project may say: splits, boxes, crop rule, teachers, where the cache lies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class RenderSettings:
+    """A split that ``sagecache data synth`` renders: ``count`` images of a look, from a seed."""
+
+    look: str
+    count: int
+    seed: int
+    size: tuple[int, int] = (256, 256)
+    geometry: bool = True
+
+
+@dataclass(frozen=True)
+class SplitSettings:
+    """Images and where their boxes come from.
+
+    boxes: 'annotations' (ground truth), 'detect' (``sagecache precompute detect`` writes them), or the
+    path of a COCO detection JSON. min_score and max_per_image apply to detections only.
+    """
+
+    images: Path
+    annotations: Path
+    boxes: str = "annotations"
+    min_score: float = 0.3
+    max_per_image: int = 20
+    render: RenderSettings | None = None
+
+
+@dataclass(frozen=True)
+class CropSettings:
+    """The target crop: the box grown to the teacher's aspect, times ``padding``.
+
+    1.25 as in training: keypoints lie in the box, and terms carry them to the targets, so the crop needs
+    no margin for the augmentation of views.
+    """
+
+    padding: float = 1.25
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """How ``eval`` scores: the area in OKS, and what PCK's threshold is a fraction of."""
+
+    area: Literal["bbox53", "annotation"] = "bbox53"
+    pck_normaliser: Literal["diagonal", "max_side"] = "diagonal"
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """A project's ``data.py``. Relative paths start at the project folder (embedded demo: here)."""
+
+    splits: dict[str, SplitSettings]
+    teacher: dict[str, Any]
+    detector: dict[str, Any] = field(default_factory=dict)
+    dataset_info: str = "coco"
+    cache_root: Path = Path("cache")
+    work_root: Path = Path("work_dirs")
+    crop: CropSettings = CropSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    shard_size: int = 256

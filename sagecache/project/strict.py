@@ -1,0 +1,124 @@
+"""Mappings into frozen dataclasses, once, at the door: unknown keys and wrong types are errors.
+
+Knows dataclasses and typing, and nothing of what the settings mean.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..errors import SagecacheError, nearest
+
+T = TypeVar("T")
+
+
+def build(cls: type[T], values: object, file: str | Path, where: str = "") -> T:
+    """Build the dataclass ``cls`` from a mapping, recursively.
+
+    file and where (a dotted key) go into the error. Raises SagecacheError on a value that is no
+    mapping, on an unknown or missing key, and on a value of the wrong type.
+    """
+    if not isinstance(values, Mapping):
+        raise SagecacheError(
+            f"expected a dict, got {values!r}",
+            file=file,
+            record=where or None,
+            fix="On the command line set its leaves: --cfg-options a.b=1.",
+        )
+    hints = typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    built = {}
+    for key, value in values.items():
+        dotted = f"{where}.{key}" if where else str(key)
+        if key not in fields:
+            raise SagecacheError(f"unknown key '{dotted}'", file=file, fix=_suggest(key, fields))
+        built[key] = convert(hints[key], value, file, dotted)
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in built:
+            dotted = f"{where}.{name}" if where else name
+            raise SagecacheError(f"missing key '{dotted}'", file=file, fix="Add it.")
+    return cls(**built)
+
+
+def convert(annotation: Any, value: Any, file: str | Path, where: str) -> Any:
+    """Return ``value`` as ``annotation`` asks, or raise SagecacheError. ints pass as floats, never bools."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return convert(next(a for a in arguments if a is not type(None)), value, file, where)
+    if origin is typing.Literal:
+        if value not in arguments:
+            raise SagecacheError(f"'{where}' can't be {value!r}", file=file, fix=_suggest(str(value), arguments))
+        return value
+    if dataclasses.is_dataclass(annotation):
+        return build(annotation, value, file, where)
+    if origin is dict or annotation is dict:
+        if not isinstance(value, Mapping):
+            raise _mismatch("a dict", value, file, where)
+        inner = arguments[1] if arguments else Any
+        return {key: convert(inner, item, file, f"{where}.{key}") for key, item in value.items()}
+    if origin is tuple:
+        return _convert_tuple(arguments, value, file, where)
+    return _convert_scalar(annotation, value, file, where)
+
+
+def _convert_tuple(arguments: tuple, value: Any, file: str | Path, where: str) -> tuple:
+    if isinstance(value, str) and arguments == (str, ...):
+        return (value,)  # a lone name where a list of names is meant
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise _mismatch("a list", value, file, where)
+    if len(arguments) == 2 and arguments[1] is ...:
+        return tuple(convert(arguments[0], item, file, f"{where}[{i}]") for i, item in enumerate(value))
+    if len(value) != len(arguments):
+        raise _mismatch(f"{len(arguments)} values", value, file, where)
+    return tuple(
+        convert(a, item, file, f"{where}[{i}]") for i, (a, item) in enumerate(zip(arguments, value, strict=True))
+    )
+
+
+def _convert_scalar(annotation: Any, value: Any, file: str | Path, where: str) -> Any:
+    if annotation is Path and isinstance(value, (str, Path)):
+        return Path(value)
+    if annotation is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if annotation is int and isinstance(value, bool):
+        raise _mismatch("int", value, file, where)
+    if not isinstance(value, annotation):
+        raise _mismatch(annotation.__name__, value, file, where)
+    return value
+
+
+def call_with(function: Callable[..., T], options: Mapping, file: str | Path, where: str, **given: Any) -> T:
+    """Call ``function(**given, **options)``; an option that it doesn't know, or that we give, is an error."""
+    parameters = inspect.signature(function).parameters
+    known = [name for name in parameters if name not in given and name != "self"]
+    for key in options:
+        if key not in known:
+            raise SagecacheError(f"unknown key '{where}.{key}'", file=file, fix=_suggest(key, known))
+    missing = [
+        name
+        for name in known
+        if parameters[name].default is inspect.Parameter.empty and name not in options
+    ]
+    if missing:
+        raise SagecacheError(f"missing key '{where}.{missing[0]}'", file=file, fix="Add it.")
+    return function(**given, **options)
+
+
+def _suggest(name: object, known) -> str:
+    text = nearest(str(name), [str(item) for item in known])
+    return text[0].upper() + text[1:] + "."
+
+
+def _mismatch(expected: str, value: object, file: str | Path, where: str) -> SagecacheError:
+    return SagecacheError(f"'{where}' should be {expected}, got {value!r}", file=file)

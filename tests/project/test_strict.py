@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from sagecache.errors import SagecacheError
+from sagecache.project.strict import build, call_with
+
+
+@dataclass(frozen=True)
+class Inner:
+    rate: float = 1.0
+    mode: Literal["kl", "js"] = "kl"
+
+
+@dataclass(frozen=True)
+class Outer:
+    name: str
+    inner: Inner = Inner()
+    size: tuple[int, int] = (1, 2)
+    names: tuple[str, ...] = ()
+    folder: Path | None = None
+    table: dict[str, Inner] = field(default_factory=dict)
+    free: Any = None
+
+
+def test_nested_values_arrive_with_their_types():
+    built = build(
+        Outer,
+        dict(
+            name="a",
+            inner=dict(rate=2),
+            size=[3, 4],
+            names="one",
+            folder="x/y",
+            table=dict(t=dict(mode="js")),
+            free=[1],
+        ),
+        "page.py",
+    )
+    assert built == Outer(
+        "a", Inner(2.0), (3, 4), ("one",), Path("x/y"), {"t": Inner(mode="js")}, [1]
+    )
+    assert isinstance(built.inner.rate, float)
+
+
+@pytest.mark.parametrize(
+    "values, told",
+    [
+        (dict(name="a", iner={}), "unknown key 'iner'. Did you mean 'inner'"),
+        (dict(name="a", inner=dict(rat=1)), "unknown key 'inner.rat'. Did you mean 'rate'"),
+        (dict(name="a", table=dict(t=dict(mod=1))), "unknown key 'table.t.mod'. Did you mean 'mode'"),
+        (dict(name="a", inner=dict(mode="k1")), "'inner.mode' can't be 'k1'. Did you mean 'kl'"),
+        (dict(), "missing key 'name'"),
+        (dict(name=3), "'name' should be str, got 3"),
+        (dict(name="a", size=[1, 2, 3]), "'size' should be 2 values"),
+        (dict(name="a", size=[1, True]), "'size[1]' should be int, got True"),
+        (dict(name="a", inner="dict(rate=1)"), "'inner'"),
+        ("name", "expected a dict"),
+    ],
+)
+def test_bad_values_are_named_with_the_file(values, told):
+    with pytest.raises(SagecacheError) as caught:
+        build(Outer, values, "page.py")
+    assert "page.py" in str(caught.value)
+    expected = told if told != "'inner'" else "expected a dict"
+    assert expected in str(caught.value)
+
+
+def test_call_with_checks_options_against_the_signature():
+    def term(edges, weight: float, window: int = 5):
+        return edges, weight, window
+
+    assert call_with(term, dict(weight=2.0), "p", "terms.t", edges="E") == ("E", 2.0, 5)
+    with pytest.raises(SagecacheError, match="unknown key 'terms.t.windw'. Did you mean 'window'"):
+        call_with(term, dict(weight=1, windw=3), "p", "terms.t", edges="E")
+    with pytest.raises(SagecacheError, match="unknown key 'terms.t.edges'"):
+        call_with(term, dict(weight=1, edges=3), "p", "terms.t", edges="E")
+    with pytest.raises(SagecacheError, match="missing key 'terms.t.weight'"):
+        call_with(term, {}, "p", "terms.t", edges="E")
