@@ -1,0 +1,51 @@
+# make demo   from nothing to a trained, evaluated model and its pictures
+# make test   lint, import contracts, the whole test suite (offline once installed)
+# make lint   ruff and the import contracts; `make format` mends what ruff can
+# make wheel  build dist/*.whl
+# make clean  remove .venv and build leftovers; data and checkpoints stay
+#
+# Needs Python 3.11 with venv, and make. Another interpreter: make PYTHON=/path/to/python3.11 test
+
+PYTHON ?= python3.11
+VENV ?= .venv
+WORKERS ?= 2
+TORCH := torch==2.13.0
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+SOURCES := sagecache configs tools benchmarks tests
+
+.DELETE_ON_ERROR:
+.PHONY: demo test lint format wheel clean install
+
+demo: $(INSTALLED)
+	$(BIN)/sagecache demo
+
+# One thread a process: two pytest workers and the processes that tests start share two cores.
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check $(wildcard $(SOURCES))
+	$(BIN)/ruff format --check $(wildcard $(SOURCES))
+	$(BIN)/lint-imports --no-cache
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix $(wildcard $(SOURCES))
+	$(BIN)/ruff format $(wildcard $(SOURCES))
+
+wheel: $(INSTALLED)
+	$(BIN)/python -m pip wheel --no-deps --no-build-isolation --wheel-dir dist .
+
+clean:
+	rm -rf $(VENV) build dist .ruff_cache .hypothesis .pytest_cache
+	find sagecache tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
+
+install: $(INSTALLED)
+
+# The stamp is written last: a killed install is done again, a finished one only when its inputs change.
+$(INSTALLED): requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install $(TORCH)
+	$(BIN)/python -m pip install --no-deps -r requirements.lock
+	$(BIN)/python -m pip install --no-deps --no-build-isolation -e .
+	touch $@
