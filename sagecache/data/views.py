@@ -129,7 +129,7 @@ def warp_image(
     its edge. Returns (height, width, 3) uint8 for size (width, height).
     """
     scale = math.sqrt(abs(np.linalg.det(view_from_image[:2, :2])))
-    block = max(1, int(1 / scale))
+    block = max(1, min(int(1 / scale), *image.shape[:2]))
     patch, patch_from_image = _covered(image, view_from_image, size, block)
     if block > 1:
         height, width = patch.shape[:2]
@@ -152,16 +152,17 @@ def _covered(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The part of image that the view sees, with a margin for filters, whole blocks wide and high.
 
-    At the far edge of the image up to block - 1 source pixels, less than one of the view, are left out.
+    block is at most the image's width and height. At the image's far edge up to block - 1 of its pixels,
+    less than one of the view, are left out.
     Returns the patch (a slice) and patch_from_image.
     """
     height, width = image.shape[:2]
     corners = np.array([[0, 0], [size[0] - 1, 0], [0, size[1] - 1], [size[0] - 1, size[1] - 1]], dtype=float)
     seen = apply_affine(np.linalg.inv(view_from_image), corners)
     margin = 4 * block + 4
-    low = np.clip(np.floor(seen.min(0)).astype(int) - margin, 0, [max(0, width - block), max(0, height - block)])
+    low = np.clip(np.floor(seen.min(0)).astype(int) - margin, 0, [width - block, height - block])
     high = np.clip(np.ceil(seen.max(0)).astype(int) + margin + 1, low + block, [width, height])
-    spans = np.maximum((high - low) // block, 1) * block
+    spans = (high - low) // block * block
     patch = image[low[1] : low[1] + spans[1], low[0] : low[0] + spans[0]]
     return patch, np.array([[1.0, 0.0, -low[0]], [0.0, 1.0, -low[1]], [0.0, 0.0, 1.0]])
 
@@ -218,7 +219,7 @@ def _cut_out(image: np.ndarray, count: int, size_factor: float, rng: np.random.G
     """Paint count flat boxes with sides of 8 to 36 px (at 128 px), their corners anywhere in the view."""
     height, width = image.shape[:2]
     low, high = (max(1, round(side * size_factor)) for side in CUTOUT_SIDE)
-    image = np.ascontiguousarray(image)
+    image = image.copy()
     for _ in range(count):
         box_width, box_height = rng.integers(low, high + 1, 2)
         top, left = rng.integers(0, max(1, height - low)), rng.integers(0, max(1, width - low))
