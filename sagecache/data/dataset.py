@@ -1,0 +1,377 @@
+"""Batches of labelled and unlabelled views with their cached targets: what a training step is fed with.
+
+A sampler draws, a dataset makes: `MixedBatchSampler` says for each step which instances each stream shows
+and from what entropy their views are drawn, `CachedTargetDataset` turns that into one dict of stacked
+tensors. A step's batch is therefore a function of (seed, step, rank) alone: not of the number of workers,
+nor of what ran before, so a resumed run continues the very same stream. Knows no model, no mmpose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from sagecache.data.coco import read_image
+from sagecache.data.views import View, ViewConfig, make_view, move_keypoints
+from sagecache.errors import SagecacheError
+from sagecache.geometry.affine import Size
+from sagecache.skeleton import Skeleton
+from sagecache.store.reader import StoreReader
+from sagecache.structures import Instance
+
+LABELED, UNLABELED = 0, 1
+
+
+class Draw(NamedTuple):
+    """One sample to make: position in the list of instances, and what seeds its views (non-negative ints)."""
+
+    index: int
+    entropy: tuple[int, ...]
+
+
+class StepDraws(NamedTuple):
+    """What one step shows."""
+
+    labeled: list[Draw]
+    unlabeled: list[Draw]
+
+
+class ImageReader:
+    """Reads images and keeps decoded ones in memory until cache_bytes are full.
+
+    Nothing is evicted: a shuffled pass asks for each image once, and then whatever stays is as good as any
+    other choice. A copy in another process (a worker) starts empty and fills its own cache_bytes.
+    """
+
+    def __init__(self, cache_bytes: int = 0) -> None:
+        self.cache_bytes = cache_bytes
+        self._images: dict[Path, np.ndarray] = {}
+        self._used = 0
+
+    def __getstate__(self) -> dict:
+        return {"cache_bytes": self.cache_bytes}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__init__(**state)
+
+    def __call__(self, path: Path) -> np.ndarray:
+        """(H, W, 3) uint8 RGB; don't write to it."""
+        image = self._images.get(path)
+        if image is None:
+            image = read_image(path)
+            if self._used + image.nbytes <= self.cache_bytes:
+                self._images[path] = image
+                self._used += image.nbytes
+        return image
+
+
+class LabeledViews(Dataset):
+    """One view of each annotated instance.
+
+    size (width, height) of a view; padding as in crop_affine. An item, numpy, view pixels:
+    image (3, H, W) uint8 RGB, keypoints (K, 2) float32, visible (K,) float32 in {0, 1},
+    view_from_image (3, 3) float32, bbox (4,) float32 xywh in image pixels, image_id and instance int64.
+    Raises SagecacheError for an instance whose box or keypoints can't be used.
+    """
+
+    def __init__(
+        self,
+        instances: Sequence[Instance],
+        size: Size,
+        padding: float,
+        config: ViewConfig,
+        skeleton: Skeleton,
+        images: ImageReader | None = None,
+    ) -> None:
+        _require_boxes(instances)
+        for instance in instances:
+            _require_keypoints(instance, skeleton)
+        self.instances, self.size, self.padding, self.config = instances, size, padding, config
+        self.flip_indices = skeleton.flip_indices
+        self.images = images or ImageReader()
+
+    def __len__(self) -> int:
+        return len(self.instances)
+
+    def __getitem__(self, draw: Draw | int) -> dict[str, np.ndarray]:
+        """The item of a draw; a plain index stands for a fixed draw of its own."""
+        instance, rng = self.instances[_index(draw)], _generator(draw)
+        image = self.images(instance.path)
+        view = make_view(image, instance.bbox, self.size, self.padding, self.config, rng)
+        keypoints, visible = move_keypoints(
+            instance.keypoints, view.view_from_image, self.size, self.flip_indices
+        )
+        return {
+            "image": _channels_first(view),
+            "keypoints": keypoints,
+            "visible": visible,
+            "view_from_image": view.view_from_image.astype(np.float32),
+            **_identity(instance),
+        }
+
+
+class UnlabeledViews(Dataset):
+    """A weak view and several strong views of each instance, with its stored targets.
+
+    targets: None for training without a store. An item, numpy:
+    weak (3, H, W) uint8 RGB, weak_from_image (3, 3) float32, strong (M, 3, H, W) and
+    strong_from_image (M, 3, 3) likewise, bbox (4,) float32 xywh in image pixels, bbox_scale () float32 =
+    sqrt(w h), image_id and instance int64, and what the store has of depth, depth_range, normal, mask in
+    stored dtypes (see data.targets.dequantise) with target_from_image (3, 3) float32.
+
+    An instance without usable targets is an error on construction (on_missing='error'), or is left out and
+    counted in `skipped` (on_missing='skip').
+    """
+
+    def __init__(
+        self,
+        instances: Sequence[Instance],
+        targets: StoreReader | None,
+        size: Size,
+        padding: float,
+        weak: ViewConfig,
+        strong: ViewConfig,
+        num_strong_views: int = 1,
+        on_missing: str = "error",
+        images: ImageReader | None = None,
+    ) -> None:
+        _require_boxes(instances)
+        self.instances, self.skipped = _with_targets(instances, targets, on_missing)
+        self.targets, self.size, self.padding = targets, size, padding
+        self.weak, self.strong, self.num_strong_views = weak, strong, num_strong_views
+        self.images = images or ImageReader()
+
+    def __len__(self) -> int:
+        return len(self.instances)
+
+    def __getitem__(self, draw: Draw | int) -> dict[str, np.ndarray]:
+        """The item of a draw; a plain index stands for a fixed draw of its own."""
+        item = self.views(draw)
+        targets = self.read_targets([_index(draw)])
+        return item | {name: values[0] for name, values in targets.items()}
+
+    def views(self, draw: Draw | int) -> dict[str, np.ndarray]:
+        """An item without its targets."""
+        instance, rng = self.instances[_index(draw)], _generator(draw)
+        image = self.images(instance.path)
+        views = [
+            make_view(image, instance.bbox, self.size, self.padding, config, rng)
+            for config in [self.weak] + [self.strong] * self.num_strong_views
+        ]
+        width, height = self.size
+        strong = [_channels_first(view) for view in views[1:]]
+        matrices = np.array([view.view_from_image for view in views], dtype=np.float32)
+        return {
+            "weak": _channels_first(views[0]),
+            "weak_from_image": matrices[0],
+            "strong": np.stack(strong) if strong else np.empty((0, 3, height, width), np.uint8),
+            "strong_from_image": matrices[1:],
+            "bbox_scale": np.float32(np.sqrt(instance.bbox[2] * instance.bbox[3])),
+            **_identity(instance),
+        }
+
+    def read_targets(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
+        """Stored targets of several instances with a leading axis B; empty without a store."""
+        if self.targets is None or not indices:
+            return {}
+        rows = self.targets.read_many([self.instances[index].key for index in indices])
+        rows["target_from_image"] = rows["target_from_image"].astype(np.float32)
+        rows.pop("status")  # all ok: the others were sorted out on construction
+        return rows
+
+
+class CachedTargetDataset(Dataset):
+    """Both streams as whole batches: an item is all that one training step on one rank consumes.
+
+    dataset[StepDraws] -> {'labeled': batch, 'unlabeled': batch} of stacked torch tensors; a stream from
+    which nothing is drawn is absent. The targets of a batch are read in one call. Use with `build_loader`.
+    """
+
+    def __init__(self, labeled: LabeledViews | None, unlabeled: UnlabeledViews | None) -> None:
+        self.labeled, self.unlabeled = labeled, unlabeled
+
+    def __getitem__(self, draws: StepDraws) -> dict[str, dict[str, Tensor]]:
+        batch = {}
+        if draws.labeled:
+            batch["labeled"] = collate([self.labeled[draw] for draw in draws.labeled])
+        if draws.unlabeled:
+            targets = self.unlabeled.read_targets([draw.index for draw in draws.unlabeled])
+            views = collate([self.unlabeled.views(draw) for draw in draws.unlabeled])
+            batch["unlabeled"] = views | {name: torch.from_numpy(value) for name, value in targets.items()}
+        return batch
+
+
+class MixedBatchSampler(Sampler[StepDraws]):
+    """An endless sequence of steps, each with a fixed number of labelled and unlabelled draws per rank.
+
+    Each stream runs through its instances in ever new shuffled orders; the ranks of a step take neighbouring
+    pieces of one sequence, so that they share no draw and N ranks see what one rank with an N-fold batch
+    would. Step t depends on (seed, t, rank, world_size) only: start_step=t continues a run that stopped
+    before step t. Set start_step before iterating (a loader with workers draws ahead).
+
+    Raises SagecacheError when a stream is drawn from that has no instances.
+    """
+
+    def __init__(
+        self,
+        num_labeled: int,
+        num_unlabeled: int,
+        batch_labeled: int,
+        batch_unlabeled: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        start_step: int = 0,
+    ) -> None:
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank {rank} does not exist among {world_size}")
+        self.seed, self.rank, self.world_size, self.start_step = seed, rank, world_size, start_step
+        self.streams = ((num_labeled, batch_labeled), (num_unlabeled, batch_unlabeled))
+        for name, (count, batch) in zip(("labelled", "unlabelled"), self.streams, strict=True):
+            if batch > 0 and count == 0:
+                raise SagecacheError(
+                    f"no {name} instances to draw {batch} a step from", fix=f"Check the {name} split"
+                )
+        self._orders: dict[int, tuple[int, np.ndarray]] = {}
+
+    def __iter__(self) -> Iterator[StepDraws]:
+        step = self.start_step
+        while True:
+            yield self.step(step)
+            step += 1
+
+    def step(self, step: int) -> StepDraws:
+        """The draws of one step, at random access."""
+        return StepDraws(self._draws(LABELED, step), self._draws(UNLABELED, step))
+
+    def _draws(self, stream: int, step: int) -> list[Draw]:
+        count, batch = self.streams[stream]
+        first = (step * self.world_size + self.rank) * batch
+        return [
+            Draw(self._shuffled(stream, *divmod(number, count)), (self.seed, stream, number))
+            for number in range(first, first + batch)
+        ]
+
+    def _shuffled(self, stream: int, round_: int, position: int) -> int:
+        """Which instance stands at a position of the stream's round-th shuffled order."""
+        kept = self._orders.get(stream)
+        if kept is None or kept[0] != round_:
+            rng = np.random.default_rng((self.seed, stream, round_, 1))  # 1: not the entropy of a view
+            kept = self._orders[stream] = (round_, rng.permutation(self.streams[stream][0]))
+        return int(kept[1][position])
+
+
+def build_loader(
+    dataset: CachedTargetDataset,
+    sampler: MixedBatchSampler,
+    workers: int = 0,
+    pin_memory: bool = False,
+    context: str | None = None,
+) -> DataLoader:
+    """A loader whose every item is one step's batch, the same for any number of workers.
+
+    context: 'fork', 'spawn' or 'forkserver' for the workers; None is the platform's own. Global random
+    state is neither read nor changed.
+    """
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=sampler,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        worker_init_fn=_one_thread if workers else None,
+        persistent_workers=workers > 0,
+        multiprocessing_context=context if workers else None,
+        generator=torch.Generator(),
+    )
+
+
+def collate(items: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Tensor]:
+    """Stack items of one stream: each value (...) becomes a tensor (B, ...) of the same dtype."""
+    return {name: torch.from_numpy(np.stack([item[name] for item in items])) for name in items[0]}
+
+
+# --- inside --------------------------------------------------------------------------------------
+
+
+def _one_thread(worker: int) -> None:
+    cv2.setNumThreads(0)  # workers are the parallelism; OpenCV's own threads would fight for the cores
+
+
+def _index(draw: Draw | int) -> int:
+    return draw.index if isinstance(draw, Draw) else draw
+
+
+def _generator(draw: Draw | int) -> np.random.Generator:
+    return np.random.default_rng(draw.entropy if isinstance(draw, Draw) else draw)
+
+
+def _channels_first(view: View) -> np.ndarray:
+    return np.ascontiguousarray(view.image.transpose(2, 0, 1))
+
+
+def _identity(instance: Instance) -> dict[str, np.ndarray]:
+    return {
+        "bbox": np.array(instance.bbox, dtype=np.float32),
+        "image_id": np.int64(instance.image_id),
+        "instance": np.int64(instance.instance),
+    }
+
+
+def _record(instance: Instance) -> str:
+    return f"image_id {instance.image_id}, instance {instance.instance}"
+
+
+def _require_boxes(instances: Sequence[Instance]) -> None:
+    for instance in instances:
+        if not (np.isfinite(instance.bbox).all() and min(instance.bbox[2:]) > 0):
+            raise SagecacheError(
+                f"the box {tuple(instance.bbox)} has no area",
+                record=_record(instance),
+                fix="'sagecache data check' lists such records",
+            )
+
+
+def _require_keypoints(instance: Instance, skeleton: Skeleton) -> None:
+    shape = (skeleton.num_keypoints, 3)
+    if instance.keypoints is None or instance.keypoints.shape != shape:
+        found = "none" if instance.keypoints is None else f"an array {instance.keypoints.shape}"
+        raise SagecacheError(
+            f"needs keypoints {shape} for the skeleton '{skeleton.name}', has {found}",
+            record=_record(instance),
+            fix="Leave persons without keypoints out of the labelled split",
+        )
+
+
+def _with_targets(
+    instances: Sequence[Instance], targets: StoreReader | None, on_missing: str
+) -> tuple[list[Instance], int]:
+    """The instances whose targets can be read, and how many were left out."""
+    if on_missing not in ("error", "skip"):
+        raise SagecacheError(f"on_missing must be 'error' or 'skip', got '{on_missing}'")
+    if targets is None:
+        return list(instances), 0
+    failed = {(entry.image_id, entry.instance) for entry in targets.failures()}
+    usable = {tuple(key) for key in targets.ids.tolist()} - failed
+    kept = [instance for instance in instances if instance.key in usable]
+    skipped = len(instances) - len(kept)
+    if skipped and on_missing == "error":
+        first = next(instance for instance in instances if instance.key not in usable)
+        _raise_missing(targets, first, skipped, len(instances))
+    return kept, skipped
+
+
+def _raise_missing(targets: StoreReader, first: Instance, missing: int, count: int) -> None:
+    """The store's own words on the first missing instance, which name the command, and how many there are."""
+    try:
+        targets.read(*first.key)
+    except SagecacheError as error:
+        others = f" (and {missing - 1} more of {count} instances)" if missing > 1 else ""
+        raise SagecacheError(error.message + others, file=error.file, fix=error.fix) from None
