@@ -3,7 +3,7 @@
 from sagecache.store.reader import Failure, StoreReader
 from sagecache.store.spec import StorePlan, TargetField, build_fields
 from sagecache.store.verification import Problem
-from sagecache.store.writer import StoreWriter, set_aside
+from sagecache.store.writer import StoreWriter, pending, set_aside
 
 __all__ = [
     "Failure",
@@ -13,5 +13,6 @@ __all__ = [
     "StoreWriter",
     "TargetField",
     "build_fields",
+    "pending",
     "set_aside",
 ]

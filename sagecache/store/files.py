@@ -45,6 +45,14 @@ def remove_leftovers(folder: Path) -> int:
     return len(leftovers)
 
 
+def unused_name(path: Path) -> Path:
+    """path, or ``<name>-2``, ``<name>-3``, … where it is taken."""
+    candidate, number = path, 2
+    while candidate.exists():
+        candidate, number = path.with_name(f"{path.name}-{number}"), number + 1
+    return candidate
+
+
 def remaining_files(folder: Path) -> list[Path]:
     """Files and folders directly in folder, without half-written ones."""
     return [path for path in folder.iterdir() if not path.name.endswith(_MARK)] if folder.exists() else []

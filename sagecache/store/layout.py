@@ -62,6 +62,7 @@ def metadata_files(
     about = {
         "format": FORMAT,
         "fingerprint": digest(identity["fingerprint"]),
+        "made_from": identity["fingerprint"],
         "size": list(plan.size),
         **attributes,
     }
@@ -100,12 +101,13 @@ def row_arrays(fields: Sequence[TargetField]) -> dict[str, tuple]:
 
 
 def _plan_files(plan: StorePlan) -> dict[str, bytes]:
-    """The plan's arrays: each one shard file, with inner chunks of PLAN_CHUNK_ROWS rows, not compressed."""
+    """The plan's arrays: each one shard file, with inner chunks of many rows, not compressed."""
     rows, files = len(plan), {}
-    slots = shard.shard_count(rows, PLAN_CHUNK_ROWS)
+    chunk_rows = min(rows, PLAN_CHUNK_ROWS)
+    slots = shard.shard_count(rows, chunk_rows)
     for name, (dtype, shape) in PLAN_ARRAYS.items():
         array = np.ascontiguousarray(getattr(plan, name), np.dtype(dtype).newbyteorder("<"))
-        padded = np.zeros((slots * PLAN_CHUNK_ROWS, *shape), array.dtype)
+        padded = np.zeros((slots * chunk_rows, *shape), array.dtype)
         padded[:rows] = array
         chunks = [with_checksum(part.tobytes()) for part in np.split(padded, slots)]
         files[shard.shard_key(name, 0, 1 + len(shape))] = shard.shard_bytes(chunks, slots)
@@ -113,8 +115,8 @@ def _plan_files(plan: StorePlan) -> dict[str, bytes]:
             shard.sharded_array_metadata(
                 array.shape,
                 dtype,
-                PLAN_CHUNK_ROWS,
-                slots * PLAN_CHUNK_ROWS,
+                chunk_rows,
+                slots * chunk_rows,
                 compressed=False,
                 dimensions=_DIMENSIONS[name],
                 attributes={"meaning": _MEANING[name]},

@@ -16,14 +16,14 @@ import numpy as np
 from sagecache.errors import SagecacheError
 from sagecache.store import journal, layout, shard
 from sagecache.store.codec import EncodedRow, checksum, require_fast_checksum, with_checksum
-from sagecache.store.files import remaining_files, remove_leftovers, sync_folder, write_whole
+from sagecache.store.files import remaining_files, remove_leftovers, sync_folder, unused_name, write_whole
 from sagecache.store.fingerprint import describe, diff
 from sagecache.store.lock import FolderLock
 from sagecache.store.spec import NOT_DONE, StorePlan, TargetField
 
 
 class StoreWriter:
-    """``with StoreWriter.open(...) as store:`` then ``store.commit(k, rows)`` for k in missing(), ``store.finish()``."""
+    """Made by ``open``, used in a ``with``: ``commit`` each shard of ``missing()``, then ``finish()``."""
 
     def __init__(
         self, root: Path, plan: StorePlan, fields: Sequence[TargetField], shard_size: int, lock: FolderLock
@@ -78,8 +78,7 @@ class StoreWriter:
 
     def missing(self, verify: bool = False) -> list[int]:
         """Shards still to be made, in order; with verify also those whose files' checksums fail."""
-        records = journal.read_all(self.root)
-        return [k for k in range(self.shards) if not journal.current(records.get(k, []), self.group, verify)]
+        return _missing(self.root, self.shards, verify)
 
     def commit(self, shard_index: int, rows: Sequence[EncodedRow]) -> int:
         """Write all arrays of one shard, then its journal line; returns the bytes written."""
@@ -137,6 +136,16 @@ class StoreWriter:
         return files
 
 
+def pending(
+    root: str | Path, plan: StorePlan, fields: Sequence[TargetField], fingerprint: Mapping, shard_size: int
+) -> list[int]:
+    """Shards that a run would make, without touching the disk. Raises as ``StoreWriter.open`` does."""
+    known = layout.read_manifest(Path(root))
+    if known is not None:
+        _refuse_other(Path(root), known["identity"], layout.identity(plan, fields, fingerprint, shard_size))
+    return _missing(Path(root), shard.shard_count(len(plan), shard_size))
+
+
 def set_aside(root: str | Path) -> Path | None:
     """Rename a store to ``<name>.replaced-<fingerprint>`` and return the new path; nothing is deleted.
 
@@ -148,11 +157,7 @@ def set_aside(root: str | Path) -> Path | None:
         return None
     lock = FolderLock(root, shared=False)  # never under a writer's feet
     lock.release()
-    name = f"{root.name}.replaced-{content['fingerprint_sha256'][:8]}"
-    taken = {path.name for path in root.parent.iterdir()}
-    target = root.with_name(
-        next(n for n in (name, *(f"{name}-{i}" for i in range(2, 10**6))) if n not in taken)
-    )
+    target = unused_name(root.with_name(f"{root.name}.replaced-{content['fingerprint_sha256'][:8]}"))
     root.rename(target)
     sync_folder(root.parent)
     return target
@@ -183,6 +188,11 @@ def _write_metadata(root: Path, plan: StorePlan, fields, identity: dict, attribu
         if (len(data), checksum(data)) != (size, expected):
             raise SagecacheError("the file is damaged and cannot be remade", file=path, fix=_FORCE)
         write_whole(path, data)
+
+
+def _missing(root: Path, shards: int, verify: bool = False) -> list[int]:
+    records, group = journal.read_all(root), root / layout.GROUP
+    return [k for k in range(shards) if not journal.current(records.get(k, []), group, verify)]
 
 
 _FORCE = (

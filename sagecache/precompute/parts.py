@@ -1,0 +1,131 @@
+"""A list of JSON records made in parts, so that a kill loses one part, and written once, whole, at the end.
+
+Beside the result ``x.json`` lies ``x.meta.json``: what it was made from and its hash. While the work
+goes on, parts lie in ``x.parts/``; the finished result has the same bytes however often it was cut off.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from sagecache.errors import SagecacheError
+from sagecache.store.files import remove_leftovers, sync_folder, unused_name, write_whole
+from sagecache.store.fingerprint import canonical, describe, diff
+from sagecache.store.lock import FolderLock
+
+PARTS_FIX = (
+    "Use the configuration that made it, or --force: it sets the old file aside under another name "
+    "(nothing is deleted) and computes all anew."
+)
+
+
+class PartsWriter:
+    """Collects ``count`` parts, each a list of records and a list of failures, into one result file."""
+
+    def __init__(self, result: Path, identity: Mapping, count: int) -> None:
+        """Take up what is there. Raises SagecacheError where it was made from something else."""
+        self.result, self.count = result, count
+        self.meta = result.with_suffix(".meta.json")
+        self._folder = result.with_suffix(".parts")
+        self._identity = canonical(identity)
+        self._refuse_other()
+        self.finished = self._is_finished()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._lock = FolderLock(self._folder, shared=False)
+        remove_leftovers(self._folder)
+        if not self.finished:
+            write_whole(self._manifest, _json(self._identity))
+
+    def missing(self) -> list[int]:
+        """Numbers of the parts still to be made."""
+        return [] if self.finished else [k for k in range(self.count) if not self._part(k).exists()]
+
+    def commit(self, part: int, records: list[dict], failed: list[dict]) -> None:
+        write_whole(self._part(part), _json({"records": records, "failed": failed}))
+
+    def finish(self) -> None:
+        """Join the parts in order. The result appears first, then its meta file; then the parts go."""
+        if not self.finished:
+            parts = [json.loads(self._part(k).read_bytes()) for k in range(self.count)]
+            data = _json_lines([record for part in parts for record in part["records"]])
+            failed = [item for part in parts for item in part["failed"]]
+            write_whole(self.result, data)
+            meta = {"identity": self._identity, "sha256": _sha256(data), "failed": failed}
+            write_whole(self.meta, _json(meta))
+            self.finished = True
+
+    def close(self) -> None:
+        self._lock.release()
+        if self.finished:
+            shutil.rmtree(self._folder)
+            sync_folder(self._folder.parent)
+
+    def __enter__(self) -> PartsWriter:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    @property
+    def failed(self) -> list[dict]:
+        """Failures of the finished result."""
+        return json.loads(self.meta.read_bytes())["failed"]
+
+    @property
+    def _manifest(self) -> Path:
+        return self._folder / "manifest.json"
+
+    def _part(self, number: int) -> Path:
+        return self._folder / f"part-{number:06d}.json"
+
+    def _refuse_other(self) -> None:
+        known = None
+        if self.meta.exists():
+            known = json.loads(self.meta.read_bytes())["identity"]
+        elif self._manifest.exists():
+            known = json.loads(self._manifest.read_bytes())
+        elif self.result.exists():
+            raise SagecacheError("the file was not made by sagecache", file=self.result, fix=PARTS_FIX)
+        if known is not None and (differences := diff(known, self._identity)):
+            raise SagecacheError(
+                f"it was made from something else ({describe(differences)})", file=self.result, fix=PARTS_FIX
+            )
+
+    def _is_finished(self) -> bool:
+        if not (self.meta.exists() and self.result.exists()):
+            return False
+        if _sha256(self.result.read_bytes()) != json.loads(self.meta.read_bytes())["sha256"]:
+            raise SagecacheError("the file was changed after it was made", file=self.result, fix=PARTS_FIX)
+        return True
+
+
+def set_parts_aside(result: Path) -> Path | None:
+    """Move a result, its meta file and its parts into ``<name>.replaced``; nothing is deleted."""
+    sources = [result, result.with_suffix(".meta.json"), result.with_suffix(".parts")]
+    present = [path for path in sources if path.exists()]
+    if not present:
+        return None
+    folder = unused_name(result.with_name(f"{result.name}.replaced"))
+    folder.mkdir()
+    for path in present:
+        path.rename(folder / path.name)
+    sync_folder(result.parent)
+    return folder
+
+
+def _json(value: object) -> bytes:
+    return (json.dumps(value, sort_keys=True, separators=(",", ":")) + "\n").encode()
+
+
+def _json_lines(records: list[dict]) -> bytes:
+    """A JSON list with one record a line."""
+    lines = ",\n".join(json.dumps(record) for record in records)
+    return f"[\n{lines}\n]\n".encode() if records else b"[]\n"
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,143 @@
+"""Before the first teacher pass: which instances, cropped how, in which rows; what decides the numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+
+from sagecache.errors import SagecacheError
+from sagecache.geometry.affine import crop_affine, resize_affine
+from sagecache.store.fingerprint import file_sha256
+from sagecache.store.spec import StorePlan, TargetField, build_fields
+from sagecache.structures import Instance
+
+if TYPE_CHECKING:
+    from sagecache.teachers.base import TeacherSpec
+
+CODE_FORMAT = 1  # raised by hand whenever a change of this package could change the values of a target
+BORDERS = {"constant": cv2.BORDER_CONSTANT, "replicate": cv2.BORDER_REPLICATE}
+
+
+@dataclass(frozen=True)
+class CropRule:
+    """How an instance becomes a teacher's input.
+
+    The box grown to the teacher's aspect, times padding (``geometry.affine.crop_affine``), resampled
+    bilinearly; outside the image it is black ('constant') or the nearest edge pixel ('replicate').
+    """
+
+    padding: float = 1.25
+    border: str = "constant"
+
+    def __post_init__(self) -> None:
+        if self.border not in BORDERS:
+            raise SagecacheError(f"unknown border '{self.border}'", fix=f"Known: {', '.join(BORDERS)}")
+
+
+@dataclass(frozen=True)
+class GeoPlan:
+    """All that the shards of one store are a function of, beside the teacher itself."""
+
+    instances: tuple[Instance, ...]
+    crop_from_image: np.ndarray  # (N, 3, 3) float64: image pixels -> pixels of the teacher's input
+    store: StorePlan
+    fields: tuple[TargetField, ...]
+    fingerprint: Mapping
+    spec: TeacherSpec
+    crop: CropRule
+
+
+def plan_geo(
+    instances: Sequence[Instance],
+    spec: TeacherSpec,
+    teacher_fingerprint: Mapping,
+    crop: CropRule,
+    box_source: Mapping,
+) -> GeoPlan:
+    """Lay out a store for instances ordered by (image_id, instance). Reads every image file once, to hash it.
+
+    box_source says where the boxes come from, e.g. {'kind': 'detections', 'sha256': …, 'min_score': .3}.
+    Raises SagecacheError for a box without area, and for ids that are not unique and ordered.
+    """
+    crops = np.array([_crop_from_image(one, spec, crop) for one in instances]).reshape(-1, 3, 3)
+    hashes = hash_images([one.path for one in instances])
+    store = StorePlan(
+        ids=np.array([one.key for one in instances], np.int64).reshape(-1, 2),
+        image_sha256=np.array([hashes[one.path] for one in instances], np.uint8).reshape(-1, 32),
+        bbox=np.array([one.bbox for one in instances], np.float64).reshape(-1, 4),
+        target_from_image=resize_affine(spec.input_size, spec.map_size) @ crops,
+        size=spec.map_size,
+    )
+    fields = build_fields(spec.outputs, spec.depth_kind, spec.unit)
+    fingerprint = geo_fingerprint(spec, teacher_fingerprint, crop, box_source)
+    return GeoPlan(tuple(instances), crops, store, fields, fingerprint, spec, crop)
+
+
+def geo_fingerprint(
+    spec: TeacherSpec, teacher_fingerprint: Mapping, crop: CropRule, box_source: Mapping
+) -> dict[str, object]:
+    """What decides the numbers in a geo store; compare a store's with ``store.fingerprint.diff``."""
+    return {
+        "code_format": CODE_FORMAT,
+        "teacher": dict(teacher_fingerprint),
+        "crop": {
+            "rule": "box to aspect, times padding; edges on the centres of the border pixels (UDP)",
+            "padding": crop.padding,
+            "border": crop.border,
+            "interpolation": "bilinear",
+            "input_size": list(spec.input_size),
+            "exif_orientation": "ignored",
+        },
+        "boxes": dict(box_source),
+        "targets": {
+            "size": list(spec.map_size),
+            "outputs": list(spec.outputs),
+            "depth_kind": spec.depth_kind,
+            "unit": spec.unit,
+        },
+    }
+
+
+def hash_images(paths: Sequence[Path]) -> dict[Path, np.ndarray]:
+    """Path -> sha256 of the file as 32 uint8; zeros where it cannot be read (the shard then says why)."""
+    unique = list(dict.fromkeys(paths))
+    with ThreadPoolExecutor(4) as pool:
+        return dict(zip(unique, pool.map(_hash, unique), strict=True))
+
+
+def limited(root: Path, items: Sequence, limit: int | None) -> tuple[Path, Sequence]:
+    """The first ``limit`` items and the name of their own store, ``<root>-first<limit>``.
+
+    A trial run never stands where the whole is looked for, and the whole never resumes a trial's shards.
+    Without a limit, or with one that cuts nothing off, root and items as they are.
+    """
+    if limit is not None and limit < 1:
+        raise SagecacheError(f"--limit must be at least 1, not {limit}")
+    if limit is None or limit >= len(items):
+        return root, items
+    return root.with_name(f"{root.stem}-first{limit}{root.suffix}"), items[:limit]
+
+
+def _crop_from_image(instance: Instance, spec: TeacherSpec, crop: CropRule) -> np.ndarray:
+    try:
+        return crop_affine(instance.bbox, spec.input_size, crop.padding)
+    except ValueError as error:
+        raise SagecacheError(
+            str(error),
+            file=instance.path,
+            record=f"image_id {instance.image_id}, instance {instance.instance}",
+            fix="Leave this box out of the split; 'sagecache data check' lists all such boxes.",
+        ) from error
+
+
+def _hash(path: Path) -> np.ndarray:
+    try:
+        return np.frombuffer(bytes.fromhex(file_sha256(path)), np.uint8)
+    except OSError:
+        return np.zeros(32, np.uint8)

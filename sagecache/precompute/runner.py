@@ -1,0 +1,287 @@
+"""The steps of phase one: what is missing -> engine -> commit -> report. Each may be killed and run again.
+
+Takes plain values and objects of the teacher protocols; knows no project and no command line.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sagecache.errors import SagecacheError
+from sagecache.precompute.engines import get_engine
+from sagecache.precompute.parts import PARTS_FIX, PartsWriter, set_parts_aside
+from sagecache.precompute.plan import CODE_FORMAT, CropRule, GeoPlan, hash_images, limited, plan_geo
+from sagecache.precompute.steps import FailedItem, GeoShard, detect_part, geo_shard
+from sagecache.skeleton.definition import Skeleton
+from sagecache.skeleton.stats import SkeletonStats, compute_stats
+from sagecache.store import StoreReader, StoreWriter, pending, set_aside
+from sagecache.store.fingerprint import describe, diff, digest
+from sagecache.structures import Instance
+
+if TYPE_CHECKING:
+    from sagecache.teachers.base import Detector, Teacher
+
+Progress = Callable[[int, int, str], None]  # done, total, what is being done
+
+
+def no_progress(done: int, total: int, message: str) -> None:
+    """Say nothing."""
+
+
+@dataclass(frozen=True)
+class GeoJob:
+    """One store to make.
+
+    root: the store's folder. instances: ordered by (image_id, instance). box_source: where the boxes come
+    from, part of the fingerprint. attributes: noted in the store for readers ('split', and 'command': what
+    makes it, quoted in errors). shard_size: instances a shard; what a kill may cost.
+    """
+
+    root: Path
+    instances: Sequence[Instance]
+    crop: CropRule
+    box_source: Mapping
+    attributes: Mapping = field(default_factory=dict)
+    shard_size: int = 256
+    batch_size: int = 16
+
+
+@dataclass(frozen=True)
+class DetectJob:
+    """One detection file to make: ``result`` is a path that ends in .json; images are (image_id, path)."""
+
+    result: Path
+    images: Sequence[tuple[int, Path]]
+    part_size: int = 64
+    batch_size: int = 8
+
+
+@dataclass(frozen=True)
+class StatsJob:
+    """Skeleton statistics of the labelled persons among instances, into one JSON file."""
+
+    result: Path
+    instances: Sequence[Instance]
+    skeleton: Skeleton
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """limit: only the first items, into a place of their own. force: set an existing result aside and compute
+    all anew. strict: stop at the first item that fails. engine: a key of ``engines.ENGINES``.
+    """
+
+    limit: int | None = None
+    force: bool = False
+    strict: bool = False
+    engine: str = "local"
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What a step did. failed lists all items without a result, those of earlier runs included."""
+
+    step: str
+    path: Path
+    total: int
+    computed: int
+    failed: list[FailedItem]
+    bytes: int
+    seconds: float
+    replaced: Path | None = None
+
+    @property
+    def rate(self) -> float:
+        """Items computed in this run per second of it."""
+        return self.computed / self.seconds if self.seconds > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run would do, measured on a few instances: bytes of the whole, seconds for what is missing."""
+
+    total: int
+    missing: int
+    bytes: int
+    seconds: float
+
+
+def run_geo(
+    job: GeoJob, teacher: Teacher, options: RunOptions = RunOptions(), progress: Progress = no_progress
+) -> StepReport:
+    """Depth, normals and masks of every instance into one store; resumes where a run was cut off."""
+    began = time.perf_counter()
+    root, plan = _plan(job, teacher, options, progress)
+    replaced = set_aside(root) if options.force else None
+    total, computed, details = len(plan.instances), 0, {}
+    with StoreWriter.open(
+        root, plan.store, plan.fields, plan.fingerprint, job.attributes, job.shard_size
+    ) as store:
+        missing = store.missing()
+        clock = _Clock(progress, total, total - sum(len(store.rows(k)) for k in missing), "targets")
+
+        def compute(number: int) -> GeoShard:
+            return geo_shard(plan, teacher, store.rows(number), job.batch_size, clock.advance)
+
+        for number, result in get_engine(options.engine)(compute, missing):
+            if options.strict:
+                _stop_at(result.failed)
+            store.commit(number, result.rows)
+            computed += len(result.rows)
+            details |= {(item.image_id, item.instance): item for item in result.failed}
+        store.finish()
+    failed = _failures(root, plan, details)
+    return StepReport(
+        "geo", root, total, computed, failed, _size(root), time.perf_counter() - began, replaced
+    )
+
+
+def estimate_geo(
+    job: GeoJob,
+    teacher: Teacher,
+    options: RunOptions = RunOptions(),
+    progress: Progress = no_progress,
+    sample: int = 16,
+) -> Estimate:
+    """What ``run_geo`` would do; writes nothing, runs the teacher on ``sample`` instances of the whole."""
+    root, plan = _plan(job, teacher, options, progress)
+    total = len(plan.instances)
+    shards = range(-(-total // job.shard_size))
+    if not options.force:
+        shards = pending(root, plan.store, plan.fields, plan.fingerprint, job.shard_size)
+    missing = sum(min(job.shard_size, total - k * job.shard_size) for k in shards)
+    rows = np.unique(np.linspace(0, total - 1, sample).astype(int)).tolist()
+    geo_shard(plan, teacher, rows[:1], job.batch_size)  # first pass: allocations, kernels chosen
+    began = time.perf_counter()
+    encoded = geo_shard(plan, teacher, rows, job.batch_size).rows
+    seconds = (time.perf_counter() - began) / len(rows)
+    chunk_bytes = sum(len(chunk) + 16 for row in encoded for chunk in row.chunks.values()) / len(rows)
+    plan_bytes = 152 + 9  # ids, hash, box and affine; status and depth range
+    return Estimate(total, missing, round((chunk_bytes + plan_bytes) * total), seconds * missing)
+
+
+def run_detect(
+    job: DetectJob, detector: Detector, options: RunOptions = RunOptions(), progress: Progress = no_progress
+) -> StepReport:
+    """Person boxes of every image into one COCO detection file; resumes where a run was cut off."""
+    began = time.perf_counter()
+    result, images = limited(Path(job.result), job.images, options.limit)
+    replaced = set_parts_aside(result) if options.force else None
+    progress(0, len(images), "reading images")
+    parts = [images[k : k + job.part_size] for k in range(0, len(images), job.part_size)]
+    computed = 0
+    with PartsWriter(result, _detect_identity(images, detector, job.part_size), len(parts)) as writer:
+        missing = writer.missing()
+        clock = _Clock(progress, len(images), len(images) - sum(len(parts[k]) for k in missing), "boxes")
+
+        def compute(number: int):
+            return detect_part(parts[number], detector, job.batch_size, clock.advance)
+
+        for number, part in get_engine(options.engine)(compute, missing):
+            if options.strict:
+                _stop_at(part.failed)
+            failed = [{"image_id": item.image_id, "reason": item.reason} for item in part.failed]
+            writer.commit(number, part.detections, failed)
+            computed += len(parts[number])
+        writer.finish()
+        paths = dict(images)
+        failures = [
+            FailedItem(item["image_id"], None, item["reason"], paths[item["image_id"]])
+            for item in writer.failed
+        ]
+    seconds = time.perf_counter() - began
+    return StepReport(
+        "detect", result, len(images), computed, failures, result.stat().st_size, seconds, replaced
+    )
+
+
+def run_stats(
+    job: StatsJob, options: RunOptions = RunOptions(), progress: Progress = no_progress
+) -> StepReport:
+    """Robust summaries of limb lengths, angles and visibility. One quick pass: made anew or not at all."""
+    began = time.perf_counter()
+    result, instances = limited(Path(job.result), job.instances, options.limit)
+    labelled = [one for one in instances if one.keypoints is not None and (one.keypoints[:, 2] > 0).any()]
+    progress(0, len(labelled), "statistics")
+    keypoints = np.array([one.keypoints for one in labelled], float).reshape(len(labelled), -1, 3)
+    bboxes = np.array([one.bbox for one in labelled], float).reshape(-1, 4)
+    content = {"instances": len(labelled), "keypoints": keypoints.tolist(), "bboxes": bboxes.tolist()}
+    provenance = {"labels_sha256": digest(content), "code_format": CODE_FORMAT}
+    replaced = set_parts_aside(result) if options.force else None
+    computed = 0
+    if result.exists():
+        known = SkeletonStats.load(result, job.skeleton).provenance
+        if differences := diff(known, provenance):
+            raise SagecacheError(
+                f"it was made from other labels ({describe(differences)})", file=result, fix=PARTS_FIX
+            )
+    else:
+        compute_stats(keypoints, bboxes, job.skeleton, provenance=provenance).save(result)
+        computed = len(labelled)
+    progress(len(labelled), len(labelled), "statistics")
+    seconds = time.perf_counter() - began
+    return StepReport("stats", result, len(labelled), computed, [], result.stat().st_size, seconds, replaced)
+
+
+class _Clock:
+    """Counts items across shards for the progress callback."""
+
+    def __init__(self, progress: Progress, total: int, done: int, message: str) -> None:
+        self._progress, self._total, self._done, self._message = progress, total, done, message
+        progress(done, total, message)
+
+    def advance(self, count: int) -> None:
+        self._done += count
+        self._progress(self._done, self._total, self._message)
+
+
+def _plan(job: GeoJob, teacher: Teacher, options: RunOptions, progress: Progress) -> tuple[Path, GeoPlan]:
+    root, instances = limited(Path(job.root), job.instances, options.limit)
+    progress(0, len(instances), "reading images")
+    return root, plan_geo(instances, teacher.spec, teacher.fingerprint(), job.crop, job.box_source)
+
+
+def _detect_identity(images: Sequence[tuple[int, Path]], detector: Detector, part_size: int) -> dict:
+    ids = [image_id for image_id, _ in images]
+    if ids != sorted(set(ids)):
+        raise SagecacheError("images must be unique and ordered by image_id")
+    hashes = hash_images([path for _, path in images])
+    content = digest([[image_id, hashes[path].tobytes().hex()] for image_id, path in images])
+    return {
+        "detector": dict(detector.fingerprint()),
+        "images": {"count": len(images), "sha256": content},
+        "code_format": CODE_FORMAT,
+        "part_size": part_size,
+    }
+
+
+def _stop_at(failed: Sequence[FailedItem]) -> None:
+    if failed:
+        first = failed[0]
+        where = f"image_id {first.image_id}"
+        where += "" if first.instance is None else f", instance {first.instance}"
+        raise SagecacheError(
+            first.reason,
+            file=first.path,
+            record=where,
+            fix="Mend or remove it, or run without --strict: failures are then noted and the run goes on.",
+        )
+
+
+def _failures(root: Path, plan: GeoPlan, details: Mapping) -> list[FailedItem]:
+    paths = {one.key: one.path for one in plan.instances}
+    items = []
+    for failure in StoreReader(root).failures():
+        key = (failure.image_id, failure.instance)
+        items.append(details.get(key) or FailedItem(*key, failure.reason, paths[key]))
+    return items
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
