@@ -11,7 +11,10 @@ dataset_info = "coco"
 def _rendered(name, boxes="annotations", **render):
     folder = f"{cache_root}/data/{name}"
     return dict(
-        images=f"{folder}/images", annotations=f"{folder}/annotations.json", boxes=boxes, render=dict(**render)
+        images=f"{folder}/images",
+        annotations=f"{folder}/annotations.json",
+        boxes=boxes,
+        render=dict(**render),
     )
 
 
@@ -21,7 +24,7 @@ splits = dict(
     val=_rendered("val", look="target", count=200, seed=103),
     test=_rendered("test", look="target", count=600, seed=2026),  # never used for tuning
     source=_rendered("source", look="source", count=3200, seed=105, geometry=False),
-    # The unlabeled images with their true keypoints: for the oracle arm and for measuring, never for training.
+    # The unlabeled images with their true keypoints: for the oracle arm and for measuring only.
     unlabeled_truth=_rendered("unlabeled", look="target", count=1800, seed=102),
 )
 

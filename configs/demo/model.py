@@ -1,4 +1,4 @@
-"""The demo's student: one million parameters, 96x128 crops, 24x32 maps, trained as a classification over cells."""
+"""The demo's student: one million parameters, 96x128 crops, 24x32 maps, a softmax over the cells."""
 
 codec = dict(type="UDPHeatmap", input_size=(96, 128), heatmap_size=(24, 32), sigma=1.25, blur_kernel_size=5)
 

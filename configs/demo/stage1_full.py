@@ -4,14 +4,23 @@ The other stage-1 pages are this one with terms switched off.
 """
 
 load_from = "stage0"
-data = dict(labeled="labeled", unlabeled="unlabeled", val="val")
+data = dict(labeled="labeled", unlabeled="unlabeled", val="val", on_missing="skip")
 batch = dict(labeled=16, unlabeled=32, workers=2)
 
 views = dict(
     # The teacher sees the upright crop (and its mirror image); the student works harder.
     weak=dict(),
     strong=dict(
-        rotation=45, scale=0.3, shift=0.08, flip=0.5, colour=0.35, grey=0.2, blur=0.28, noise=8, cutout=2, fill=1
+        rotation=45,
+        scale=0.3,
+        shift=0.08,
+        flip=0.5,
+        colour=0.35,
+        grey=0.2,
+        blur=0.28,
+        noise=8,
+        cutout=2,
+        fill=1,
     ),
     num_strong=1,
 )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from ..project import Project
+    from sagecache.project import Project
 
 
 def project_option(function: Callable) -> Callable:
@@ -29,7 +29,7 @@ def project_option(function: Callable) -> Callable:
 
 
 def open_project(folder: str | None) -> Project:
-    from ..project import Project
+    from sagecache.project import Project
 
     context = click.get_current_context()
     return Project.open(folder or context.find_root().params.get("project"))

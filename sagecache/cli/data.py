@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..errors import SagecacheError
-from .context import json_option, project_option
-from .output import emit_json, emit_table, note, progress
+from sagecache.cli.context import json_option, project_option
+from sagecache.cli.output import emit_json, emit_table, note, progress
+from sagecache.errors import SagecacheError
 
 if TYPE_CHECKING:
-    from ..project import Project
+    from sagecache.project import Project
 
 
 @click.group("data")
@@ -35,7 +35,7 @@ def synth_command(project: Project, splits: tuple[str, ...], workers: int | None
 
 def synth(project: Project, name: str, workers: int | None = None) -> None:
     """Render one split unless it is there; deterministic for any number of workers."""
-    from ..synth.write import write_split
+    from sagecache.synth.write import write_split
 
     split = project.split(name)
     if split.render is None:
@@ -70,9 +70,8 @@ def synth(project: Project, name: str, workers: int | None = None) -> None:
 @click.pass_context
 def check_command(context, project: Project, splits: tuple[str, ...], decode: bool, as_json: bool) -> None:
     """Verify that files, boxes, ids and splits are sound. Exit 1 on errors."""
-    from ..data.check import check_splits
-
-    from .prepare import ensure
+    from sagecache.cli.prepare import ensure
+    from sagecache.data.check import check_splits
 
     names = splits or _distinct(project)
     if project.embedded:
@@ -93,11 +92,13 @@ def check_command(context, project: Project, splits: tuple[str, ...], decode: bo
 
 def _distinct(project: Project) -> tuple[str, ...]:
     """Splits over different annotation files: two readings of one file are no leakage."""
-    return tuple({split.annotations: name for name, split in reversed(project.data.splits.items())}.values())[::-1]
+    return tuple({split.annotations: name for name, split in reversed(project.data.splits.items())}.values())[
+        ::-1
+    ]
 
 
 def _source(project: Project, name: str):
-    from ..data.check import SplitSource
+    from sagecache.data.check import SplitSource
 
     split = project.split(name)
     return SplitSource(

@@ -17,13 +17,17 @@ FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.option("--val", type=FILE, help="COCO keypoint JSON for validation. Default: the labeled one.")
 @click.option("--test", type=FILE, help="COCO keypoint JSON for the final figure.")
 @click.option("--unlabeled-images", type=FOLDER, help="Folder of the unlabeled images.")
-@click.option("--unlabeled-annotations", type=FILE, help="COCO JSON that lists them. Default: made from the folder.")
-@click.option("--detections", type=FILE, help="COCO detection JSON (mmpose's bbox_file) of the unlabeled images.")
+@click.option(
+    "--unlabeled-annotations", type=FILE, help="COCO JSON that lists them. Default: made from the folder."
+)
+@click.option(
+    "--detections", type=FILE, help="COCO detection JSON (mmpose's bbox_file) of the unlabeled images."
+)
 @click.option("--dataset-info", type=FILE, help="mmpose dataset_info page of another skeleton than COCO-17.")
 @click.option("--force", is_flag=True, help="Write the pages of an existing project anew.")
 def init_command(folder: Path, images: Path, labeled: Path, **options) -> None:
     """Write a project DIR for your own COCO-format data."""
-    from ..project.init import write_project
+    from sagecache.project.init import write_project
 
     for path in write_project(folder, images, labeled, **options):
         click.echo(path)

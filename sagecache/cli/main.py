@@ -10,8 +10,8 @@ import sys
 
 import click
 
-from .. import __version__
-from ..errors import SagecacheError
+from sagecache import __version__
+from sagecache.errors import SagecacheError
 
 # command -> module of sagecache.cli that defines a click command of that name
 COMMANDS = {
@@ -41,7 +41,7 @@ class LazyGroup(click.Group):
         return getattr(module, f"{name}_command")
 
     def resolve_command(self, context: click.Context, args: list[str]):
-        from ..errors import nearest
+        from sagecache.errors import nearest
 
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             raise click.UsageError(f"No command '{args[0]}': {nearest(args[0], COMMANDS)}.", context)
@@ -49,7 +49,9 @@ class LazyGroup(click.Group):
 
 
 @click.command(cls=LazyGroup, context_settings=dict(help_option_names=["-h", "--help"]))
-@click.option("--project", type=click.Path(file_okay=False), help="Folder of the project (any command takes it).")
+@click.option(
+    "--project", type=click.Path(file_okay=False), help="Folder of the project (any command takes it)."
+)
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(__version__, prog_name="sagecache")
 def cli(project: str | None, debug: bool) -> None:

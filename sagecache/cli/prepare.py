@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..errors import SagecacheError
-from .output import note
+from sagecache.cli.output import note
+from sagecache.errors import SagecacheError
 
 if TYPE_CHECKING:
-    from ..project import Project, Requirement
+    from sagecache.project import Project, Requirement
 
 
 def ensure(project: Project, requirements: Sequence[Requirement]) -> None:
@@ -30,7 +30,7 @@ def ensure(project: Project, requirements: Sequence[Requirement]) -> None:
 
 
 def _make(project: Project, need: Requirement) -> None:
-    from . import data, precompute, train
+    from sagecache.cli import data, precompute, train
 
     makers = {
         "split": lambda: data.synth(project, need.what),

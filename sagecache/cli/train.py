@@ -8,32 +8,37 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..errors import SagecacheError
-from .context import project_option
-from .output import note, progress
-from .prepare import ensure
+from sagecache.cli.context import project_option
+from sagecache.cli.output import note, progress
+from sagecache.cli.prepare import ensure
+from sagecache.errors import SagecacheError
 
 if TYPE_CHECKING:
-    from ..project import Project
+    from sagecache.project import Project
 
 
 @click.command("train")
 @click.argument("recipe")
 @project_option
-@click.option("--work-dir", type=click.Path(file_okay=False, path_type=Path), help="Where checkpoints and logs go.")
+@click.option(
+    "--work-dir", type=click.Path(file_okay=False, path_type=Path), help="Where checkpoints and logs go."
+)
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint of the work dir.")
 @click.option("--max-iters", type=click.IntRange(1), help="Stop after this many iterations.")
 @click.option("--amp", is_flag=True, help="bfloat16 autocast in the forward passes.")
 @click.option("--seed", type=int, help="Seed of views, batches and heads. Default: the recipe's.")
 @click.option(
-    "--cfg-options", multiple=True, metavar="KEY=VALUE", help="Override leaves of the recipe or model: a.b=1. Repeatable."
+    "--cfg-options",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override leaves of the recipe or model: a.b=1. Repeatable.",
 )
 @click.argument("more_options", nargs=-1, metavar="[KEY=VALUE]...")
 def train_command(
     recipe: str, project: Project, cfg_options: tuple[str, ...], more_options: tuple[str, ...], **options
 ) -> None:
     """Train a RECIPE of the project: stage0, ddp-prior, stage1-full, …"""
-    from ..project.overrides import parse_overrides
+    from sagecache.project.overrides import parse_overrides
 
     overrides = parse_overrides([*cfg_options, *more_options])
     run(project, recipe, overrides=overrides, **options)
@@ -47,10 +52,10 @@ def run(project: Project, name: str, overrides: dict | None = None, **options) -
     if recipe.kind == "prior":
         result = _fit_prior(project, recipe, options.get("seed"))
     else:
-        from .freshness import require_fresh
+        from sagecache.cli.jobs import require_fresh
 
         require_fresh(project, recipe)
-        from ..mm.run import TrainOptions, train
+        from sagecache.mm.run import TrainOptions, train
 
         with progress(f"train {name}") as report:
             result = train(project, name, TrainOptions(overrides=overrides, **options), report)
@@ -60,23 +65,32 @@ def run(project: Project, name: str, overrides: dict | None = None, **options) -
 
 
 def _fit_prior(project: Project, recipe, seed: int | None) -> Path:
-    from ..priors.diffusion_fit import fit_from_instances
+    from sagecache.priors.diffusion_fit import fit_from_instances
 
     instances = [item for split in recipe.data.labeled for item in project.instances(split)]
     with progress("train ddp-prior") as report:
         return fit_from_instances(
-            instances, project.skeleton, project.prior_file, recipe.prior, recipe.seed if seed is None else seed, report
+            instances,
+            project.skeleton,
+            project.prior_file,
+            recipe.prior,
+            recipe.seed if seed is None else seed,
+            report,
         )
 
 
 @click.command("export")
 @project_option
-@click.option("--checkpoint", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Default: the newest.")
-@click.option("--network", type=click.Choice(["ema_teacher", "student"]), default="ema_teacher", show_default=True)
+@click.option(
+    "--checkpoint", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Default: the newest."
+)
+@click.option(
+    "--network", type=click.Choice(["ema_teacher", "student"]), default="ema_teacher", show_default=True
+)
 @click.argument("output", type=click.Path(dir_okay=False, path_type=Path))
 def export_command(project: Project, checkpoint: Path | None, network: str, output: Path) -> None:
     """Write a trained network as a plain mmpose checkpoint OUTPUT."""
-    from ..mm.checkpoints import export_network
+    from sagecache.mm.checkpoints import export_network
 
     export_network(newest_checkpoint(project, checkpoint), output, network)
     click.echo(output)

@@ -8,10 +8,11 @@ import re
 import shutil
 from pathlib import Path
 
-from ..data.coco import IMAGE_SUFFIXES, load_coco, load_detections
-from ..errors import SagecacheError
-from .project import embedded_project
+from sagecache.data.coco import load_coco, load_detections
+from sagecache.errors import SagecacheError
+from sagecache.project.project import embedded_project
 
+IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"))
 RECIPES = (
     "stage0",
     "ddp_prior",
@@ -47,7 +48,9 @@ def write_project(
     """
     folder = folder.expanduser().resolve()
     if (folder / "data.py").exists() and not force:
-        raise SagecacheError("there is a project here already", file=folder, fix="Use --force to write its pages anew.")
+        raise SagecacheError(
+            "there is a project here already", file=folder, fix="Use --force to write its pages anew."
+        )
     for path in (labeled, val, test):
         if path is not None:
             load_coco(path)
@@ -94,7 +97,9 @@ def _image_list(folder: Path, detections: Path | None) -> dict:
 
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
-        raise SagecacheError("no images below it", file=folder, fix=f"Known: {', '.join(sorted(IMAGE_SUFFIXES))}.")
+        raise SagecacheError(
+            "no images below it", file=folder, fix=f"Known: {', '.join(sorted(IMAGE_SUFFIXES))}."
+        )
     numeric = all(re.fullmatch(r"\d+", path.stem) for path in files)
     ids = [int(path.stem) for path in files] if numeric else list(range(1, len(files) + 1))
     if detections is not None and not numeric:
@@ -111,8 +116,12 @@ def _image_list(folder: Path, detections: Path | None) -> dict:
             with Image.open(path) as image:
                 width, height = image.size
         except OSError as error:
-            raise SagecacheError(f"can't be opened: {error}", file=path, fix="Remove or repair it.") from error
-        images.append(dict(id=image_id, file_name=path.relative_to(folder).as_posix(), width=width, height=height))
+            raise SagecacheError(
+                f"can't be opened: {error}", file=path, fix="Remove or repair it."
+            ) from error
+        images.append(
+            dict(id=image_id, file_name=path.relative_to(folder).as_posix(), width=width, height=height)
+        )
     return dict(images=images, annotations=[], categories=[dict(id=1, name="person")])
 
 

@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterable
 from typing import Any
 
-from ..errors import SagecacheError
+from sagecache.errors import SagecacheError
 
 
 def parse_overrides(words: Iterable[str]) -> dict[str, Any]:
@@ -19,12 +19,18 @@ def parse_overrides(words: Iterable[str]) -> dict[str, Any]:
     for word in words:
         key, separator, text = word.partition("=")
         if not separator or not key:
-            raise SagecacheError(f"'{word}' is no KEY=VALUE", file="--cfg-options", fix="Write for example train_cfg.max_iters=50.")
+            raise SagecacheError(
+                f"'{word}' is no KEY=VALUE",
+                file="--cfg-options",
+                fix="Write for example train_cfg.max_iters=50.",
+            )
         try:
             value = ast.literal_eval(text)
         except (ValueError, SyntaxError):
             value = text
         if isinstance(value, (dict, set)) or text.startswith(("dict(", "{")):
-            raise SagecacheError(f"'{key}' is set to a dict", file="--cfg-options", fix=f"Set its leaves: {key}.name=value.")
+            raise SagecacheError(
+                f"'{key}' is set to a dict", file="--cfg-options", fix=f"Set its leaves: {key}.name=value."
+            )
         overrides[key] = value
     return overrides

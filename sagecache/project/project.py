@@ -12,13 +12,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..data.coco import instances_from_annotations, instances_from_detections, load_coco, load_detections
-from ..errors import SagecacheError, nearest
-from ..skeleton.definition import COCO17, Skeleton
-from ..structures import Instance
-from .recipe import Recipe
-from .settings import DataSettings, SplitSettings
-from .strict import build
+from sagecache.data.coco import (
+    instances_from_annotations,
+    instances_from_detections,
+    load_coco,
+    load_detections,
+)
+from sagecache.errors import SagecacheError, nearest
+from sagecache.project.recipe import Recipe
+from sagecache.project.settings import DataSettings, SplitSettings
+from sagecache.project.strict import build
+from sagecache.skeleton.definition import COCO17, Skeleton
+from sagecache.structures import Instance
 
 PAGES = ("data", "model")
 
@@ -56,11 +61,15 @@ class Project:
         folder = embedded_project() if embedded else Path(folder).expanduser().resolve()
         page = folder / "data.py"
         if not page.is_file():
-            raise SagecacheError("no data.py, so this is no project", file=folder, fix="Make one: sagecache init DIR.")
+            raise SagecacheError(
+                "no data.py, so this is no project", file=folder, fix="Make one: sagecache init DIR."
+            )
         data = build(DataSettings, _read_page(page), page)
         model = _read_page(folder / "model.py")
         if "model" not in model:
-            raise SagecacheError("no 'model' in it", file=folder / "model.py", fix="Set model = dict(type=…).")
+            raise SagecacheError(
+                "no 'model' in it", file=folder / "model.py", fix="Set model = dict(type=…)."
+            )
         return cls(folder, data, model["model"], embedded)
 
     # -- pages ---------------------------------------------------------------------------------
@@ -75,13 +84,17 @@ class Project:
         """
         page = self.folder / f"{name.replace('-', '_')}.py"
         if name.replace("_", "-") not in self.recipe_names():
-            raise SagecacheError(f"no recipe '{name}'", file=self.folder, fix=nearest(name, self.recipe_names()))
+            raise SagecacheError(
+                f"no recipe '{name}'", file=self.folder, fix=nearest(name, self.recipe_names())
+            )
         pages = {"model": self.model, "recipe": _read_page(page)}
         known = {field.name for field in fields(Recipe)}
         for key, value in (overrides or {}).items():
             head = key.split(".")[0]
             if head != "model" and head not in known:
-                raise SagecacheError(f"unknown key '{key}'", file="--cfg-options", fix=nearest(head, known | {"model"}))
+                raise SagecacheError(
+                    f"unknown key '{key}'", file="--cfg-options", fix=nearest(head, known | {"model"})
+                )
             path = key if head == "model" else f"recipe.{key}"
             pages = _override(pages, path.split("."), value)
         return build(Recipe, pages["recipe"], page), pages["model"]
@@ -94,12 +107,16 @@ class Project:
         path = self.path(self.data.dataset_info)
         page = _read_page(path)
         if "dataset_info" not in page:
-            raise SagecacheError("no 'dataset_info' in it", file=path, fix="Use a page of mmpose's configs/_base_/datasets.")
+            raise SagecacheError(
+                "no 'dataset_info' in it", file=path, fix="Use a page of mmpose's configs/_base_/datasets."
+            )
         return Skeleton.from_dataset_info(page["dataset_info"])
 
     def split(self, name: str) -> SplitSettings:
         if name not in self.data.splits:
-            raise SagecacheError(f"no split '{name}'", file=self.folder / "data.py", fix=nearest(name, self.data.splits))
+            raise SagecacheError(
+                f"no split '{name}'", file=self.folder / "data.py", fix=nearest(name, self.data.splits)
+            )
         return self.data.splits[name]
 
     def instances(self, name: str, boxes: str | None = None) -> list[Instance]:
@@ -190,7 +207,9 @@ class Project:
         command = f"sagecache data synth --split {name}" if split.render else "sagecache data check"
         self._need(needs, "split", name, command, self.path(split.annotations))
         if split.boxes != "annotations":
-            self._need(needs, "boxes", name, f"sagecache precompute detect --split {name}", self.detections(name))
+            self._need(
+                needs, "boxes", name, f"sagecache precompute detect --split {name}", self.detections(name)
+            )
 
     def _need_geometry(self, needs: dict, name: str) -> None:
         self._need_boxes(needs, name)
@@ -208,7 +227,9 @@ def _read_page(path: Path) -> dict[str, Any]:
     from mmengine.config import Config
 
     if not path.is_file():
-        raise SagecacheError("no such page", file=path, fix="A project has data.py, model.py and one page a recipe.")
+        raise SagecacheError(
+            "no such page", file=path, fix="A project has data.py, model.py and one page a recipe."
+        )
     try:
         page = Config.fromfile(path, lazy_import=False).to_dict()
     except SagecacheError:

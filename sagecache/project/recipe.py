@@ -6,17 +6,22 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..data.views import ViewConfig
+from sagecache.data.views import ViewConfig
 
 
 @dataclass(frozen=True)
 class RecipeData:
-    """Names of splits of ``data.py``. Several labeled splits are joined."""
+    """Names of splits of ``data.py``. Several labeled splits are joined.
+
+    on_missing: what an unlabeled instance without targets is. image_cache_mb: decoded images that a loader
+    process keeps.
+    """
 
     labeled: tuple[str, ...] = ("labeled",)
     unlabeled: str | None = None
     val: str | None = "val"
     on_missing: Literal["error", "skip"] = "error"
+    image_cache_mb: int = 256
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ class CropSettings:
     """
 
     padding: float = 1.25
+    border: Literal["replicate", "constant"] = "replicate"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..errors import SagecacheError, nearest
+from sagecache.errors import SagecacheError, nearest
 
 T = TypeVar("T")
 
@@ -58,7 +58,9 @@ def convert(annotation: Any, value: Any, file: str | Path, where: str) -> Any:
         return convert(next(a for a in arguments if a is not type(None)), value, file, where)
     if origin is typing.Literal:
         if value not in arguments:
-            raise SagecacheError(f"'{where}' can't be {value!r}", file=file, fix=_suggest(str(value), arguments))
+            raise SagecacheError(
+                f"'{where}' can't be {value!r}", file=file, fix=_suggest(str(value), arguments)
+            )
         return value
     if dataclasses.is_dataclass(annotation):
         return build(annotation, value, file, where)
@@ -82,7 +84,8 @@ def _convert_tuple(arguments: tuple, value: Any, file: str | Path, where: str) -
     if len(value) != len(arguments):
         raise _mismatch(f"{len(arguments)} values", value, file, where)
     return tuple(
-        convert(a, item, file, f"{where}[{i}]") for i, (a, item) in enumerate(zip(arguments, value, strict=True))
+        convert(a, item, file, f"{where}[{i}]")
+        for i, (a, item) in enumerate(zip(arguments, value, strict=True))
     )
 
 
@@ -106,9 +109,7 @@ def call_with(function: Callable[..., T], options: Mapping, file: str | Path, wh
         if key not in known:
             raise SagecacheError(f"unknown key '{where}.{key}'", file=file, fix=_suggest(key, known))
     missing = [
-        name
-        for name in known
-        if parameters[name].default is inspect.Parameter.empty and name not in options
+        name for name in known if parameters[name].default is inspect.Parameter.empty and name not in options
     ]
     if missing:
         raise SagecacheError(f"missing key '{where}.{missing[0]}'", file=file, fix="Add it.")

@@ -1,0 +1,168 @@
+"""The training model: a student, its EMA teacher, pseudo labels, and a list of terms.
+
+A composition: every number is made by a small module of ``semi`` and ``priors`` that is tested alone.
+Without terms it is plain supervised training with an EMA copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from mmengine.model import BaseDataPreprocessor, BaseModel
+from torch import Tensor, nn
+
+from sagecache.data.targets import dequantise
+from sagecache.geometry.affine import compose, invert_affine, transform_points
+from sagecache.geometry.heatmap import probability, soft_argmax
+from sagecache.mm.registry import map_kind
+from sagecache.semi.ema import initialise_ema, ramp_up, update_ema
+from sagecache.structures import UnlabeledBatch
+
+
+class ViewPreprocessor(BaseDataPreprocessor):
+    """Moves our view batches to the device; mmpose batches (with ``inputs``) go to the student's own."""
+
+    def __init__(self, pose_preprocessor: nn.Module) -> None:
+        super().__init__(non_blocking=True)
+        self.pose = pose_preprocessor
+
+    def forward(self, data: dict, training: bool = False) -> dict:
+        return self.pose(data, training) if "inputs" in data else self.cast_data(data)
+
+
+class SemiPoseEstimator(BaseModel):
+    """Student + EMA teacher + pseudo labels + terms.
+
+    student: an mmpose top-down estimator. heatmap_from_input (3, 3): the codec's scaling.
+    labeler: teacher maps -> PseudoLabels. terms: name -> (weight, module(UnlabeledBatch) -> TermOutput).
+    predict_with: 'ema_teacher' | 'student', the network that validates.
+    ``step`` is set by the training loop before each iteration; it drives ramp-ups and EMA warm-up.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        heatmap_from_input: Tensor,
+        flip_indices: Tensor,
+        labeler: nn.Module | None = None,
+        terms: Mapping[str, tuple[float, nn.Module]] | None = None,
+        *,
+        ema_decay: float = 0.999,
+        ramp_up_steps: int = 0,
+        soft_argmax_window: int = 5,
+        predict_with: str = "ema_teacher",
+    ) -> None:
+        super().__init__(data_preprocessor=ViewPreprocessor(student.data_preprocessor))
+        self.student = student
+        self.ema_teacher = initialise_ema(student)
+        self.labeler = labeler
+        self.terms = nn.ModuleDict({name: term for name, (_, term) in (terms or {}).items()})
+        self.term_weights = {name: weight for name, (weight, _) in (terms or {}).items()}
+        self.ema_decay, self.ramp_up_steps = ema_decay, ramp_up_steps
+        self.soft_argmax_window, self.predict_with = soft_argmax_window, predict_with
+        self.step = 0
+        self.register_buffer("heatmap_from_input", heatmap_from_input, persistent=False)
+        self.register_buffer("flip_indices", flip_indices, persistent=False)
+
+    # -- mmengine's entry points --------------------------------------------------------------
+    def forward(self, labeled=None, unlabeled=None, inputs=None, data_samples=None, mode: str = "loss"):
+        """mode 'loss' takes the two streams of a view batch; other modes take mmpose's batch."""
+        if mode == "loss":
+            return self.loss(labeled, unlabeled)
+        return getattr(self, self.predict_with)(inputs, data_samples, mode=mode)
+
+    def train(self, mode: bool = True) -> SemiPoseEstimator:
+        super().train(mode)
+        self.ema_teacher.eval()  # the teacher's statistics are averaged, never measured
+        return self
+
+    @torch.no_grad()
+    def update_ema(self, updates: int) -> None:
+        """Once per optimiser step; ``updates`` counts the steps done before this one."""
+        update_ema(self.ema_teacher, self.student, self.ema_decay, updates)
+
+    # -- one step ------------------------------------------------------------------------------
+    def loss(self, labeled: dict, unlabeled: dict | None) -> dict[str, Tensor]:
+        """Supervised loss on labeled views, plus every term on the strong views of unlabeled images."""
+        views = [labeled["image"]]
+        if unlabeled is not None and self.terms:
+            views.append(unlabeled["strong"].flatten(0, 1))
+        count = len(views[0])
+        features = self.student.extract_feat(self.normalise(torch.cat(views)))
+        supervised = tuple(feature[:count] for feature in features)
+        losses = self.student.head.loss(supervised, labeled["data_samples"], train_cfg=self.student.train_cfg)
+        if len(views) == 1:
+            return losses
+        heatmaps = self.student.head(tuple(feature[count:] for feature in features))
+        return losses | self.term_losses(self.unlabeled_batch(heatmaps.float(), unlabeled))
+
+    def term_losses(self, batch: UnlabeledBatch) -> dict[str, Tensor]:
+        """Weighted losses under ``loss_<term>``, and what terms and gate counted."""
+        labels = batch.pseudo_labels
+        logged = {
+            "num_use_teacherA": labels.teacher_a.sum().float(),
+            "num_use_teacherB": (~labels.teacher_a).sum().float(),
+            "keep_mean": labels.keep.float().mean(),
+            "confidence_mean": labels.confidence.mean(),
+            "plausibility_mean": labels.plausibility.mean(),
+        }
+        ramp = ramp_up(self.step, self.ramp_up_steps)
+        for name, term in self.terms.items():
+            output = term(batch)
+            logged[f"loss_{name}"] = ramp * self.term_weights[name] * output.loss
+            logged |= {f"{name}_{key}": value for key, value in output.scalars.items()}
+        return logged
+
+    def unlabeled_batch(self, heatmaps: Tensor, unlabeled: dict) -> UnlabeledBatch:
+        """Collect what terms need. heatmaps (B*M, K, h, w) of the strong views; M views an image."""
+        num_strong = unlabeled["strong"].shape[1]
+
+        def repeat(tensor: Tensor) -> Tensor:
+            return tensor.repeat_interleave(num_strong, dim=0)
+
+        labels = self.pseudo_labels(unlabeled)
+        kind = map_kind(self.student.head)
+        peaks = soft_argmax(probability(heatmaps, kind), self.soft_argmax_window)  # (B*M, K, 2) heatmap px
+        strong_from_image = unlabeled["strong_from_image"].flatten(0, 1)
+        weak_from_image = repeat(unlabeled["weak_from_image"])
+        to_map, from_map = self.heatmap_from_input, invert_affine(self.heatmap_from_input)
+        targets = dequantise(unlabeled)
+        return UnlabeledBatch(
+            student_heatmaps=heatmaps,
+            heatmap_kind=kind,
+            student_keypoints=transform_points(from_map, peaks),
+            student_from_weak=compose(to_map, strong_from_image, invert_affine(weak_from_image), from_map),
+            heatmap_from_strong=to_map,
+            strong_from_image=strong_from_image,
+            target_from_image=repeat(unlabeled["target_from_image"]) if targets else strong_from_image,
+            bbox_scale=repeat(unlabeled["bbox_scale"]),
+            pseudo_labels=labels.repeat_interleave(num_strong),
+            targets={name: repeat(value) for name, value in targets.items()},
+            step=self.step,
+        )
+
+    @torch.no_grad()
+    def pseudo_labels(self, unlabeled: dict):
+        """The EMA teacher on the weak view and its mirror image, fused, decoded, filtered and gated."""
+        maps = self.teacher_maps(unlabeled["weak"])
+        image_from_map = invert_affine(compose(self.heatmap_from_input, unlabeled["weak_from_image"]))
+        return self.labeler(maps, image_from_map, unlabeled["bbox_scale"])
+
+    @torch.no_grad()
+    def teacher_maps(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 -> probability maps (B, K, h, w), mean of the view and its mirror image."""
+        inputs = self.normalise(images)
+        features = self.ema_teacher.extract_feat(torch.cat([inputs, inputs.flip(-1)]))
+        maps = probability(self.ema_teacher.head(features).float(), map_kind(self.ema_teacher.head))
+        plain, mirrored = maps.chunk(2)
+        return (plain + mirrored.flip(-1)[:, self.flip_indices]) / 2
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 RGB -> network input, as the student's own preprocessor would make of BGR."""
+        preprocessor = self.student.data_preprocessor
+        if not preprocessor._channel_conversion:  # such a network was trained on BGR
+            images = images.flip(1)
+        if not preprocessor._enable_normalize:
+            return images.float()
+        return (images.float() - preprocessor.mean) / preprocessor.std

@@ -1,0 +1,71 @@
+"""Predictions on upright crops, and their score; the same crops, flips and decoding as in validation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader
+
+from sagecache.data.coco import load_coco
+from sagecache.evaluation.keypoints import KeypointReport, evaluate
+from sagecache.mm.checkpoints import load_network
+from sagecache.mm.registry import build_student, codec_of
+from sagecache.mm.samples import EvaluationCrops, coco_result
+from sagecache.project import Project
+from sagecache.structures import Instance
+
+PADDING = 1.25  # mmpose's GetBBoxCenterScale
+
+
+def evaluation_crops(project: Project, instances: Sequence[Instance]) -> EvaluationCrops:
+    return EvaluationCrops(instances, tuple(codec_of(project.model)["input_size"]), PADDING, project.skeleton)
+
+
+def evaluation_loader(crops: EvaluationCrops, batch_size: int = 64) -> DataLoader:
+    """Batches as mmpose's ``pseudo_collate`` makes them: lists of inputs and samples."""
+    return DataLoader(crops, batch_size=batch_size, collate_fn=_lists)
+
+
+def _lists(items: list[dict]) -> dict[str, list]:
+    return {key: [item[key] for item in items] for key in items[0]}
+
+
+@torch.no_grad()
+def predict(
+    project: Project,
+    checkpoint: Path,
+    instances: Sequence[Instance],
+    network: str = "ema_teacher",
+    report: Callable[..., None] | None = None,
+) -> list[dict]:
+    """COCO keypoint results (with ``instance`` and ``annotation_id``), one for each instance."""
+    student = build_student(project.model)
+    load_network(student, checkpoint, network)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    student.to(device).eval()
+    results: list[dict] = []
+    for batch in evaluation_loader(evaluation_crops(project, instances)):
+        results += [coco_result(sample.to_dict()) for sample in student.test_step(batch)]
+        if report is not None:
+            report(len(results), len(instances))
+    return results
+
+
+def score(
+    project: Project,
+    checkpoint: Path,
+    split: str,
+    boxes: str = "annotations",
+    network: str = "ema_teacher",
+    report: Callable[..., None] | None = None,
+) -> tuple[KeypointReport, list[dict]]:
+    """Evaluate a checkpoint on a split's ground truth; boxes: 'annotations' | 'detections'."""
+    truth = load_coco(project.path(project.split(split).annotations))
+    instances = project.instances(split, boxes)
+    results = predict(project, checkpoint, instances, network, report)
+    rules = project.data.evaluation
+    return evaluate(
+        results, truth, project.skeleton, area_rule=rules.area, normaliser=rules.pck_normaliser
+    ), results

@@ -1,0 +1,246 @@
+"""Train, evaluate and predict on mmengine's Runner. Composes; decides nothing that a recipe could say."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.optim import OptimWrapper, build_optim_wrapper
+from mmengine.runner import Runner
+from sagecache.mm.compat import ddp_wrapper_cfg, init_cpu_distributed
+from sagecache.mm.terms import build_labeler, build_terms
+from torch import nn
+from torch.utils.data import DataLoader
+
+from sagecache.data.coco import load_coco
+from sagecache.data.dataset import (
+    CachedTargetDataset,
+    ImageReader,
+    LabeledViews,
+    MixedBatchSampler,
+    UnlabeledViews,
+    build_loader,
+)
+from sagecache.errors import SagecacheError
+from sagecache.mm.checkpoints import load_network
+from sagecache.mm.estimator import SemiPoseEstimator
+from sagecache.mm.evaluate import evaluation_crops, evaluation_loader
+from sagecache.mm.hooks import IntervalRuntimeInfoHook, ProgressHook, SemiHook
+from sagecache.mm.metrics import KeypointMetric
+from sagecache.mm.registry import build_student, codec_of, heatmap_from_input
+from sagecache.mm.samples import EncodedSteps, LabelEncoder
+from sagecache.models.weights import weights_file
+from sagecache.project import Project, Recipe
+from sagecache.store.reader import StoreReader
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[..., None]
+BEST_METRIC = "keypoints/PCK@0.05"
+DEFAULT_BACKENDS = [dict(type="LocalVisBackend"), dict(type="TensorboardVisBackend")]
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What the command line may say beside the recipe. overrides: dotted key -> value."""
+
+    work_dir: Path | None = None
+    resume: bool = False
+    max_iters: int | None = None
+    amp: bool = False
+    seed: int | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+
+def train(project: Project, name: str, options: TrainOptions, report: Progress) -> Path:
+    """Train a recipe; returns its best checkpoint. Everything it needs must be there."""
+    recipe, model = project.recipe(name, options.overrides)
+    seed = recipe.seed if options.seed is None else options.seed
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        init_cpu_distributed()
+    torch.manual_seed(seed)
+    estimator = build_estimator(project, recipe, model)
+    loader = train_loader(project, recipe, model, seed)
+    work_dir = options.work_dir or project.work_dir(name)
+    runner = _runner(project, recipe, options, estimator, loader, work_dir, seed, report)
+    runner.train()
+    best = sorted(work_dir.glob("best_*.pth"), key=lambda path: path.stat().st_mtime)
+    return best[-1] if best else work_dir / f"iter_{runner.iter}.pth"
+
+
+def build_estimator(project: Project, recipe: Recipe, model: dict) -> SemiPoseEstimator:
+    """Student with its start weights, EMA teacher, pseudo labels and the recipe's terms."""
+    student = build_student(model)
+    start = start_checkpoint(project, recipe)
+    if start is not None:
+        load_network(student, start)
+    codec = codec_of(model)
+    semi = recipe.uses_unlabeled
+    return SemiPoseEstimator(
+        student,
+        heatmap_from_input(codec),
+        torch.as_tensor(project.skeleton.flip_indices),
+        labeler=build_labeler(project, recipe, codec) if semi else None,
+        terms=build_terms(project, recipe, codec) if semi else None,
+        ema_decay=recipe.ema_decay,
+        ramp_up_steps=recipe.semi.ramp_up,
+    )
+
+
+def start_checkpoint(project: Project, recipe: Recipe) -> Path | None:
+    """The file behind ``load_from``: the committed student, a recipe's best checkpoint, or a path."""
+    if recipe.load_from is None:
+        return None
+    if recipe.load_from == "demo":
+        return weights_file("student")
+    if recipe.load_from in project.recipe_names():
+        found = project.checkpoint(recipe.load_from)
+        if found is None:
+            raise SagecacheError(
+                f"recipe '{recipe.load_from}' is not trained yet",
+                fix=f"Run: sagecache train {recipe.load_from}",
+            )
+        return found
+    return project.path(recipe.load_from)
+
+
+def train_loader(project: Project, recipe: Recipe, model: dict, seed: int) -> DataLoader:
+    """Labeled and unlabeled streams, a batch of each per step."""
+    size = tuple(codec_of(model)["input_size"])
+    views, skeleton = recipe.views, project.skeleton
+    instances = [item for split in recipe.data.labeled for item in project.instances(split)]
+    images = ImageReader(recipe.data.image_cache_mb * 2**20)
+    labeled = LabeledViews(instances, size, views.padding, views.strong, skeleton, images)
+    unlabeled = None
+    if recipe.uses_unlabeled:
+        split = recipe.data.unlabeled
+        unlabeled = UnlabeledViews(
+            project.instances(split),
+            StoreReader(project.geometry_store(split)) if recipe.uses_geometry else None,
+            size,
+            views.padding,
+            views.weak,
+            views.strong,
+            num_strong_views=views.num_strong,
+            on_missing=recipe.data.on_missing,
+            images=images,
+        )
+        if unlabeled.skipped:
+            logger.warning("%d unlabeled instances have no targets and are left out", unlabeled.skipped)
+    sampler = MixedBatchSampler(
+        len(labeled),
+        len(unlabeled) if unlabeled is not None else 0,
+        recipe.batch.labeled,
+        recipe.batch.unlabeled if unlabeled is not None else 0,
+        seed=seed,
+        rank=int(os.environ.get("RANK", 0)),
+        world_size=int(os.environ.get("WORLD_SIZE", 1)),
+    )
+    dataset = EncodedSteps(CachedTargetDataset(labeled, unlabeled), LabelEncoder(codec_of(model), skeleton))
+    return build_loader(dataset, sampler, recipe.batch.workers, pin_memory=torch.cuda.is_available())
+
+
+def _runner(
+    project: Project,
+    recipe: Recipe,
+    options: TrainOptions,
+    estimator: SemiPoseEstimator,
+    loader: DataLoader,
+    work_dir: Path,
+    seed: int,
+    report: Progress,
+) -> Runner:
+    settings = recipe.train_cfg
+    max_iters = options.max_iters or settings.max_iters
+    val_interval = min(settings.val_interval or max_iters, max_iters)
+    distributed = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    validation = _validation(project, recipe)
+    checkpoint = dict(
+        type="CheckpointHook",
+        by_epoch=False,
+        interval=min(settings.checkpoint_interval or val_interval, max_iters),
+        max_keep_ckpts=2,
+        save_best=BEST_METRIC if validation else None,
+        rule="greater" if validation else None,
+    )
+    hooks = dict(
+        runtime_info=IntervalRuntimeInfoHook(settings.log_interval),
+        logger=dict(type="LoggerHook", interval=settings.log_interval),
+        checkpoint=checkpoint,
+        sampler_seed=None,
+    )
+    own_hooks = [SemiHook(seed, int(os.environ.get("RANK", 0))), ProgressHook(report, settings.log_interval)]
+    runner = Runner(
+        model=estimator,
+        work_dir=str(work_dir),
+        train_dataloader=loader,
+        train_cfg=dict(type="StreamTrainLoop", max_iters=max_iters, val_interval=val_interval),
+        optim_wrapper=build_optimizer(estimator.student, recipe.optim_wrapper, options.amp),
+        param_scheduler=_schedule(recipe.param_scheduler, max_iters),
+        default_hooks=hooks | recipe.default_hooks,
+        custom_hooks=[*own_hooks, *(recipe.custom_hooks or [])],
+        resume=options.resume,
+        launcher="pytorch" if distributed else "none",
+        randomness=dict(seed=seed),
+        env_cfg=dict(dist_cfg=dict(backend="nccl" if torch.cuda.is_available() else "gloo")) | recipe.env_cfg,
+        visualizer=dict(type="Visualizer", vis_backends=recipe.vis_backends or DEFAULT_BACKENDS),
+        default_scope="mmpose",
+        experiment_name=work_dir.name,
+        cfg=dict(recipe=_plain(recipe), model_wrapper_cfg=ddp_wrapper_cfg() if distributed else None),
+        **validation,
+    )
+    _quiet_console(runner)
+    return runner
+
+
+def _validation(project: Project, recipe: Recipe) -> dict[str, Any]:
+    if recipe.data.val is None:
+        return {}
+    crops = evaluation_crops(project, project.instances(recipe.data.val))
+    metric = KeypointMetric(
+        load_coco(project.path(project.split(recipe.data.val).annotations)),
+        project.skeleton,
+        project.data.evaluation.area,
+        project.data.evaluation.pck_normaliser,
+    )
+    return dict(val_dataloader=evaluation_loader(crops), val_cfg=dict(), val_evaluator=metric)
+
+
+def build_optimizer(student: nn.Module, config: Mapping[str, Any], amp: bool) -> OptimWrapper:
+    """The recipe's optim_wrapper over the student alone: layer decay looks for names in ``backbone.…``."""
+    config = dict(config)
+    if "optimizer" not in config:
+        raise SagecacheError(
+            "the recipe has no optimiser", fix="Set optim_wrapper = dict(optimizer=dict(type=…))."
+        )
+    if amp:
+        config |= dict(type="AmpOptimWrapper", dtype="bfloat16")
+    try:
+        return build_optim_wrapper(student, config)
+    except (KeyError, TypeError, ValueError) as error:
+        raise SagecacheError(f"optim_wrapper can't be built: {error}", record=str(dict(config))) from error
+
+
+def _schedule(schedulers: Any, max_iters: int) -> list[dict] | None:
+    """Schedulers by iteration; one without an end runs to the last iteration."""
+    if not schedulers:
+        return None
+    schedulers = [schedulers] if isinstance(schedulers, Mapping) else schedulers
+    return [dict(dict(by_epoch=False, end=max_iters), **scheduler) for scheduler in schedulers]
+
+
+def _plain(recipe: Recipe) -> dict[str, Any]:
+    return json.loads(json.dumps(asdict(recipe), default=str))
+
+
+def _quiet_console(runner: Runner) -> None:
+    """The progress report speaks on the console; mmengine's log goes to its file."""
+    for handler in runner.logger.handlers:
+        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+            handler.setLevel(logging.ERROR)

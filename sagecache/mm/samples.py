@@ -1,0 +1,132 @@
+"""mmpose's side of a batch: label encoding by the model's codec, and upright crops for evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from sagecache.data.coco import read_image
+from sagecache.data.dataset import CachedTargetDataset, StepDraws
+from sagecache.geometry.affine import crop_affine
+from sagecache.mm.registry import activate
+from sagecache.skeleton.definition import Skeleton
+from sagecache.structures import Instance
+
+activate()
+
+from mmengine.structures import InstanceData  # noqa: E402
+from mmpose.datasets.transforms import GenerateTarget, PackPoseInputs  # noqa: E402
+from mmpose.structures import PoseDataSample  # noqa: E402
+
+
+class LabelEncoder:
+    """Adds ``data_samples`` to a collated labeled batch: what the codec makes of its keypoints.
+
+    Runs in the loader's workers. Any codec of mmpose serves: heatmaps, SimCC, regression.
+    """
+
+    def __init__(self, codec: dict, skeleton: Skeleton) -> None:
+        self.generate = GenerateTarget(encoder=dict(codec))
+        self.pack = PackPoseInputs(meta_keys=("flip_indices", "dataset_keypoint_weights"))
+        self.meta = dict(
+            flip_indices=list(skeleton.flip_indices),
+            dataset_keypoint_weights=np.ones(skeleton.num_keypoints, np.float32),
+        )
+
+    def __call__(self, batch: dict) -> dict:
+        """batch: 'keypoints' (B, K, 2) view pixels, 'visible' (B, K), 'image' (B, 3, H, W)."""
+        samples = []
+        keypoints, visible = batch["keypoints"].numpy(), batch["visible"].numpy()
+        for points, seen in zip(keypoints, visible, strict=True):
+            results = dict(
+                self.meta,
+                transformed_keypoints=points[None],
+                keypoints=points[None],
+                keypoints_visible=seen[None],
+            )
+            samples.append(self.pack(self.generate(results))["data_samples"])
+        return {**batch, "data_samples": samples}
+
+
+class EncodedSteps(Dataset):
+    """A cached-target dataset whose labeled batches carry what the codec makes of them."""
+
+    def __init__(self, steps: CachedTargetDataset, encode: LabelEncoder) -> None:
+        self.steps, self.encode = steps, encode
+
+    def __getitem__(self, draws: StepDraws) -> dict:
+        batch = self.steps[draws]
+        return {**batch, "labeled": self.encode(batch["labeled"])}
+
+
+class EvaluationCrops(Dataset):
+    """Upright crops of instances, as mmpose's GetBBoxCenterScale + TopdownAffine(use_udp=True) cut them.
+
+    size (width, height). Items: ``inputs`` (3, H, W) uint8 BGR, ``data_samples`` with what mmpose's
+    ``predict`` needs to bring keypoints back to the image.
+    """
+
+    def __init__(
+        self, instances: Sequence[Instance], size: tuple[int, int], padding: float, skeleton: Skeleton
+    ) -> None:
+        self.instances, self.size, self.padding = list(instances), tuple(size), padding
+        self.flip_indices = list(skeleton.flip_indices)
+
+    def __len__(self) -> int:
+        return len(self.instances)
+
+    def __getitem__(self, index: int) -> dict:
+        instance = self.instances[index]
+        crop_from_image = crop_affine(instance.bbox, self.size, self.padding)
+        image = read_image(instance.path)
+        crop = cv2.warpAffine(image, crop_from_image[:2], self.size, flags=cv2.INTER_LINEAR)
+        return dict(
+            inputs=torch.from_numpy(np.ascontiguousarray(crop[..., ::-1].transpose(2, 0, 1))),
+            data_samples=self._sample(instance, crop_from_image),
+        )
+
+    def _sample(self, instance: Instance, crop_from_image: np.ndarray) -> PoseDataSample:
+        size = np.array(self.size, dtype=np.float64)
+        scale = (size - 1) / np.diag(crop_from_image)[:2]  # extent of the grown box, image pixels
+        center = ((size - 1) / 2 - crop_from_image[:2, 2]) / np.diag(crop_from_image)[:2]
+        x, y, width, height = instance.bbox
+        sample = PoseDataSample(
+            metainfo=dict(
+                img_id=instance.image_id,
+                instance=instance.instance,
+                annotation_id=instance.annotation_id,
+                input_size=self.size,
+                input_center=center,
+                input_scale=scale,
+                flip_indices=self.flip_indices,
+            )
+        )
+        sample.gt_instances = InstanceData(
+            bboxes=np.array([[x, y, x + width, y + height]], np.float32),
+            bbox_scores=np.array([instance.score], np.float32),
+        )
+        return sample
+
+
+def coco_result(sample: dict) -> dict:
+    """A prediction (``PoseDataSample.to_dict()``) as a COCO keypoint result, with its instance number.
+
+    score = box score times mean keypoint score, as mmpose's CocoMetric.
+    """
+    predicted, truth = sample["pred_instances"], sample["gt_instances"]
+    keypoints = np.asarray(predicted["keypoints"][0], dtype=np.float64)  # (K, 2)
+    scores = np.asarray(predicted["keypoint_scores"][0], dtype=np.float64)  # (K,)
+    x0, y0, x1, y1 = (float(value) for value in truth["bboxes"][0])
+    return dict(
+        image_id=int(sample["img_id"]),
+        category_id=1,
+        keypoints=np.c_[keypoints, scores].round(4).ravel().tolist(),
+        score=float(scores.mean() * truth["bbox_scores"][0]),
+        bbox=[x0, y0, x1 - x0, y1 - y0],
+        instance=int(sample["instance"]),
+        annotation_id=sample["annotation_id"],
+    )

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from sagecache.errors import SagecacheError
+from sagecache.mm.registry import SpatialCrossEntropyLoss, build_student, heatmap_from_input
+from sagecache.project import Project
+
+CODEC = dict(type="UDPHeatmap", input_size=(96, 128), heatmap_size=(24, 32), sigma=1.25)
+
+
+@pytest.fixture(scope="module")
+def student():
+    torch.manual_seed(0)
+    return build_student(Project.open().model)
+
+
+def test_loss_is_cross_entropy_with_soft_targets():
+    torch.manual_seed(0)
+    logits, target = torch.randn(2, 3, 4, 5), torch.rand(2, 3, 4, 5)
+    weights = torch.tensor([[1.0, 0.0, 1.0], [1.0, 1.0, 0.5]])
+    expected = F.cross_entropy(
+        logits.flatten(2).reshape(6, 20),
+        (target / target.sum((2, 3), keepdim=True)).flatten(2).reshape(6, 20),
+        reduction="none",
+    )
+    loss = SpatialCrossEntropyLoss()(logits, target, weights)
+    torch.testing.assert_close(loss, (expected * weights.flatten()).sum() / 6)
+
+
+def test_a_joint_without_target_mass_gives_no_gradient():
+    logits = torch.randn(1, 2, 4, 4, requires_grad=True)
+    target = torch.zeros(1, 2, 4, 4)
+    target[0, 0, 1, 1] = 1
+    SpatialCrossEntropyLoss()(logits, target, torch.ones(1, 2)).backward()
+    assert logits.grad[0, 0].abs().sum() > 0
+    assert logits.grad[0, 1].abs().sum() == 0
+
+
+def test_head_gives_logits_in_training_and_unit_peaks_in_evaluation(student):
+    features = student.extract_feat(torch.randn(2, 3, 128, 96))
+    student.head.train()
+    logits = student.head(features)
+    assert logits.shape == (2, 17, 32, 24)
+    assert student.head.map_kind == "logits"
+    student.head.eval()
+    maps = student.head(features)
+    assert student.head.map_kind == "heatmap"
+    expected = logits.flatten(2).softmax(-1).view_as(logits) * 2 * math.pi * 1.25**2
+    torch.testing.assert_close(maps, expected)
+
+
+@pytest.mark.parametrize(
+    "codec, corner",
+    [(CODEC, (23.0, 31.0)), (dict(CODEC, type="MSRAHeatmap"), (95 / 4, 127 / 4))],
+)
+def test_heatmap_scale_follows_the_codec(codec, corner):
+    moved = heatmap_from_input(codec) @ torch.tensor([95.0, 127.0, 1.0])
+    torch.testing.assert_close(moved, torch.tensor([*corner, 1.0]))
+
+
+def test_a_model_that_mmpose_does_not_know_is_one_clear_error():
+    model = dict(Project.open().model, backbone=dict(type="PoseNett"))
+    with pytest.raises(SagecacheError, match="model.py.*PoseNett"):
+        build_student(model)
