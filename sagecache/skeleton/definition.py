@@ -138,7 +138,7 @@ class Skeleton:
 
     @cached_property
     def mirrored_joints(self) -> np.ndarray:
-        """(P, 2) int64: joints that change places in a mirrored image, the left one first where names tell."""
+        """(P, 2) int64: joints that change places in a mirror, the left one first where names tell."""
         pairs = [(k, j) for k, j in enumerate(self.flip_indices.tolist()) if k < j]
         return _frozen([(j, k) if self._is_right([k]) else (k, j) for k, j in pairs]).reshape(-1, 2)
 
