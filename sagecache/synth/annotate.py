@@ -82,6 +82,7 @@ def _seen(body, world, camera, actor, index, joints):
     fraction, face = world.first_hits(camera.centre, actor.keypoints)
     parts, sides = vertex_parts(body)
     ears = np.linalg.norm(actor.keypoints[3] - actor.keypoints[4])
+    buried = actor.keypoints[:, 2] < -0.03 * np.linalg.norm(np.ptp(actor.vertices, axis=0))
     seen = fraction > 1  # nothing before the joint
     for joint in range(17):
         if face[joint] < 0 or seen[joint]:
@@ -93,4 +94,4 @@ def _seen(body, world, camera, actor, index, joints):
             left = joint % 2 == 1
             allowed = TOUCHING[joint if left else joint - 1]
             seen[joint] = parts[vertex] in allowed and sides[vertex] in (0, 1 if left else 2)
-    return seen
+    return seen & ~buried  # pressed deep into the mattress

@@ -21,9 +21,14 @@ GROUPS = ("infant", "older")
 MIX = {"infant": (0.6, 0.6, 0.6), "older": (2.0, 0.5, 0.0)}
 
 
+def dot(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Scalar products (...,) of vectors (..., 3); much faster than a sum over a short axis."""
+    return np.einsum("...i,...i->...", first, second)
+
+
 def unit(vectors: np.ndarray) -> np.ndarray:
     """Vectors (..., 3) of any length -> unit length; a zero vector stays zero."""
-    return vectors / np.maximum(np.sqrt((vectors * vectors).sum(-1, keepdims=True)), 1e-12)
+    return vectors / np.maximum(np.sqrt(dot(vectors, vectors)), 1e-12)[..., None]
 
 
 def rotation(axis, angle: float) -> np.ndarray:
@@ -52,7 +57,9 @@ class Body:
         self.faces = asset["faces"].astype(np.int32)  # (F, 3)
         count = len(asset["wi"])
         weights = np.zeros((count, len(self.labels)), np.float32)
-        np.add.at(weights, (np.arange(count)[:, None], asset["wi"].astype(int)), asset["ww"].astype(np.float32))
+        np.add.at(
+            weights, (np.arange(count)[:, None], asset["wi"].astype(int)), asset["ww"].astype(np.float32)
+        )
         self.weights = weights / weights.sum(1, keepdims=True)  # (V, J)
         self._skin = csr_matrix(self.weights)
         regressor = np.zeros((17, count), np.float32)
@@ -60,7 +67,8 @@ class Body:
         self._regressor = csr_matrix(regressor)
         corners = self.faces.ravel()
         rows = np.repeat(np.arange(len(self.faces)), 3)
-        self._vertex_from_face = csr_matrix((np.ones(len(corners), np.float32), (corners, rows)))
+        ones, shape = np.ones(len(corners), np.float32), (count, len(self.faces))
+        self._vertex_from_face = csr_matrix((ones, (corners, rows)), shape)
         self._spaces = {
             group: (asset[f"{group}_mean"], asset[f"{group}_comp"].astype(np.float32), asset[f"{group}_coef"])
             for group in GROUPS

@@ -15,7 +15,7 @@ from sagecache.synth.looks import Look
 
 @dataclass(frozen=True)
 class Camera:
-    """intrinsics (3, 3); camera_from_world rotation (3, 3); centre (3,) in the world; size (width, height)."""
+    """intrinsics (3, 3); camera_from_world rotation (3, 3); centre (3,) in the world; size (w, h)."""
 
     intrinsics: np.ndarray
     camera_from_world: np.ndarray

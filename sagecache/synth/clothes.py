@@ -12,12 +12,21 @@ from functools import lru_cache
 import numpy as np
 
 from sagecache.synth.body import Body, Shape
-from sagecache.synth.textures import Print, noise_tile, pick, sample_print, sample_tile, soft_step
+from sagecache.synth.textures import Print, mix, noise_tile, pick, sample_print, sample_tile, soft_step
 
 SKIN = np.array(
-    [[0.95, 0.80, 0.71], [0.91, 0.72, 0.60], [0.82, 0.61, 0.47], [0.66, 0.46, 0.34], [0.47, 0.31, 0.23], [0.36, 0.24, 0.18]]
+    [
+        [0.95, 0.80, 0.71],
+        [0.91, 0.72, 0.60],
+        [0.82, 0.61, 0.47],
+        [0.66, 0.46, 0.34],
+        [0.47, 0.31, 0.23],
+        [0.36, 0.24, 0.18],
+    ]
 )
-HAIR = np.array([[0.13, 0.10, 0.08], [0.30, 0.20, 0.13], [0.56, 0.43, 0.27], [0.22, 0.15, 0.11], [0.42, 0.24, 0.14]])
+HAIR = np.array(
+    [[0.13, 0.10, 0.08], [0.30, 0.20, 0.13], [0.56, 0.43, 0.27], [0.22, 0.15, 0.11], [0.42, 0.24, 0.14]]
+)
 LIP = np.array([0.74, 0.38, 0.36])
 # Columns of the vertex fields. Lengths are in trunk lengths (hip to neck); ARM and LEG count joints:
 # 0 shoulder or hip, 1 elbow or knee, 2 wrist or ankle, 3 tips.
@@ -28,7 +37,11 @@ FIELDS = 8
 @lru_cache(maxsize=4)
 def _shares(body: Body) -> np.ndarray:
     """Skin weight of each vertex (V, 3) on arms, head with neck, and eyes."""
-    starts = (("upperarm", "lowerarm", "wrist", "finger", "metac"), ("neck02", "neck03", "head"), ("eye",))
+    starts = (
+        ("upperarm", "lowerarm", "wrist", "finger", "metac"),
+        ("neck02", "neck03", "head", "eye"),
+        ("eye",),
+    )
     picks = [np.array([name.startswith(part) for name in body.labels]) for part in starts]
     return body.weights @ np.stack(picks, 1).astype(np.float32)
 
@@ -37,9 +50,24 @@ def body_fields(body: Body, shape: Shape) -> np.ndarray:
     """Smooth coordinates (V, FIELDS) float32 of each vertex at rest."""
     trunk = shape.heads[body.bone["neck01"]][2] - shape.heads[body.bone["spine05"]][2]
     local = (shape.vertices - shape.heads[body.bone["spine05"]]) / trunk
-    arm = _along(body, shape, (("upperarm",), ("lowerarm",), ("wrist", "finger", "metac")), ("upperarm01", "lowerarm01", "wrist", "finger3-3"))
-    leg = _along(body, shape, (("upperleg",), ("lowerleg",), ("foot", "toe")), ("upperleg01", "lowerleg01", "foot", "toe2-3"))
+    arm = _along(
+        body,
+        shape,
+        (("upperarm",), ("lowerarm",), ("wrist", "finger", "metac")),
+        ("upperarm01", "lowerarm01", "wrist", "finger3-3"),
+    )
+    leg = _along(
+        body,
+        shape,
+        (("upperleg",), ("lowerleg",), ("foot", "toe")),
+        ("upperleg01", "lowerleg01", "foot", "toe2-3"),
+    )
     return np.concatenate([local, arm[:, None], leg[:, None], _shares(body)], 1).astype(np.float32)
+
+
+def trunk(fields: np.ndarray) -> np.ndarray:
+    """Which vertices (V,) belong to the trunk: no limb, no head."""
+    return (fields[:, ARM] < 0.02) & (fields[:, LEG] < 0.02) & (fields[:, HEAD] < 0.1)
 
 
 def _along(body, shape, groups, joints):
@@ -97,6 +125,7 @@ class Dress:
     hat_colour: np.ndarray
     landmarks: np.ndarray  # (3, 3) nose, left eye, right eye, in field coordinates
     head: np.ndarray  # (2, 3) centre and half extent of the head
+    mouth: float  # how far the mouth lies below the nose, in eye distances
     eye_centres: np.ndarray  # (2, 3)
     eye_radius: float
     iris: np.ndarray
@@ -118,12 +147,13 @@ def sample_dress(body: Body, shape: Shape, fields: np.ndarray, rng, palette: str
         skin=skin,
         hair=np.clip(HAIR[rng.integers(len(HAIR))] + rng.normal(0, 0.02, 3), 0.02, 1),
         hair_share=rng.uniform(0.35, 0.92) if infant else 0.97,
-        hairline=rng.uniform(0.10, 0.26),
+        hairline=rng.uniform(0.10, 0.26) if infant else rng.uniform(-0.02, 0.14),
         garments=_infant_outfit(rng, palette) if infant else _older_outfit(rng, palette),
-        hat=sample_print(rng, hat_colour, palette, ["plain", "stripes", "dots"], (6, 10)) if hat else None,
+        hat=sample_print(rng, hat_colour, palette, ["plain", "dots"], (6, 10)) if hat else None,
         hat_colour=hat_colour,
         landmarks=face,
         head=np.stack([(head.min(0) + head.max(0)) / 2, np.ptp(head, axis=0) / 2]),
+        mouth=0.60 if infant else 0.72,
         eye_centres=centres,
         eye_radius=float(np.ptp(left, axis=0).max() / 2),
         iris=np.clip(np.array([0.20, 0.14, 0.10]) + rng.uniform(0, 0.12) * np.array([0.3, 0.8, 1.4]), 0, 1),
@@ -139,7 +169,11 @@ def _garment(rng, palette, kinds=("plain", "plain", "stripes", "dots", "stars", 
 def _infant_outfit(rng, palette):
     """Nappy; bodysuit with short sleeves; sleepsuit to wrists and feet; shirt with trousers."""
     kind = rng.choice(["nappy", "bodysuit", "sleepsuit", "two"], p=[0.22, 0.28, 0.33, 0.17])
-    socks = (_garment(rng, palette, ("plain",), leg=4.0, leg_from=rng.uniform(1.7, 1.9)),) if rng.random() < 0.35 else ()
+    socks = (
+        (_garment(rng, palette, ("plain",), leg=4.0, leg_from=rng.uniform(1.7, 1.9)),)
+        if rng.random() < 0.35
+        else ()
+    )
     white = np.clip(np.array([0.94, 0.94, 0.95]) + rng.normal(0, 0.015, 3), 0, 1)
     nappy = Garment(white, Print("plain", white, 1.0, 0.0, np.zeros(2)), top=0.24, leg=0.22, trim=0.92)
     if kind == "nappy":
@@ -149,7 +183,9 @@ def _infant_outfit(rng, palette):
         return (nappy, _garment(rng, palette, leg=0.2, sleeve=sleeve, neck=rng.uniform(0.2, 0.26)), *socks)
     if kind == "sleepsuit":
         feet = rng.random() < 0.6
-        return (_garment(rng, palette, leg=4.0 if feet else 1.85, sleeve=1.93, neck=rng.uniform(0.18, 0.24)),) + (() if feet else socks)
+        return (
+            _garment(rng, palette, leg=4.0 if feet else 1.85, sleeve=1.93, neck=rng.uniform(0.18, 0.24)),
+        ) + (() if feet else socks)
     legs = _garment(rng, palette, ("plain", "stripes", "plain"), top=0.3, leg=rng.choice([0.8, 1.85]))
     sleeve = rng.choice([0.55, 1.93])
     return (legs, _garment(rng, palette, hem=0.12, sleeve=sleeve, neck=rng.uniform(0.19, 0.25)), *socks)
@@ -157,8 +193,16 @@ def _infant_outfit(rng, palette):
 
 def _older_outfit(rng, palette):
     """Trousers or shorts, a shirt, mostly shoes."""
-    legs = _garment(rng, palette, ("plain", "plain", "stripes"), top=0.2, leg=rng.choice([0.75, 1.9], p=[0.35, 0.65]))
-    shirt = _garment(rng, palette, hem=rng.uniform(0.02, 0.14), sleeve=rng.choice([-1.0, 0.6, 1.95], p=[0.1, 0.5, 0.4]), neck=rng.uniform(0.16, 0.22))
+    legs = _garment(
+        rng, palette, ("plain", "plain", "stripes"), top=0.2, leg=rng.choice([0.75, 1.9], p=[0.35, 0.65])
+    )
+    shirt = _garment(
+        rng,
+        palette,
+        hem=rng.uniform(0.02, 0.14),
+        sleeve=rng.choice([-1.0, 0.6, 1.95], p=[0.1, 0.5, 0.4]),
+        neck=rng.uniform(0.16, 0.22),
+    )
     shoes = (_garment(rng, palette, ("plain",), leg=4.0, leg_from=1.93),) if rng.random() < 0.8 else ()
     return (legs, shirt, *shoes)
 
@@ -172,7 +216,7 @@ def albedo(dress: Dress, f: np.ndarray, pixel: float):
         depth = garment.depth(f)
         cover = soft_step(depth, max(0.6 * pixel, 0.004))
         second = garment.pattern.cover(f[:, X] + 0.35 * f[:, Y], f[:, Z] - 0.2 * f[:, Y], pixel)[:, None]
-        fabric = garment.colour + (garment.pattern.colour - garment.colour) * second
+        fabric = mix(garment.colour, garment.pattern.colour, second)
         rib = soft_step(0.035 - depth, 0.008)[:, None]  # the hem
         fabric = fabric * (1 - (1 - garment.trim) * rib) * (1 + 0.05 * grain[:, None])
         # the cloth's rim shades the skin next to it
@@ -187,37 +231,42 @@ def _skin(dress, f, pixel):
     """Skin with blush, mouth, brows, eyes and hair or a hat."""
     nose, left, right = dress.landmarks
     eye_line = (left + right) / 2
-    step = eye_line[2] - nose[2]  # nose to eye line
     gap = abs(left[0] - right[0])
     point = f[:, :3]
     colour = np.repeat(dress.skin[None], len(f), 0).astype(np.float32)
     mottle = sample_tile(noise_tile(2, 3, 2), f[:, X] * 0.8 + f[:, Y], f[:, Z] * 0.8)
-    colour *= 1 + 0.03 * mottle[:, None] * np.array([0.5, 1.0, 1.0])
+    colour *= 1 + 0.03 * mottle[:, None] * np.float32([0.5, 1.0, 1.0])
     head = f[:, HEAD] > 0.4
     if head.any():
-        colour[head] = _face(dress, point[head], colour[head], (nose, eye_line, step, gap), pixel)
+        colour[head] = _face(dress, point[head], colour[head], (nose, eye_line, gap), pixel)
         colour[head] = _scalp(dress, point[head], colour[head], pixel)
     eye = f[:, EYE] > 0.5
     if eye.any():
         colour[eye] = _eyes(dress, point[eye], pixel)
     # palms, knees and finger tips are redder
     red = np.clip(f[:, ARM] - 2.3, 0, 0.5) + np.clip(f[:, LEG] - 2.3, 0, 0.5)
-    colour *= 1 - red[:, None] * np.array([0.0, 0.12, 0.12])
+    colour *= 1 - red[:, None] * np.float32([0.0, 0.12, 0.12])
     return colour
 
 
 def _face(dress, point, colour, frame, pixel):
-    nose, eye_line, step, gap = frame
+    nose, eye_line, gap = frame
     front = soft_step(eye_line[1] + 0.6 * gap - point[:, 1], 0.1 * gap)  # front is -y
     for sign in (1, -1):
-        cheek = ((point[:, 0] - sign * 0.75 * gap) / (0.35 * gap)) ** 2 + ((point[:, 2] - nose[2] + 0.3 * step) / (0.30 * gap)) ** 2
-        colour = colour * (1 - (0.5 * front * np.exp(-cheek))[:, None] * np.array([-0.02, 0.16, 0.14]))
-        brow = ((point[:, 0] - sign * 0.55 * gap) / (0.30 * gap)) ** 2 + ((point[:, 2] - eye_line[2] - 0.42 * gap) / (0.07 * gap)) ** 2
+        cheek = ((point[:, 0] - sign * 0.75 * gap) / (0.35 * gap)) ** 2 + (
+            (point[:, 2] - nose[2] + 0.2 * gap) / (0.30 * gap)
+        ) ** 2
+        colour = colour * (1 - (0.5 * front * np.exp(-cheek))[:, None] * np.float32([-0.02, 0.16, 0.14]))
+        brow = ((point[:, 0] - sign * 0.55 * gap) / (0.30 * gap)) ** 2 + (
+            (point[:, 2] - eye_line[2] - 0.42 * gap) / (0.07 * gap)
+        ) ** 2
         cover = 0.55 * dress.hair_share * front * soft_step(1 - brow, 0.5)
-        colour = colour + cover[:, None] * (0.6 * dress.hair + 0.4 * dress.skin - colour)
-    mouth = ((point[:, 0]) / (0.36 * gap)) ** 2 + ((point[:, 2] - nose[2] + 0.85 * step) / (0.14 * gap)) ** 2
-    cover = 0.75 * front * soft_step(1 - mouth, 0.35)
-    return colour + cover[:, None] * (LIP * (0.35 + 0.75 * dress.skin.mean()) - colour)
+        colour = mix(colour, 0.6 * dress.hair + 0.4 * dress.skin, cover[:, None])
+    mouth = (point[:, 0] / (0.40 * gap)) ** 2 + (
+        (point[:, 2] - nose[2] + dress.mouth * gap) / (0.11 * gap)
+    ) ** 2
+    cover = 0.6 * front * soft_step(1 - mouth, 0.45)
+    return mix(colour, LIP * (0.35 + 0.75 * dress.skin.mean()), cover[:, None])
 
 
 def _scalp(dress, point, colour, pixel):
@@ -227,16 +276,18 @@ def _scalp(dress, point, colour, pixel):
     wave = sample_tile(noise_tile(6, 3, 3), local[:, 0] * 0.5 + dress.folds[0], local[:, 1] * 0.5)
     line = 0.62 * local[:, 2] + 0.60 * local[:, 1]  # up and back
     if dress.hat is not None:
-        edge = line - 0.12
+        edge = line + 0.02
         second = dress.hat.cover(point[:, 0], point[:, 2], pixel)[:, None]
-        cloth = dress.hat_colour + (dress.hat.colour - dress.hat_colour) * second
-        cloth = cloth * (1 - 0.15 * soft_step(0.14 - edge, 0.02)[:, None])
-        return colour + soft_step(edge, 0.02)[:, None] * (cloth - colour)
+        cloth = mix(dress.hat_colour, dress.hat.colour, second)
+        cloth = cloth * (1 - 0.15 * soft_step(0.12 - edge, 0.02)[:, None])
+        return mix(colour, cloth, soft_step(edge, 0.02)[:, None])
     angle = np.arctan2(local[:, 0], local[:, 1] + 0.2)
     strands = sample_tile(noise_tile(24, 2, 4), angle * 0.9, local[:, 2] * 0.12 + 0.1 * wave)
-    cover = dress.hair_share * soft_step(line - 2.2 * dress.hairline + 0.06 * wave, 0.10 + 0.1 * (1 - dress.hair_share))
+    cover = dress.hair_share * soft_step(
+        line - 2.2 * dress.hairline + 0.06 * wave, 0.10 + 0.1 * (1 - dress.hair_share)
+    )
     hair = dress.hair * (1 + 0.35 * strands[:, None])
-    return colour + cover[:, None] * (hair - colour)
+    return mix(colour, hair, cover[:, None])
 
 
 def _eyes(dress, point, pixel):
@@ -248,4 +299,3 @@ def _eyes(dress, point, pixel):
     pupil = soft_step(0.22 - radius, width)[:, None]
     white = np.array([0.90, 0.88, 0.86])
     return white + iris * (dress.iris - white) - pupil * iris * (dress.iris - 0.03) * 0.9
-

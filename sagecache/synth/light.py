@@ -8,9 +8,10 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
-from sagecache.synth.body import unit
+from sagecache.synth.body import dot, unit
+from sagecache.synth.camera import Camera
 from sagecache.synth.looks import Look
-from sagecache.synth.trace import Hits, World
+from sagecache.synth.trace import WALL, Hits, World
 
 STEP = 2  # occlusion is traced at every second pixel and smoothed: it is soft anyway
 PATTERN = 3  # rays of 3 x 3 neighbours complete each other; the smoothing averages over them
@@ -29,13 +30,15 @@ class Light:
     ambient_colour: np.ndarray
 
 
-def sample_light(rng, look: Look) -> Light:
+def sample_light(rng, look: Look, camera: Camera) -> Light:
     """A lamp or window well above the horizon; warm lamps come with cooler shadows."""
-    elevation, azimuth = np.radians(rng.uniform(32, 80)), rng.uniform(0, 2 * np.pi)
+    back = -camera.camera_from_world[2]
+    elevation = np.radians(rng.uniform(32, 80))
+    azimuth = np.arctan2(back[1], back[0]) + rng.normal(0, 1.2)  # seldom against the light
     flat = np.cos(elevation)
-    direction = np.array([flat * np.cos(azimuth), flat * np.sin(azimuth), np.sin(elevation)])
+    direction = np.array([flat * np.cos(azimuth), flat * np.sin(azimuth), np.sin(elevation)], np.float32)
     warmth = rng.normal(0.04, 0.03)
-    lamp = np.array([1 + warmth, 1.0, 1 - 1.3 * warmth])
+    lamp = np.array([1 + warmth, 1.0, 1 - 1.3 * warmth], np.float32)
     return Light(
         direction=direction,
         radius=rng.uniform(0.06, 0.30),
@@ -64,7 +67,8 @@ def _patterns():
 
 def _across(direction):
     """Two unit vectors orthogonal to directions (..., 3) and to each other."""
-    helper = np.where(np.abs(direction[..., 2:]) < 0.9, [0.0, 0.0, 1.0], [1.0, 0.0, 0.0])
+    upright, level = np.float32([0, 0, 1]), np.float32([1, 0, 0])
+    helper = np.where(np.abs(direction[..., 2:]) < 0.9, upright, level)
     first = unit(np.cross(direction, helper))
     return first, np.cross(direction, first)
 
@@ -81,7 +85,8 @@ def visibility(world: World, hits: Hits, size, light: Light, extent: float, cent
     chosen = grid.ravel()
     pattern = ((rows % PATTERN) * PATTERN + columns % PATTERN).ravel()
     points = hits.points[chosen] + 0.004 * extent * hits.normals[chosen]
-    near = np.flatnonzero((np.abs(points[:, :2] - centre[:2]) < 1.5 * extent).all(1) & (points[:, 2] < extent))
+    near = (np.abs(points[:, :2] - centre[:2]) < 1.5 * extent).all(1) & (hits.owner[chosen] != WALL)
+    near = np.flatnonzero(near)
     lamp, sky = np.ones(len(chosen), np.float32), np.ones(len(chosen), np.float32)
     if len(near):
         discs = [disc[pattern[near]] for disc in _patterns()]
@@ -101,7 +106,7 @@ def _lamp(world, points, light, disc):
 def _sky(world, points, normals, reach, disc):
     """Cosine-weighted share of the hemisphere that is open within reach metres."""
     a, b = _across(normals)
-    up = np.sqrt(np.maximum(1 - (disc**2).sum(-1, keepdims=True), 0.02))
+    up = np.sqrt(np.maximum(1 - dot(disc, disc), 0.02))[..., None]
     rays = disc[..., :1] * a[:, None] + disc[..., 1:] * b[:, None] + up * normals[:, None]
     origins = np.repeat(points, rays.shape[1], 0)
     blocked = world.blocked(origins, rays.reshape(-1, 3), reach).reshape(rays.shape[:2]).astype(np.float32)
@@ -127,13 +132,15 @@ def shade(light: Light, normals, albedo, lamp, sky, floor_colour, skin) -> np.nd
 
     skin (N,) in 0..1: light bleeds past the terminator of skin, and reddens there.
     """
-    facing = normals.astype(np.float32) @ light.direction.astype(np.float32)
+    facing = normals @ light.direction
     wrap = 0.25 * skin
     direct = np.clip((facing + wrap) / (1 + wrap), 0, 1) * (1 - light.shadow * (1 - lamp))
     up = 0.6 + 0.4 * normals[:, 2]
-    bounce = (1 - up)[:, None] * floor_colour * 0.7
+    bounce = (1 - up)[:, None] * (floor_colour * 0.7).astype(np.float32)
     open_sky = (sky * sky * 0.4 + sky * 0.6)[:, None]
     ambient = (up[:, None] * light.ambient_colour + bounce) * open_sky
-    bleed = (skin * np.clip(0.35 - np.abs(facing - 0.1), 0, 1) * lamp)[:, None] * np.array([0.10, 0.0, -0.01])
+    bleed = (skin * np.clip(0.35 - np.abs(facing - 0.1), 0, 1) * lamp)[:, None] * np.float32(
+        [0.10, 0.0, -0.01]
+    )
     strength = (1 - light.ambient) * 1.35
     return albedo * (light.ambient * ambient + strength * direct[:, None] * light.lamp_colour + bleed)

@@ -65,11 +65,11 @@ TARGET = Look(
     rails=0.04,  # bars in front of the lens hide joints anywhere: keep them rare
     ambient=(0.35, 0.6),
     photometry=Photometry(
-        contrast=(0.55, 0.95),  # dim rooms and cheap sensors flatten the picture
-        exposure=(0.55, 1.02),  # darker, and bodies drown in the noise
+        contrast=(0.62, 1.0),  # dim rooms and cheap sensors flatten the picture
+        exposure=(0.65, 1.10),  # darker, and bodies drown in the noise
         blur=(0.4, 1.1),
-        noise=(0.005, 0.024),
-        tint=0.10,  # lamps are anything but white
+        noise=(0.004, 0.016),
+        tint=0.06,  # lamps are anything but white
         night=0.35,  # baby cameras see in infrared at night
     ),
 )
@@ -91,7 +91,7 @@ SOURCE = Look(
     palette="bright",
     toys=(0.8, 0.2),
     ambient=(0.45, 0.6),
-    photometry=Photometry(exposure=(0.9, 1.15), blur=(0.3, 0.6), noise=(0.006, 0.006), tint=0.03),
+    photometry=Photometry(exposure=(0.95, 1.15), blur=(0.3, 0.6), noise=(0.006, 0.006), tint=0.03),
 )
 
 # What the geometry teacher and the detector learn from: every body, pose, view and colour. Photometry

@@ -1,4 +1,4 @@
-"""Triangle meshes of the props: ball, box, draped blanket. Vertices carry normals; edges of boxes are hard."""
+"""Triangle meshes of the props: ball, box, draped blanket. Vertices carry normals; box edges are hard."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def box(centre: np.ndarray, sides: np.ndarray, turn: np.ndarray) -> Mesh:
     return Mesh(vertices @ turn.T + centre, normals @ turn.T, np.concatenate(faces), np.concatenate(uv))
 
 
-def blanket(rng, points: np.ndarray, centre: np.ndarray, sides: tuple[float, float], cells: int = 40) -> Mesh:
+def blanket(rng, points: np.ndarray, centre: np.ndarray, sides: tuple[float, float], cells: int = 36) -> Mesh:
     """A cloth dropped on the points (N, 3) of bodies that lie on z = 0, about centre (2,), turned at random.
 
     Its height is a smoothed upper envelope of the points in its cells, so it never cuts through a body.
@@ -68,19 +68,17 @@ def blanket(rng, points: np.ndarray, centre: np.ndarray, sides: tuple[float, flo
     height = np.zeros((cells, cells), np.float32)
     np.maximum.at(height, (cell[near, 1], cell[near, 0]), points[near, 2].astype(np.float32))
     spacing = max(sides) / cells
-    envelope = cv2.dilate(height, np.ones((3, 3)))
-    # a cloth hangs in catenaries between its supports: close small valleys, then relax
-    envelope = cv2.morphologyEx(envelope, cv2.MORPH_CLOSE, np.ones((5, 5)))
-    smooth = np.maximum(cv2.GaussianBlur(envelope, (0, 0), 1.6), cv2.GaussianBlur(envelope, (0, 0), 0.7))
-    ripples = cv2.resize(rng.random((9, 9)).astype(np.float32), (cells, cells), interpolation=cv2.INTER_CUBIC)
-    height = np.maximum(smooth, envelope) + 0.006 + 0.35 * spacing * ripples
-    height = cv2.GaussianBlur(height, (0, 0), 0.6)
+    support = cv2.dilate(height, np.ones((3, 3)))
+    # the cloth sags between its supports: relax towards the neighbours' mean, never below a support
+    height = cv2.dilate(support, np.ones((3, 3)))
+    for _ in range(10):
+        height = np.maximum(cv2.GaussianBlur(height, (0, 0), 1.5), support)
+    ripples = cv2.resize(rng.random((7, 7)).astype(np.float32), (cells, cells), interpolation=cv2.INTER_CUBIC)
+    height = cv2.GaussianBlur(height, (0, 0), 1.0) + 0.008 + 0.5 * spacing * ripples
     u, v = np.meshgrid(np.linspace(0, 1, cells), np.linspace(0, 1, cells))
     flat = (np.stack([u, v], -1) - 0.5) * sides
     ground = flat @ axes + centre
     vertices = np.concatenate([ground, height[..., None]], -1)
     normals = unit(np.cross(np.gradient(vertices, axis=1), np.gradient(vertices, axis=0)))
     uv = np.stack([u * sides[0], v * sides[1]], -1) / max(sides)
-    return Mesh(
-        vertices.reshape(-1, 3), normals.reshape(-1, 3), _grid_faces(cells, cells), uv.reshape(-1, 2)
-    )
+    return Mesh(vertices.reshape(-1, 3), normals.reshape(-1, 3), _grid_faces(cells, cells), uv.reshape(-1, 2))

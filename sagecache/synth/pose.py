@@ -50,7 +50,7 @@ LEGS = {
 # How often arms are held like goal posts (beside the head), in front of the chest, or down.
 ARM_MODES = {
     "supine": (0.4, 0.4, 0.2),
-    "side": (0.2, 0.7, 0.1),
+    "side": (0.0, 0.8, 0.2),
     "prone": (0.6, 0.3, 0.1),
     "sit": (0.05, 0.6, 0.35),
     "crawl": (0.0, 1.0, 0.0),

@@ -19,7 +19,7 @@ from sagecache.synth.light import sample_light, shade, visibility
 from sagecache.synth.looks import Look, Photometry
 from sagecache.synth.pose import LYING
 from sagecache.synth.scene import Scene, sample_ground, sample_people, sample_props
-from sagecache.synth.textures import noise_tile, sample_tile, slope_tile, to_display, to_linear
+from sagecache.synth.textures import mix, noise_tile, sample_tile, slope_tile, to_display, to_linear
 from sagecache.synth.trace import FLOOR, WALL, Hits, Plane, World
 
 PROPS = 100  # owners of props start here, people count from 0
@@ -73,7 +73,8 @@ def build_world(body: Body, scene: Scene, camera: Camera) -> World:
     """Triangles of people (owner 0, 1, ...) and props (PROPS, PROPS + 1, ...), floor and wall."""
     parts = [(actor.vertices, actor.normals, body.faces, i) for i, actor in enumerate(scene.actors)]
     parts += [
-        (prop.mesh.vertices, prop.mesh.normals, prop.mesh.faces, PROPS + i) for i, prop in enumerate(scene.props)
+        (prop.mesh.vertices, prop.mesh.normals, prop.mesh.faces, PROPS + i)
+        for i, prop in enumerate(scene.props)
     ]
     firsts = np.cumsum([0] + [len(part[0]) for part in parts])
     planes = [Plane(np.array([0, 0, 1.0]), 0.0)]
@@ -104,7 +105,7 @@ def _picture(body, rng, look, scene, world, camera, hits, box):
     edges = _edges(hits, camera.size, scene.extent)
     sub = (hits.pixels[edges][:, None] + SUBPIXELS).reshape(-1, 2)
     extra = world.cast(camera, sub, box)
-    light = sample_light(rng, look)
+    light = sample_light(rng, look, camera)
     people = (hits.owner >= 0) & (hits.owner < PROPS)
     centre = (scene.low + scene.high) / 2
     lamp, sky = visibility(world, hits, camera.size, light, scene.extent, centre, people)
@@ -115,7 +116,9 @@ def _picture(body, rng, look, scene, world, camera, hits, box):
         albedo, normals, skin = _surface(body, scene, world, rays, camera)
         layer = ((rays.owner >= 0) & (rays.owner < PROPS)).astype(int)
         lamp_here, sky_here = (x.reshape(2, -1)[layer, pixel] for x in (lamp, sky))
-        colour = shade(light, normals, to_linear(albedo), lamp_here, sky_here, to_linear(scene.ground.colour), skin)
+        colour = shade(
+            light, normals, to_linear(albedo), lamp_here, sky_here, to_linear(scene.ground.colour), skin
+        )
         if image is None:
             image = colour
         else:
@@ -161,7 +164,7 @@ def _surface(body, scene, world, hits, camera):
             uv = world.interpolate(hits, which, prop.mesh.uv.astype(np.float32), first)
             pixel = float(np.median(hits.depth[which])) / focal / np.ptp(prop.mesh.vertices, axis=0).max()
             second = prop.pattern.cover(uv[:, 0], uv[:, 1], pixel)[:, None]
-            albedo[which] = prop.colour + (prop.pattern.colour - prop.colour) * second
+            albedo[which] = mix(prop.colour, prop.pattern.colour, second)
             if prop.cloth:
                 _wrinkle(normals, which, hits.points[which] / scene.extent * 2.0, np.full(len(which), 0.12))
         first += len(prop.mesh.vertices)
@@ -174,7 +177,7 @@ def _wrinkle(normals, which, coordinates, strength):
     u = coordinates[:, 0] + 0.6 * coordinates[:, 1]
     slope = sample_tile(tile, u, coordinates[:, 2] + 0.5 * coordinates[:, 1])
     tilt = np.stack([slope[:, 0], 0.6 * slope[:, 0] - 0.3 * slope[:, 1], slope[:, 1]], 1)
-    normals[which] = unit(normals[which] + strength[:, None] * tilt)
+    normals[which] = unit(normals[which] + strength[:, None].astype(np.float32) * tilt)
 
 
 def _paint_ground(scene, hits, focal, albedo, normals):
@@ -185,23 +188,25 @@ def _paint_ground(scene, hits, focal, albedo, normals):
     floor = np.flatnonzero(hits.owner == FLOOR)
     if not len(floor):
         return
-    uv = hits.points[floor, :2] / ground.scale + ground.phase
+    uv = hits.points[floor, :2] / np.float32(ground.scale) + ground.phase
     pixel = float(np.median(hits.depth[floor])) / focal / ground.scale
     second = ground.pattern.cover(uv[:, 0], uv[:, 1], pixel)[:, None]
-    colour = ground.colour + (ground.pattern.colour - ground.colour) * second
+    colour = mix(ground.colour, ground.pattern.colour, second)
     weave = sample_tile(noise_tile(24, 3, 5), uv[:, 0] * 1.9, uv[:, 1] * 1.9)
     broad = sample_tile(noise_tile(2, 3, 6), uv[:, 0] * 0.37, uv[:, 1] * 0.37)
     albedo[floor] = np.clip(colour * (1 + 0.03 * weave + 0.035 * broad)[:, None], 0, 1)
     if ground.wrinkles:
-        slope = sample_tile(slope_tile(2, 3, 7), uv[:, 0] * 0.45, uv[:, 1] * 0.45) * ground.wrinkles
-        normals[floor] = unit(np.concatenate([-slope, np.ones((len(floor), 1))], 1))
+        slope = sample_tile(slope_tile(2, 3, 7), uv[:, 0] * 0.45, uv[:, 1] * 0.45) * np.float32(
+            ground.wrinkles
+        )
+        normals[floor] = unit(np.concatenate([-slope, np.ones((len(floor), 1), np.float32)], 1))
 
 
 def develop(linear: np.ndarray, rng: np.random.Generator, photometry: Photometry) -> np.ndarray:
     """Linear light (H, W, 3) -> uint8 RGB through contrast, exposure, tint, blur, night mode and noise."""
     image = to_display(linear).astype(np.float32)
     image = image * (1 + rng.normal(0, 1, 3) * photometry.tint).astype(np.float32)
-    image = (image - 0.4) * rng.uniform(*photometry.contrast) + 0.4
+    image = (image - 0.5) * rng.uniform(*photometry.contrast) + 0.5
     image = image * rng.uniform(*photometry.exposure)
     blur = rng.uniform(*photometry.blur)
     if blur > 0.05:

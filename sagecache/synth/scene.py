@@ -74,8 +74,8 @@ def sample_people(body: Body, rng, look: Look) -> list[Actor]:
         shape = body.sample_shape(rng, group)
         pose = sample_pose(body, shape.heads, rng, kind)
         vertices = body.posed(shape, pose.turns, pose.root)
-        vertices = vertices - _resting_point(vertices, group, kind).astype(np.float32)
         fields = clothes.body_fields(body, shape)
+        vertices = vertices - _resting_point(vertices, clothes.trunk(fields), group, kind).astype(np.float32)
         dress = clothes.sample_dress(body, shape, fields, rng, look.palette)
         offset = _free_place(rng, vertices, placed)
         if offset is None:
@@ -88,14 +88,18 @@ def sample_people(body: Body, rng, look: Look) -> list[Actor]:
     return actors
 
 
-def _resting_point(vertices, group, kind):
+def _resting_point(vertices, trunk, group, kind):
     """The point that goes to the origin: middle of the body, height of its support.
 
-    About 1 % of the vertices touch, and a lying body sinks 12 mm into the mattress; plain min z would
-    let an infant hover on one heel.
+    About 1 % of the vertices touch, and an infant sinks 12 mm into the mattress; plain min z would let it
+    hover on one heel. The trunk of a lying body stays within 5 % of the body's extent of the support,
+    rather than being held up by an arm below it.
     """
-    soft = group == "infant" or kind in LYING
+    soft = kind != "stand" or group == "infant"
     floor = np.partition(vertices[:, 2], 150)[150] if soft else vertices[:, 2].min()
+    if kind in LYING:
+        extent = np.linalg.norm(np.ptp(vertices, axis=0))
+        floor = max(floor, vertices[trunk, 2].min() - 0.05 * extent)
     sink = 0.012 if group == "infant" else 0.0
     return np.array([*vertices[:, :2].mean(0), floor + sink])
 
@@ -120,20 +124,20 @@ def sample_ground(rng, look: Look, extent: float) -> Ground:
     if bed:
         kinds = ["plain", "plain", "dots", "stars", "gingham", "stripes", "checks"]
         pattern = sample_print(rng, colour, look.palette, kinds, (6.0, 16.0))
-        wrinkles = rng.uniform(0.05, 0.16)
+        wrinkles = rng.uniform(0.08, 0.22)
     else:
         if rng.random() < 0.45:
-            colour = np.clip(WOOD[rng.integers(len(WOOD))] + rng.normal(0, 0.03, 3), 0, 1)
+            colour = np.clip(0.6 * WOOD[rng.integers(len(WOOD))] + 0.36 + rng.normal(0, 0.02, 3), 0, 1)
         else:
-            colour = 0.4 * colour + 0.6 * np.clip(rng.normal(0.7, 0.12) + rng.normal(0, 0.03, 3), 0, 1)
+            colour = 0.4 * colour + 0.6 * np.clip(rng.normal(0.78, 0.1) + rng.normal(0, 0.02, 3), 0, 1)
         kinds = ["plain", "plain", "plain", "checks", "stripes"]
         pattern = sample_print(rng, colour, look.palette, kinds, (2.0, 6.0))
         soft = np.clip(colour * rng.uniform(0.82, 1.08), 0, 1)
         pattern = Print(pattern.kind, soft, pattern.repeats, pattern.angle, pattern.phase)
         wrinkles = 0.0
-    wall = np.clip(0.35 * pick(rng, look.palette) + 0.65 * rng.uniform(0.6, 0.95), 0, 1)
+    wall = np.clip(0.3 * pick(rng, look.palette) + 0.7 * rng.uniform(0.8, 0.98), 0, 1)
     distance = None if look.floor == "sheet" and rng.random() < 0.7 else rng.uniform(0.8, 2.5)
-    return Ground(colour, pattern, extent, wrinkles, rng.random(2), wall, distance)
+    return Ground(colour, pattern, extent, wrinkles, rng.random(2).astype(np.float32), wall, distance)
 
 
 def sample_props(rng, look: Look, actors: list[Actor], camera: Camera, extent: float) -> list[Prop]:
@@ -144,13 +148,14 @@ def sample_props(rng, look: Look, actors: list[Actor], camera: Camera, extent: f
         colour = pick(rng, look.palette)
         props.append(Prop(mesh, colour, sample_print(rng, colour, look.palette, kinds, repeats), cloth))
 
-    if rng.random() < look.blanket:
-        actor = actors[rng.integers(len(actors))]
+    lying = [actor for actor in actors if actor.kind in LYING]
+    if lying and rng.random() < look.blanket:
+        actor = lying[rng.integers(len(lying))]
         joints = [11, 12, 13, 14, 15, 16] if rng.random() < 0.75 else [5, 6, 7, 8]
         span = np.linalg.norm(np.ptp(actor.vertices, axis=0))
         length = span * rng.uniform(*look.blanket_size)
         sides = (length, length * rng.uniform(0.8, 0.95))
-        points = np.concatenate([other.vertices for other in actors])
+        points = np.concatenate([other.vertices for other in lying])
         mesh = meshes.blanket(rng, points, actor.keypoints[joints].mean(0)[:2], sides)
         dressed(mesh, ["plain", "dots", "stars", "gingham", "stripes"], (5, 10), cloth=True)
     for _ in range(rng.choice(len(look.toys), p=look.toys)):

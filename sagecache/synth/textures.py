@@ -69,7 +69,9 @@ def noise_tile(cells: int, octaves: int, seed: int) -> np.ndarray:
 def slope_tile(cells: int, octaves: int, seed: int) -> np.ndarray:
     """Gradient (TILE, TILE, 2) of noise_tile along (u, v), unit standard deviation: cloth wrinkles."""
     height = noise_tile(cells, octaves, seed)
-    slope = np.stack([np.roll(height, -1, 1) - np.roll(height, 1, 1), np.roll(height, -1, 0) - np.roll(height, 1, 0)], -1)
+    slope = np.stack(
+        [np.roll(height, -1, 1) - np.roll(height, 1, 1), np.roll(height, -1, 0) - np.roll(height, 1, 0)], -1
+    )
     return (slope / slope.std()).astype(np.float32)
 
 
@@ -84,6 +86,12 @@ def sample_tile(tile: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     maps = maps.reshape(2, rows, width)
     out = cv2.remap(tile, maps[0], maps[1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
     return out.reshape(rows * width, *tile.shape[2:])[:count]
+
+
+def mix(first, second, share: np.ndarray) -> np.ndarray:
+    """Colours (3,) or (N, 3) blended by share (N, 1) of the second, float32."""
+    first, second = np.asarray(first, np.float32), np.asarray(second, np.float32)
+    return first + (second - first) * share.astype(np.float32)
 
 
 def soft_step(value: np.ndarray, width) -> np.ndarray:
@@ -106,11 +114,11 @@ class Print:
         """How much of the second colour shows at (u, v) (N,); pixel: size of a pixel in the same unit."""
         if self.kind == "plain":
             return np.zeros_like(u)
-        c, s = np.cos(self.angle), np.sin(self.angle)
-        x = (c * u - s * v + self.phase[0]) * self.repeats
-        y = (s * u + c * v + self.phase[1]) * self.repeats
-        blur = np.maximum(pixel * self.repeats, 0.02)  # a stripe must not be sharper than a pixel
-        fade = np.clip(1.5 - 2.0 * blur, 0, 1)  # finer than the pixel grid: fade to the mean
+        c, s = float(np.cos(self.angle)), float(np.sin(self.angle))
+        x = (c * u - s * v + float(self.phase[0])) * self.repeats
+        y = (s * u + c * v + float(self.phase[1])) * self.repeats
+        blur = max(pixel * self.repeats, 0.02)  # a stripe must not be sharper than a pixel
+        fade = float(np.clip(1.5 - 2.0 * blur, 0, 1))  # finer than the pixel grid: fade to the mean
         return fade * self._shape(x, y, blur) + (1 - fade) * 0.35
 
     def _shape(self, x, y, blur):

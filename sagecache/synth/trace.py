@@ -11,7 +11,7 @@ import numpy as np
 from embreex.mesh_construction import TriangleMesh
 from embreex.rtcore_scene import EmbreeScene
 
-from sagecache.synth.body import unit
+from sagecache.synth.body import dot, unit
 from sagecache.synth.camera import Camera
 
 FLOOR, WALL = -1, -2
@@ -123,7 +123,7 @@ class World:
         rays = unit(directions[index])
         corners = self.faces[face[index]]
         normals = sum(weights[index, corner, None] * self.normals[corners[:, corner]] for corner in range(3))
-        inside = (flat * rays).sum(1) * (flat * normals).sum(1) > 0  # the back of a thin cloth is seen
+        inside = dot(flat, rays) * dot(flat, normals) > 0  # the back of a thin cloth is seen
         normals = unit(np.where(inside[:, None], -normals, normals))
-        along = (normals * rays).sum(1, keepdims=True)
+        along = dot(normals, rays)[:, None]
         return np.where(along > 0, normals - 2 * along * rays, normals)

@@ -23,20 +23,11 @@ import cv2
 import numpy as np
 
 from sagecache.errors import SagecacheError
+from sagecache.skeleton.definition import COCO17
 from sagecache.synth.body import Body
 from sagecache.synth.looks import Look
 from sagecache.synth.render import Rendering, render
 
-NAMES = (
-    "nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder",
-    "left_elbow", "right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip", "left_knee",
-    "right_knee", "left_ankle", "right_ankle",
-)  # fmt: skip
-# COCO's own list, counted from 1 as the format wants
-SKELETON = (
-    (16, 14), (14, 12), (17, 15), (15, 13), (12, 13), (6, 12), (7, 13), (6, 7), (6, 8), (7, 9), (8, 10),
-    (9, 11), (2, 3), (1, 2), (1, 3), (2, 4), (3, 5), (4, 6), (5, 7),
-)  # fmt: skip
 PARTS = ".parts"  # records of finished pictures, until annotations.json holds them all
 FAR_FACTOR = 4.0  # depth saturates at this many times the people's median depth, to keep 16 bits fine
 JPEG_QUALITY = 95
@@ -206,7 +197,9 @@ def _make(index: int) -> None:
     record = {"id": image_id, "file_name": f"{stem}.jpg", "width": width, "height": height, "license": 1}
     record |= {"look": job.look.name, "seed": [job.seed, index]}
     record |= {"kinds": [person.kind for person in rendering.people]}
-    _write_image(job.folder / "images" / f"{stem}.jpg", rendering.image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    _write_image(
+        job.folder / "images" / f"{stem}.jpg", rendering.image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
+    )
     if job.geometry:
         record |= _write_geometry(job.folder / "geometry", stem, rendering)
     record["intrinsics"] = rendering.intrinsics.tolist()
@@ -255,7 +248,9 @@ def _annotation(person, image_id: int) -> dict:
         "area": person.area,
         "keypoints": [value for triplet in keypoints for value in triplet],
         "num_keypoints": sum(v > 0 for _, _, v in keypoints),
-        "keypoints_camera": [[round(float(value), 5) for value in joint] for joint in person.keypoints_camera],
+        "keypoints_camera": [
+            [round(float(value), 5) for value in joint] for joint in person.keypoints_camera
+        ],
         "kind": person.kind,
     }
 
@@ -263,7 +258,7 @@ def _annotation(person, image_id: int) -> dict:
 def _coco(parts: list[dict], settings: dict) -> dict:
     annotations = [annotation for part in parts for annotation in part["annotations"]]
     category = {"id": 1, "name": "person", "supercategory": "person"}
-    category |= {"keypoints": list(NAMES), "skeleton": [list(edge) for edge in SKELETON]}
+    category |= {"keypoints": list(COCO17.names), "skeleton": (COCO17.edges + 1).tolist()}
     return {
         "info": {
             "description": f"Rendered people, look '{settings['look']['name']}', seed {settings['seed']}",
