@@ -230,7 +230,11 @@ def _read_keypoints(entries: Mapping, label: str) -> tuple[list[str], list[str]]
         if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str):
             raise SagecacheError("needs a name", record=f"{label}, keypoint_info[{k}]")
     ordered = [by_id[k] for k in range(len(by_id))]
-    return [entry["name"] for entry in ordered], [entry.get("swap") or "" for entry in ordered]
+    names = [entry["name"] for entry in ordered]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise SagecacheError(f"joint names must be unique, found twice: {', '.join(twice)}", record=label)
+    return names, [entry.get("swap") or "" for entry in ordered]
 
 
 COCO17 = Skeleton(
