@@ -69,8 +69,7 @@ def check_splits(
         sizes = _sizes(coco, paths[name], facts)
         check_annotations(coco, sizes, log, skeleton)
         _check_boxes(sources[name], coco, sizes, log)
-    digests = {name: [facts[path].digest for path in split.values()] for name, split in paths.items()}
-    across = _check_contents(digests, paths, facts) + _check_sequences(annotations)
+    across = _check_contents(paths, facts) + _check_sequences(annotations)
     return [finding for log in logs.values() for finding in log.found] + across
 
 
@@ -180,6 +179,8 @@ def _sizes(coco: dict, paths: dict[int, Path], facts: dict[Path, _FileFacts]) ->
 
 def _check_boxes(source: SplitSource, coco: dict, sizes: dict, log: FindingList) -> None:
     if source.detections is None:
+        if not coco["annotations"]:
+            log.note("no_boxes", "has no boxes yet", fix="Find persons: sagecache precompute detect")
         return
     try:
         detections = load_detections(source.detections)
@@ -189,7 +190,7 @@ def _check_boxes(source: SplitSource, coco: dict, sizes: dict, log: FindingList)
     check_detections(detections, coco, sizes, log)
 
 
-def _check_contents(digests: dict[str, list], paths: dict[str, dict], facts: dict) -> list[Finding]:
+def _check_contents(paths: dict[str, dict], facts: dict) -> list[Finding]:
     """The same bytes twice: within a split, and in two splits."""
     findings = []
     ids_by_digest: dict[str, dict[str, list[int]]] = {}
@@ -203,7 +204,8 @@ def _check_contents(digests: dict[str, list], paths: dict[str, dict], facts: dic
         if twins:
             message = f"images with the same content: {some(twins)}"
             findings.append(Finding("warning", "same_content", split, message))
-    for (a, b), common in shared(digests).items():
+    contents = {split: list(groups) for split, groups in ids_by_digest.items()}
+    for (a, b), common in shared(contents).items():
         ids = [ids_by_digest[a][digest][0] for digest in common]
         message = f"{len(ids):,} images are in both; ids in '{a}': {some(ids)}"
         level = "error" if _held_out(a) or _held_out(b) else "note"
