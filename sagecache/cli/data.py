@@ -9,7 +9,7 @@ import click
 
 from sagecache.cli.context import json_option, project_option
 from sagecache.cli.output import emit_json, emit_table, note, progress
-from sagecache.errors import SagecacheError
+from sagecache.errors import SagecacheError, nearest
 
 if TYPE_CHECKING:
     from sagecache.project import Project
@@ -35,6 +35,7 @@ def synth_command(project: Project, splits: tuple[str, ...], workers: int | None
 
 def synth(project: Project, name: str, workers: int | None = None) -> None:
     """Render one split unless it is there; deterministic for any number of workers."""
+    from sagecache.synth.looks import LOOKS
     from sagecache.synth.write import write_split
 
     split = project.split(name)
@@ -49,10 +50,14 @@ def synth(project: Project, name: str, workers: int | None = None) -> None:
         note(f"{name}: already at {folder}")
         return
     render = split.render
+    if render.look not in LOOKS:
+        raise SagecacheError(
+            f"unknown look '{render.look}'", record=f"split {name}", fix=nearest(render.look, LOOKS)
+        )
     with progress(f"render {name}") as report:
         write_split(
             folder,
-            render.look,
+            LOOKS[render.look],
             render.count,
             render.seed,
             workers=workers or os.cpu_count() or 1,

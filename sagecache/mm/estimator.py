@@ -6,7 +6,8 @@ Without terms it is plain supervised training with an EMA copy.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import fields
 
 import torch
 from mmengine.model import BaseDataPreprocessor, BaseModel
@@ -17,7 +18,7 @@ from sagecache.geometry.affine import compose, invert_affine, transform_points
 from sagecache.geometry.heatmap import probability, soft_argmax
 from sagecache.mm.registry import map_kind
 from sagecache.semi.ema import initialise_ema, ramp_up, update_ema
-from sagecache.structures import UnlabeledBatch
+from sagecache.structures import PseudoLabels, UnlabeledBatch
 
 
 class ViewPreprocessor(BaseDataPreprocessor):
@@ -48,6 +49,7 @@ class SemiPoseEstimator(BaseModel):
         labeler: nn.Module | None = None,
         terms: Mapping[str, tuple[float, nn.Module]] | None = None,
         *,
+        correct: Callable[[Tensor, Tensor], Tensor] | None = None,
         ema_decay: float = 0.999,
         ramp_up_steps: int = 0,
         soft_argmax_window: int = 5,
@@ -56,7 +58,7 @@ class SemiPoseEstimator(BaseModel):
         super().__init__(data_preprocessor=ViewPreprocessor(student.data_preprocessor))
         self.student = student
         self.ema_teacher = initialise_ema(student)
-        self.labeler = labeler
+        self.labeler, self.correct = labeler, correct
         self.terms = nn.ModuleDict({name: term for name, (_, term) in (terms or {}).items()})
         self.term_weights = {name: weight for name, (weight, _) in (terms or {}).items()}
         self.ema_decay, self.ramp_up_steps = ema_decay, ramp_up_steps
@@ -122,6 +124,8 @@ class SemiPoseEstimator(BaseModel):
             return tensor.repeat_interleave(num_strong, dim=0)
 
         labels = self.pseudo_labels(unlabeled)
+        if num_strong > 1:
+            labels = PseudoLabels(**{one.name: repeat(getattr(labels, one.name)) for one in fields(labels)})
         kind = map_kind(self.student.head)
         peaks = soft_argmax(probability(heatmaps, kind), self.soft_argmax_window)  # (B*M, K, 2) heatmap px
         strong_from_image = unlabeled["strong_from_image"].flatten(0, 1)
@@ -137,26 +141,27 @@ class SemiPoseEstimator(BaseModel):
             strong_from_image=strong_from_image,
             target_from_image=repeat(unlabeled["target_from_image"]) if targets else strong_from_image,
             bbox_scale=repeat(unlabeled["bbox_scale"]),
-            pseudo_labels=labels.repeat_interleave(num_strong),
+            pseudo_labels=labels,
             targets={name: repeat(value) for name, value in targets.items()},
             step=self.step,
         )
 
     @torch.no_grad()
-    def pseudo_labels(self, unlabeled: dict):
-        """The EMA teacher on the weak view and its mirror image, fused, decoded, filtered and gated."""
-        maps = self.teacher_maps(unlabeled["weak"])
-        image_from_map = invert_affine(compose(self.heatmap_from_input, unlabeled["weak_from_image"]))
-        return self.labeler(maps, image_from_map, unlabeled["bbox_scale"])
-
-    @torch.no_grad()
-    def teacher_maps(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) uint8 -> probability maps (B, K, h, w), mean of the view and its mirror image."""
-        inputs = self.normalise(images)
-        features = self.ema_teacher.extract_feat(torch.cat([inputs, inputs.flip(-1)]))
-        maps = probability(self.ema_teacher.head(features).float(), map_kind(self.ema_teacher.head))
+    def pseudo_labels(self, unlabeled: dict) -> PseudoLabels:
+        """The EMA teacher on the weak view and its mirror image, in one forward pass; fused, gated."""
+        inputs = self.normalise(unlabeled["weak"])
+        head = self.ema_teacher.head
+        maps = head(self.ema_teacher.extract_feat(torch.cat([inputs, inputs.flip(-1)]))).float()
         plain, mirrored = maps.chunk(2)
-        return (plain + mirrored.flip(-1)[:, self.flip_indices]) / 2
+        return self.labeler(
+            plain,
+            map_kind(head),
+            unlabeled["weak_from_image"],
+            self.heatmap_from_input,
+            unlabeled["bbox_scale"],
+            mirrored_heatmaps=mirrored,
+            correct=self.correct,
+        )
 
     def normalise(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 RGB -> network input, as the student's own preprocessor would make of BGR."""

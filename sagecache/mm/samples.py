@@ -18,7 +18,7 @@ from sagecache.structures import Instance
 
 activate()
 
-from mmengine.structures import InstanceData  # noqa: E402
+from mmengine.structures import InstanceData, PixelData  # noqa: E402
 from mmpose.datasets.transforms import GenerateTarget, PackPoseInputs  # noqa: E402
 from mmpose.structures import PoseDataSample  # noqa: E402
 
@@ -31,7 +31,6 @@ class LabelEncoder:
 
     def __init__(self, codec: dict, skeleton: Skeleton) -> None:
         self.generate = GenerateTarget(encoder=dict(codec))
-        self.pack = PackPoseInputs(meta_keys=("flip_indices", "dataset_keypoint_weights"))
         self.meta = dict(
             flip_indices=list(skeleton.flip_indices),
             dataset_keypoint_weights=np.ones(skeleton.num_keypoints, np.float32),
@@ -39,17 +38,28 @@ class LabelEncoder:
 
     def __call__(self, batch: dict) -> dict:
         """batch: 'keypoints' (B, K, 2) view pixels, 'visible' (B, K), 'image' (B, 3, H, W)."""
-        samples = []
-        keypoints, visible = batch["keypoints"].numpy(), batch["visible"].numpy()
-        for points, seen in zip(keypoints, visible, strict=True):
-            results = dict(
+        pairs = zip(batch["keypoints"].numpy(), batch["visible"].numpy(), strict=True)
+        return {**batch, "data_samples": [self._encode(points, visible) for points, visible in pairs]}
+
+    def _encode(self, points: np.ndarray, visible: np.ndarray) -> PoseDataSample:
+        keypoints = points[None]
+        results = self.generate(
+            dict(
                 self.meta,
-                transformed_keypoints=points[None],
-                keypoints=points[None],
-                keypoints_visible=seen[None],
+                transformed_keypoints=keypoints,
+                keypoints=keypoints,
+                keypoints_visible=visible[None],
             )
-            samples.append(self.pack(self.generate(results))["data_samples"])
-        return {**batch, "data_samples": samples}
+        )
+        sample, labels, maps = PoseDataSample(metainfo=self.meta), InstanceData(), PixelData()
+        for key, name in results.get("label_mapping_table", PackPoseInputs.label_mapping_table).items():
+            if key in results:
+                labels.set_field(results[key], name)
+        for key, name in results.get("field_mapping_table", PackPoseInputs.field_mapping_table).items():
+            if key in results:
+                maps.set_field(results[key], name)
+        sample.gt_instance_labels, sample.gt_fields = labels.to_tensor(), maps.to_tensor()
+        return sample
 
 
 class EncodedSteps(Dataset):

@@ -25,7 +25,7 @@ def instance(tmp_path):
 
 
 def test_codec_labels_peak_where_the_keypoints_are():
-    codec = dict(type="MSRAHeatmap", input_size=SIZE, heatmap_size=(24, 32), sigma=1.5)
+    codec = dict(type="MSRAHeatmap", input_size=SIZE, heatmap_size=(24, 32), sigma=2)
     xy = torch.tensor([[[40.0, 60.0]] * 17, [[8.0, 100.0]] * 17])
     batch = dict(image=torch.zeros(2, 3, 128, 96), keypoints=xy, visible=torch.ones(2, 17))
     batch["visible"][1, 4] = 0
@@ -57,6 +57,4 @@ def test_predictions_return_to_the_image(instance):
     np.testing.assert_allclose(found, instance.keypoints[:, :2], atol=0.5)
     assert result["bbox"] == list(instance.bbox)
     assert (result["image_id"], result["instance"], result["annotation_id"]) == (7, 0, 3)
-    assert result["score"] == pytest.approx(
-        0.5 * np.mean(predicted.pred_instances.keypoint_scores), abs=1e-6
-    )
+    assert result["score"] == pytest.approx(0.5 * np.mean(predicted.pred_instances.keypoint_scores), abs=1e-6)
