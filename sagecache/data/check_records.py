@@ -149,7 +149,7 @@ def _check_keypoints(annotation: Mapping, size, where: str, log: FindingList) ->
     far = sum(
         not (-0.25 * bw <= x - bx <= 1.25 * bw and -0.25 * bh <= y - by <= 1.25 * bh) for x, y in labelled
     )
-    if far > len(labelled) / 2:
+    if bw > 0 and bh > 0 and far > len(labelled) / 2:
         log.error(
             "box_not_of_person", f"{far} of {len(labelled)} labelled keypoints are far from the box", where
         )
