@@ -1,0 +1,191 @@
+"""What a frozen teacher promises: one call on upright crops, a spec, a fingerprint; and how axes turn.
+
+Teachers know no files of a split, no boxes and no stores: uint8 crops in, float32 maps out, in the one
+frame of the project (camera x right, y down, z away; normals face the camera, nz < 0; depth grows away).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sagecache.errors import SagecacheError, nearest
+
+FIELDS = {"depth": 1, "normal": 3, "mask": 1}  # channels of each output
+DEPTH_KINDS = ("metric", "affine", "disparity")
+# What turns a foreign normal into ours: the sign of each component.
+NORMAL_AXES = {
+    "opencv": (1.0, 1.0, 1.0),  # x right, y down, z away
+    "opengl": (1.0, -1.0, -1.0),  # x right, y up, z towards the viewer
+}
+
+
+@dataclass(frozen=True)
+class TeacherSpec:
+    """What goes in and comes out.
+
+    input_size, map_size: (width, height) of the crops and of the maps; map pixel i sees crop pixel
+    (i + .5) * input / map - .5 (half-pixel centres).
+    outputs: of 'depth', 'normal', 'mask'. depth_kind: 'metric'; 'affine' (true up to scale and offset, per
+    instance); 'disparity' (inverse depth). unit: of the depth, for people to read.
+    mask_from: how the mask comes about: 'network', 'threshold' or 'everything' (all ones: it says nothing).
+    """
+
+    name: str
+    input_size: tuple[int, int]
+    map_size: tuple[int, int]
+    outputs: tuple[str, ...]
+    depth_kind: str
+    unit: str
+    mask_from: str = "network"
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.outputs if name not in FIELDS]
+        if unknown or not self.outputs:
+            raise SagecacheError(f"teacher outputs {self.outputs} are not of {tuple(FIELDS)}")
+        if self.depth_kind not in DEPTH_KINDS:
+            raise SagecacheError(
+                f"unknown depth_kind '{self.depth_kind}'", fix=nearest(self.depth_kind, DEPTH_KINDS)
+            )
+
+    def as_dict(self) -> dict[str, object]:
+        """Plain values (lists, strings) for fingerprints and attributes."""
+        return {
+            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
+        }
+
+
+class Teacher(Protocol):
+    """Frozen network of phase one."""
+
+    spec: TeacherSpec
+
+    def __call__(self, crops: np.ndarray) -> dict[str, Tensor]:
+        """crops (B, H, W, 3) uint8 RGB of spec.input_size -> {output: float32 (B, C, h, w)} on the CPU.
+
+        'normal' is unit length, 'mask' a probability in [0, 1]. A crop whose result is not finite comes
+        back as NaN for the caller to record; it is never silently repaired.
+        """
+
+    def fingerprint(self) -> dict[str, object]:
+        """What decides the numbers, as plain JSON: hashes of weights, preprocessing; never a path."""
+
+
+class Detector(Protocol):
+    """Frozen person detector."""
+
+    def __call__(self, images: list[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """RGB uint8 images of any sizes -> for each (boxes xyxy (n, 4), scores (n,)) float32, best first."""
+
+    def fingerprint(self) -> dict[str, object]:
+        """As Teacher.fingerprint."""
+
+
+def check_crops(crops: np.ndarray, size: tuple[int, int]) -> None:
+    """Raise SagecacheError unless crops are (B, H, W, 3) uint8 of size (width, height)."""
+    want = (size[1], size[0], 3)
+    if crops.dtype != np.uint8 or crops.ndim != 4 or crops.shape[1:] != want:
+        raise SagecacheError(
+            f"a teacher takes uint8 crops (B, {want[0]}, {want[1]}, 3), it got {crops.shape} {crops.dtype}",
+            fix="Cut the crops at the teacher's spec.input_size.",
+        )
+
+
+def to_tensor(crops: np.ndarray) -> Tensor:
+    """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 in 0..255."""
+    return torch.from_numpy(np.ascontiguousarray(crops)).permute(0, 3, 1, 2).float()
+
+
+def convert_normals(normals: Tensor, axes: str) -> Tensor:
+    """Foreign camera axes -> ours, unit length. normals (B, 3, h, w); axes: a key of NORMAL_AXES.
+
+    A zero vector (Sapiens writes none, but exported models may) becomes NaN: it has no direction.
+    """
+    if axes not in NORMAL_AXES:
+        raise SagecacheError(f"unknown normal_axes '{axes}'", fix=nearest(axes, NORMAL_AXES))
+    normals = normals * torch.tensor(NORMAL_AXES[axes]).view(3, 1, 1)
+    return normals / normals.norm(dim=1, keepdim=True)
+
+
+def mirror_maps(maps: Mapping[str, Tensor], across: bool, upside: bool) -> dict[str, Tensor]:
+    """Maps of a mirrored crop: pixels move, nx (left-right) and ny (upside-down) change sign, nz stays."""
+    dims = [dim for dim, wanted in ((3, across), (2, upside)) if wanted]
+    sign = torch.tensor([-1.0 if across else 1.0, -1.0 if upside else 1.0, 1.0]).view(3, 1, 1)
+    return {name: value.flip(dims) * (sign if name == "normal" else 1) for name, value in maps.items()}
+
+
+def resize_maps(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, C, h, w) -> size (width, height), bilinear at half-pixel centres, antialiased where it shrinks."""
+    if maps.shape[2:] == (size[1], size[0]):
+        return maps
+    return torch.nn.functional.interpolate(
+        maps, size=(size[1], size[0]), mode="bilinear", align_corners=False, antialias=maps.shape[3] > size[0]
+    )
+
+
+def file_hash(path: Path) -> str:
+    """sha256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_keys(config: Mapping[str, object], known: Iterable[str], what: str) -> None:
+    """Raise SagecacheError for a key of a teacher's config that its builder does not know."""
+    known = tuple(known)
+    for key in config:
+        if key not in known:
+            raise SagecacheError(f"{what} has no setting '{key}'", fix=nearest(key, known))
+
+
+def _demo_geometry(config: Mapping[str, object]) -> Teacher:
+    from sagecache.teachers.demo import DemoGeometry
+
+    check_keys(config, ("flips", "map_size"), "the demo teacher")
+    return DemoGeometry(**config)
+
+
+def _torchscript(config: Mapping[str, object]) -> Teacher:
+    from sagecache.teachers.torchscript import TorchScriptSettings, TorchScriptTeacher
+
+    return TorchScriptTeacher(TorchScriptSettings.from_config(config))
+
+
+def _demo_detector(config: Mapping[str, object]) -> Detector:
+    from sagecache.teachers.demo import DemoDetector
+
+    check_keys(config, ("score", "nms", "limit"), "the demo detector")
+    return DemoDetector(**config)
+
+
+# Builders import their adapter when called: adapters import this module.
+TEACHERS: dict[str, Callable[[Mapping[str, object]], Teacher]] = {
+    "demo": _demo_geometry,
+    "torchscript": _torchscript,
+}
+DETECTORS: dict[str, Callable[[Mapping[str, object]], Detector]] = {"demo": _demo_detector}
+
+
+def build_teacher(config: Mapping[str, object]) -> Teacher:
+    """Teacher of a project's config, e.g. dict(type='demo', flips=4). Raises SagecacheError."""
+    return _build(config, TEACHERS, "teacher")
+
+
+def build_detector(config: Mapping[str, object]) -> Detector:
+    """Detector of a project's config, e.g. dict(type='demo', score=.3). Raises SagecacheError."""
+    return _build(config, DETECTORS, "detector")
+
+
+def _build(config: Mapping[str, object], builders: Mapping[str, Callable], what: str):
+    if "type" not in config:
+        raise SagecacheError(f"the {what} has no 'type'", fix=f"Known: {', '.join(sorted(builders))}")
+    kind = str(config["type"])
+    if kind not in builders:
+        raise SagecacheError(f"unknown {what} '{kind}'", fix=nearest(kind, builders))
+    return builders[kind]({key: value for key, value in config.items() if key != "type"})

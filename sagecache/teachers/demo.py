@@ -1,0 +1,142 @@
+"""The demo project's frozen networks: a person's geometry, and person boxes. Weights are in the package."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sagecache.errors import SagecacheError
+from sagecache.models.convnet import GeometryNet, PersonDetector
+from sagecache.models.weights import load_geometry_net, load_person_detector, weights_path
+from sagecache.teachers.base import (
+    TeacherSpec,
+    check_crops,
+    file_hash,
+    mirror_maps,
+    resize_maps,
+    to_tensor,
+)
+from sagecache.teachers.detectors import clean_boxes, letterbox, suppress
+
+FLIPS = {1: ((False, False),), 4: ((False, False), (True, False), (False, True), (True, True))}
+# (across, upside): the net was trained on the full circle and on mirrored crops, so each is an equal vote
+
+
+class DemoGeometry:
+    """Depth, normals and mask from GeometryNet.
+
+    flips 4 averages the maps of the crop and its three mirror images: four times the cost, about .7
+    degrees better normals. map_size (width, height): maps are resized to it; by default the network's own.
+    net: another network than the committed one, with its own weights_hash.
+    """
+
+    def __init__(
+        self,
+        flips: int = 4,
+        map_size: tuple[int, int] | None = None,
+        net: GeometryNet | None = None,
+        weights_hash: str | None = None,
+    ) -> None:
+        if flips not in FLIPS:
+            raise SagecacheError(f"flips is {flips}, it must be 1 or 4")
+        width, height = GeometryNet.INPUT_SIZE
+        own = (width // GeometryNet.STRIDE, height // GeometryNet.STRIDE)
+        self.flips = flips
+        self.spec = TeacherSpec(
+            name="demo-geometry",
+            input_size=(width, height),
+            map_size=tuple(map_size) if map_size else own,
+            outputs=("depth", "normal", "mask"),
+            depth_kind="affine",
+            unit="crop widths",
+        )
+        self._net = (net or load_geometry_net()).eval().to(memory_format=torch.channels_last)
+        self._hash = weights_hash or file_hash(weights_path("geometry"))
+
+    @torch.inference_mode()
+    def __call__(self, crops: np.ndarray) -> dict[str, Tensor]:
+        check_crops(crops, self.spec.input_size)
+        images = (to_tensor(crops) / 255).contiguous(memory_format=torch.channels_last)
+        views = [self._view(images, across, upside) for across, upside in FLIPS[self.flips]]
+        maps = {name: torch.stack([view[name] for view in views]).mean(0) for name in views[0]}
+        maps = {name: resize_maps(value, self.spec.map_size) for name, value in maps.items()}
+        maps["normal"] = F.normalize(maps["normal"], dim=1)
+        maps["mask"] = maps["mask"].sigmoid()
+        return maps
+
+    def _view(self, images: Tensor, across: bool, upside: bool) -> dict[str, Tensor]:
+        dims = [dim for dim, wanted in ((3, across), (2, upside)) if wanted]
+        out = self._net(images.flip(dims) if dims else images)
+        # The relief's constant is free: centre each view, or the mean would mix four of them.
+        depth = out.relief - out.relief.mean((2, 3), keepdim=True)
+        return mirror_maps(dict(depth=depth, normal=out.normals, mask=out.person), across, upside)
+
+    def fingerprint(self) -> dict[str, object]:
+        preprocessing = dict(scale="1/255", colour="rgb", flips=self.flips)
+        return dict(spec=self.spec.as_dict(), weights=self._hash, preprocessing=preprocessing)
+
+
+class DemoDetector:
+    """Person boxes from PersonDetector.
+
+    score: least score of a box; nms: largest IoU of two boxes that both stay; limit: most boxes an image.
+    """
+
+    def __init__(
+        self,
+        score: float = 0.3,
+        nms: float = 0.5,
+        limit: int = 10,
+        net: PersonDetector | None = None,
+        weights_hash: str | None = None,
+    ) -> None:
+        if not (0 <= score < 1 and 0 < nms <= 1 and limit > 0):
+            raise SagecacheError(f"detector settings out of range: score {score}, nms {nms}, limit {limit}")
+        self.score, self.nms, self.limit = score, nms, limit
+        self._net = (net or load_person_detector()).eval().to(memory_format=torch.channels_last)
+        self._hash = weights_hash or file_hash(weights_path("detector"))
+
+    @torch.inference_mode()
+    def __call__(self, images: list[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
+        results = []
+        for image, (boxes, scores) in zip(images, self._raw(images), strict=True):
+            boxes, scores = clean_boxes(boxes, scores, (image.shape[1], image.shape[0]))
+            kept = suppress(boxes, scores, self.nms)[: self.limit]
+            results.append((boxes[kept], scores[kept]))
+        return results
+
+    def _raw(self, images: list[np.ndarray], batch: int = 16) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Boxes above the score in each image's own pixels, before suppression."""
+        for first in range(0, len(images), batch):
+            fitted = [letterbox(image, PersonDetector.INPUT_SIZE) for image in images[first : first + batch]]
+            pictures = to_tensor(np.stack([picture for picture, _, _ in fitted])) / 255
+            out = self._net(pictures.contiguous(memory_format=torch.channels_last))
+            for maps, (_, scale, offset) in zip(out, fitted, strict=True):
+                boxes, scores = decode_boxes(maps, self.score)
+                # continuous coordinates (pixel i covers [i, i + 1]) -> centres at integers
+                yield (boxes - np.array([*offset, *offset])) / scale - 0.5, scores
+
+    def fingerprint(self) -> dict[str, object]:
+        rule = dict(score=self.score, nms=self.nms, limit=self.limit)
+        preprocessing = dict(
+            input_size=list(PersonDetector.INPUT_SIZE), scale="1/255", colour="rgb", border="mean"
+        )
+        return dict(name="demo-detector", weights=self._hash, preprocessing=preprocessing, rule=rule)
+
+
+def decode_boxes(maps: Tensor, score: float) -> tuple[np.ndarray, np.ndarray]:
+    """Peaks of the centre map and their boxes, in continuous pixels of the network's input.
+
+    maps (5, h, w) of PersonDetector. Returns boxes xyxy (n, 4) float64 and scores (n,) float64.
+    """
+    centre = maps[0].sigmoid()
+    peak = F.max_pool2d(centre[None, None], 3, 1, 1)[0, 0] == centre
+    rows, columns = torch.nonzero(peak & (centre >= score), as_tuple=True)
+    middle = torch.stack([columns, rows, columns, rows], 1) + 0.5
+    sides = maps[1:, rows, columns].T.clamp(-4, 5).exp() * torch.tensor([-1.0, -1.0, 1.0, 1.0])
+    boxes = (middle + sides) * PersonDetector.STRIDE
+    return boxes.double().numpy(), centre[rows, columns].double().numpy()

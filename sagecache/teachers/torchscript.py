@@ -1,0 +1,209 @@
+"""Any TorchScript file as a teacher: Sapiens-lite exports of depth, normals and segmentation, or your own.
+
+A file takes (B, 3, H, W), RGB grey levels minus mean over std, and returns a map, or a tuple of maps. The
+defaults are those of Sapiens-lite: crops of 768x1024, relative depth, its own mean and std.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sagecache.errors import SagecacheError, nearest
+from sagecache.teachers.base import (
+    DEPTH_KINDS,
+    FIELDS,
+    NORMAL_AXES,
+    TeacherSpec,
+    check_crops,
+    check_keys,
+    convert_normals,
+    file_hash,
+    resize_maps,
+    to_tensor,
+)
+
+MASK_RULES = ("network", "threshold", "everything")
+
+
+@dataclass(frozen=True)
+class TorchScriptSettings:
+    """What a TorchScript file is and how to read its answers.
+
+    files: output -> path, one file each ('depth', 'normal', 'mask'); or path and outputs: one file that
+    returns a tuple in that order (for a single output a tensor will do).
+    input_size, map_size: (width, height). mean, std: RGB, grey levels of 0..255.
+    depth_kind: 'metric' | 'affine' | 'disparity'. towards: True where the network's depth grows towards the
+    camera; it is negated. unit: of the depth. normal_axes: 'opencv' | 'opengl' (x right, y up, z to us).
+    mask: 'network' (an output called 'mask': logits, one channel, or several with the background first),
+    'threshold' (raw depth within mask_range) or 'everything' (all ones: it says nothing).
+    device: where it runs; never part of the fingerprint.
+    """
+
+    files: Mapping[str, str] = field(default_factory=dict)
+    path: str | None = None
+    outputs: tuple[str, ...] = ()
+    input_size: tuple[int, int] = (768, 1024)
+    map_size: tuple[int, int] = (192, 256)
+    mean: tuple[float, float, float] = (123.5, 116.5, 103.5)
+    std: tuple[float, float, float] = (58.5, 57.0, 57.5)
+    depth_kind: str = "affine"
+    towards: bool = False
+    unit: str = "relative"
+    normal_axes: str = "opencv"
+    mask: str = "everything"
+    mask_range: tuple[float, float] | None = None
+    device: str = "cpu"
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, object]) -> TorchScriptSettings:
+        """Check a config's keys and values. Raises SagecacheError."""
+        check_keys(config, [one.name for one in fields(cls)], "a TorchScript teacher")
+        plain = {key: tuple(v) if isinstance(v, list) else v for key, v in config.items()}
+        return cls(**plain)
+
+    def __post_init__(self) -> None:
+        if bool(self.files) == bool(self.path):
+            raise SagecacheError(
+                "a TorchScript teacher needs either 'files' or 'path'", fix="Name one of them."
+            )
+        if self.path and not self.outputs:
+            raise SagecacheError("'path' needs 'outputs'", fix="For example outputs=('depth', 'normal').")
+        for name in self.returned:
+            if name not in FIELDS:
+                raise SagecacheError(f"unknown output '{name}'", fix=nearest(name, FIELDS))
+        for value, known in (
+            (self.mask, MASK_RULES),
+            (self.normal_axes, NORMAL_AXES),
+            (self.depth_kind, DEPTH_KINDS),
+        ):
+            if value not in known:
+                raise SagecacheError(f"unknown setting '{value}'", fix=nearest(value, known))
+        self._check_mask()
+
+    def _check_mask(self) -> None:
+        if (self.mask == "network") != ("mask" in self.returned):
+            raise SagecacheError(
+                f"mask is '{self.mask}' but the files give {', '.join(self.returned)}",
+                fix="Use mask='network' exactly when one of the outputs is called 'mask'.",
+            )
+        if (self.mask == "threshold") != (self.mask_range is not None):
+            raise SagecacheError("mask_range goes with mask='threshold'", fix="Give both or neither.")
+        if self.mask == "threshold" and "depth" not in self.returned:
+            raise SagecacheError("mask='threshold' needs an output 'depth'")
+
+    @property
+    def returned(self) -> tuple[str, ...]:
+        """Outputs of the files, before the mask is added."""
+        return tuple(self.files) or tuple(self.outputs)
+
+
+class TorchScriptTeacher:
+    """Teacher over one or several TorchScript files; see TorchScriptSettings.
+
+    Raises SagecacheError for a file that cannot be read and for outputs of the wrong shape.
+    """
+
+    def __init__(self, settings: TorchScriptSettings) -> None:
+        self.settings = settings
+        paths = {name: Path(path) for name, path in settings.files.items()} or {"all": Path(settings.path)}
+        self._modules = {name: _load(path, settings.device) for name, path in paths.items()}
+        self._hashes = {name: file_hash(path) for name, path in paths.items()}
+        self._paths = paths
+        with_mask = settings.returned if settings.mask == "network" else (*settings.returned, "mask")
+        self.spec = TeacherSpec(
+            name="torchscript",
+            input_size=tuple(settings.input_size),
+            map_size=tuple(settings.map_size),
+            outputs=tuple(name for name in FIELDS if name in with_mask),
+            depth_kind=settings.depth_kind,
+            unit=settings.unit,
+            mask_from=settings.mask,
+        )
+
+    @torch.inference_mode()
+    def __call__(self, crops: np.ndarray) -> dict[str, Tensor]:
+        check_crops(crops, self.spec.input_size)
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (self.settings.mean, self.settings.std))
+        images = ((to_tensor(crops) - mean) / std).to(self.settings.device)
+        raw = self._run(images)
+        maps = {name: self._finish(name, value) for name, value in raw.items() if name != "mask"}
+        maps["mask"] = resize_maps(self._mask(raw, maps), self.spec.map_size)
+        return {name: maps[name] for name in self.spec.outputs}
+
+    def _run(self, images: Tensor) -> dict[str, Tensor]:
+        """Raw outputs (B, C, h, w) float32 on the CPU, shapes checked."""
+        answers = {name: module(images) for name, module in self._modules.items()}
+        if "all" in answers:
+            answer = answers["all"]
+            answers = dict(zip(self.settings.outputs, self._as_tuple(answer), strict=True))
+        for name, value in answers.items():
+            value = value[0] if isinstance(value, (tuple, list)) and len(value) == 1 else value
+            answers[name] = self._check(name, value, len(images)).float().cpu()
+        return answers
+
+    def _as_tuple(self, answer: object) -> tuple[Tensor, ...]:
+        parts = tuple(answer) if isinstance(answer, (tuple, list)) else (answer,)
+        if len(parts) != len(self.settings.outputs):
+            raise SagecacheError(
+                f"the file returns {len(parts)} maps, 'outputs' names {len(self.settings.outputs)}",
+                file=self._paths["all"],
+                fix="Name as many outputs as the file returns, in its order.",
+            )
+        return parts
+
+    def _check(self, name: str, value: object, count: int) -> Tensor:
+        """A tensor (count, C, h, w); (count, h, w) gets its channel."""
+        if isinstance(value, Tensor) and value.ndim == 3 and FIELDS[name] == 1:
+            value = value[:, None]
+        shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        right = isinstance(value, Tensor) and value.ndim == 4 and len(value) == count
+        if not right or (name != "mask" and value.shape[1] != FIELDS[name]):
+            raise SagecacheError(
+                f"output '{name}' is {shape}, expected ({count}, {FIELDS[name]}, h, w)",
+                file=self._paths.get(name, self._paths.get("all")),
+                fix="Check 'files' or 'outputs', and that the file takes a batch.",
+            )
+        return value
+
+    def _finish(self, name: str, value: Tensor) -> Tensor:
+        """To map_size, our axes and our direction of depth."""
+        if name == "normal":
+            return convert_normals(resize_maps(value, self.spec.map_size), self.settings.normal_axes)
+        value = resize_maps(value, self.spec.map_size)
+        return -value if self.settings.towards else value
+
+    def _mask(self, raw: Mapping[str, Tensor], maps: Mapping[str, Tensor]) -> Tensor:
+        if self.settings.mask == "network":
+            logits = raw["mask"]
+            return logits.sigmoid() if logits.shape[1] == 1 else 1 - logits.softmax(1)[:, :1]
+        if self.settings.mask == "threshold":
+            low, high = self.settings.mask_range
+            return ((raw["depth"] >= low) & (raw["depth"] <= high)).float()
+        return torch.ones_like(next(iter(maps.values()))[:, :1])
+
+    def fingerprint(self) -> dict[str, object]:
+        """Hashes of the files' bytes and every setting but the paths and the device."""
+        places = ("files", "path", "device")
+        preprocessing = {key: value for key, value in asdict(self.settings).items() if key not in places}
+        preprocessing = {k: list(v) if isinstance(v, tuple) else v for k, v in preprocessing.items()}
+        return dict(spec=self.spec.as_dict(), weights=dict(self._hashes), preprocessing=preprocessing)
+
+
+def _load(path: Path, device: str) -> torch.jit.ScriptModule:
+    if not path.is_file():
+        raise SagecacheError("TorchScript file not found", file=path, fix="Correct its path in data.py.")
+    try:
+        return torch.jit.load(str(path), map_location=device).eval()
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise SagecacheError(
+            f"not a readable TorchScript file ({reason})",
+            file=path,
+            fix="Export it with torch.jit.trace or torch.jit.script; a checkpoint of weights does not run.",
+        ) from error
