@@ -1,0 +1,1 @@
+"""Targets, poses and predictions become pictures."""
