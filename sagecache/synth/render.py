@@ -109,20 +109,18 @@ def _picture(body, rng, look, scene, world, camera, hits, box):
     people = (hits.owner >= 0) & (hits.owner < PROPS)
     centre = (scene.low + scene.high) / 2
     lamp, sky = visibility(world, hits, camera.size, light, scene.extent, centre, people)
-    image = None
-    for rays, pixel in ((hits, np.arange(width * height)), (extra, np.repeat(edges, 4))):
-        if not len(pixel):
-            continue
+
+    def colour(rays: Hits, pixel: np.ndarray) -> np.ndarray:
         albedo, normals, skin = _surface(body, scene, world, rays, camera)
         layer = ((rays.owner >= 0) & (rays.owner < PROPS)).astype(int)
         lamp_here, sky_here = (x.reshape(2, -1)[layer, pixel] for x in (lamp, sky))
-        colour = shade(
-            light, normals, to_linear(albedo), lamp_here, sky_here, to_linear(scene.ground.colour), skin
-        )
-        if image is None:
-            image = colour
-        else:
-            image[edges] = colour.reshape(-1, 4, 3).mean(1)
+        floor = to_linear(scene.ground.colour)
+        return shade(light, normals, to_linear(albedo), lamp_here, sky_here, floor, skin)
+
+    image = colour(hits, np.arange(width * height))
+    if len(edges):
+        samples = colour(extra, np.repeat(edges, len(SUBPIXELS)))
+        image[edges] = samples.reshape(-1, len(SUBPIXELS), 3).mean(1)
     return image.reshape(height, width, 3).astype(np.float32)
 
 

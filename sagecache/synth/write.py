@@ -12,11 +12,14 @@ import json
 import multiprocessing
 import os
 import shutil
+import threading
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import cv2
@@ -69,7 +72,7 @@ def write_split(
     target = job.folder / "annotations.json"
     settings = _settings(job, count)
     if target.is_file():
-        _check_same(json.loads(target.read_text())["info"]["settings"], settings, target)
+        _check_same(json.loads(target.read_text()).get("info", {}).get("settings", {}), settings, target)
         shutil.rmtree(job.folder / PARTS, ignore_errors=True)
         return target
     _prepare(job, settings)
@@ -128,6 +131,8 @@ def _check_same(found: dict, wanted: dict, path: Path) -> None:
 def _prepare(job: _Job, settings: dict) -> None:
     for name in ("images", PARTS, *(["geometry"] if job.geometry else [])):
         (job.folder / name).mkdir(parents=True, exist_ok=True)
+        for left_over in (job.folder / name).glob(".*"):  # half-written files of a killed run
+            left_over.unlink()
     marker = job.folder / PARTS / "settings.json"
     if marker.is_file():
         _check_same(json.loads(marker.read_text()), settings, marker)
@@ -159,6 +164,12 @@ def _run(job, missing, count, workers, progress) -> None:
                 done += 1
                 if progress:
                     progress(done, count)
+        except BrokenProcessPool as error:
+            raise SagecacheError(
+                "a rendering process died",
+                file=job.folder,
+                fix="Run the same command again; call write_split under `if __name__ == '__main__'`",
+            ) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -184,7 +195,14 @@ _WORKER: dict = {}
 
 def _start_worker(job: _Job) -> None:
     cv2.setNumThreads(1)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
     _WORKER.update(body=Body.load(), job=job)
+
+
+def _die_with_parent() -> None:
+    """A pool's children wait for work for ever when their parent is killed: end with it instead."""
+    wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
 
 
 def _make(index: int) -> None:
