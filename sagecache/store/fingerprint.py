@@ -56,8 +56,11 @@ def diff(old: Mapping, new: Mapping) -> list[tuple[str, object, object]]:
     """Sorted dotted keys whose values differ, each with the old and the new value ('absent' where none)."""
     before, after = _flatten(canonical(old)), _flatten(canonical(new))
     keys = sorted(before.keys() | after.keys())
-    pairs = [(key, before.get(key, ABSENT), after.get(key, ABSENT)) for key in keys]
-    return [(key, a, b) for key, a, b in pairs if a != b or type(a) is not type(b)]
+    return [
+        (".".join(key), before.get(key, ABSENT), after.get(key, ABSENT))
+        for key in keys
+        if not (key in before and key in after and canonical_json(before[key]) == canonical_json(after[key]))
+    ]
 
 
 def describe(differences: list[tuple[str, object, object]], limit: int = 6) -> str:
@@ -73,14 +76,10 @@ def file_sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _flatten(value: object, key: str = "") -> dict[str, object]:
+def _flatten(value: object, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], object]:
     if isinstance(value, dict) and value:
-        return {
-            k: v
-            for name, item in value.items()
-            for k, v in _flatten(item, f"{key}.{name}" if key else name).items()
-        }
-    return {key: value}
+        return {k: v for name, item in value.items() for k, v in _flatten(item, (*path, name)).items()}
+    return {path: value}
 
 
 def _short(value: object) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from pathlib import Path
 
 from sagecache.errors import SagecacheError
 
 _NAME = ".lock"
+_PATIENCE = 30.0  # seconds
 
 
 class FolderLock:
@@ -43,7 +45,7 @@ class FolderLock:
 
     def _take(self, shared: bool) -> None:
         self.alone = self._try(fcntl.LOCK_EX)
-        if not self.alone and not (shared and self._try(fcntl.LOCK_SH)):
+        if not self.alone and not (shared and self._wait_for_share()):
             raise SagecacheError(
                 "another process is writing this store",
                 file=self._path.parent,
@@ -53,6 +55,15 @@ class FolderLock:
     def share(self) -> None:
         """Let other sharing writers in."""
         fcntl.flock(self._descriptor, fcntl.LOCK_SH)
+
+    def _wait_for_share(self) -> bool:
+        """A sharing writer that opens or finishes the store is alone for a moment: wait so long."""
+        until = time.monotonic() + _PATIENCE
+        while not self._try(fcntl.LOCK_SH):
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.02)
+        return True
 
     def _try(self, kind: int) -> bool:
         try:

@@ -18,6 +18,7 @@ from sagecache.errors import SagecacheError
 from sagecache.store import journal, layout, verification
 from sagecache.store.arrays import ArrayReader, FilePool
 from sagecache.store.codec import require_fast_checksum
+from sagecache.store.shard import shard_count, shard_rows
 from sagecache.store.spec import NOT_DONE, OK, STATUS_TEXT
 
 _DEFAULT_COMMAND = "sagecache precompute geo"
@@ -43,7 +44,8 @@ class _Opened:
         if (group / "depth_range").exists():
             small.append("depth_range")
         self.arrays = {name: ArrayReader(group / name, pool) for name in (*self.fields, *small)}
-        self.ids = self.arrays["ids"].read_all()
+        self._columns = np.ascontiguousarray(self.arrays["ids"].read_all().T)  # searchsorted copies strided
+        self.ids = self._columns.T
         self.ids.flags.writeable = False
         self.shard_size = self.manifest["identity"]["shard_size"]
         self.done = None if self.complete else _done_shards(root)
@@ -63,11 +65,20 @@ class _Opened:
             return NOT_DONE
         return int(self.small_row("status", row))
 
+    def all_status(self) -> np.ndarray:
+        status, array = np.full(len(self.ids), NOT_DONE, np.uint8), self.arrays["status"]
+        shards = range(shard_count(len(status), self.shard_size))
+        for k in shards if self.done is None else sorted(self.done):
+            rows = shard_rows(k, len(status), self.shard_size)
+            status[rows.start : rows.stop] = array.read_chunk(k)[: len(rows)]
+        return status
+
     def find(self, image_id: int, instance: int) -> int | None:
         """Row of an id, or None: two bisections, since ids are sorted by image, then instance."""
-        first, last = np.searchsorted(self.ids[:, 0], [image_id, image_id + 1])
-        row = int(first + np.searchsorted(self.ids[first:last, 1], instance))
-        return row if row < last and self.ids[row, 1] == instance else None
+        images, numbers = self._columns
+        first, last = np.searchsorted(images, [image_id, image_id + 1])
+        row = int(first + np.searchsorted(numbers[first:last], instance))
+        return row if row < last and numbers[row] == instance else None
 
 
 @dataclass(frozen=True)
@@ -116,8 +127,7 @@ class StoreReader:
     @property
     def status(self) -> np.ndarray:
         """(N,) uint8, a key of ``spec.STATUS_TEXT`` for each row of ids."""
-        state = self._state
-        return np.array([state.status(row) for row in range(len(state.ids))], np.uint8)
+        return self._state.all_status()
 
     @property
     def fields(self) -> tuple[str, ...]:

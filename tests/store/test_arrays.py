@@ -1,0 +1,125 @@
+import errno
+import json
+import os
+import threading
+
+import numpy as np
+import pytest
+
+from sagecache.errors import SagecacheError
+from sagecache.store.arrays import ArrayReader, FilePool
+
+
+def array(store, name, limit=4):
+    return ArrayReader(store / "targets.zarr" / name, FilePool(limit))
+
+
+def test_small_arrays_come_back_whole(store, content):
+    for name in ("ids", "bbox", "image_sha256", "target_from_image"):
+        found = array(store, name).read_all()
+        assert (
+            np.array_equal(found, getattr(content.plan, name))
+            and found.dtype == getattr(content.plan, name).dtype
+        )
+    status = array(store, "status").read_all()
+    assert status.tolist() == [3 if row == 5 else 1 for row in range(10)]
+
+
+def test_a_slot_that_was_never_written_raises_instead_of_reading_as_zeros(store):
+    with pytest.raises(SagecacheError, match="slot 2 was never written"):
+        array(store, "depth").read_chunk(10)  # the tail shard has two rows and four slots
+
+
+def test_a_lost_file_is_named(store):
+    path = store / "targets.zarr/mask/c/1/0/0"
+    path.unlink()
+    with pytest.raises(SagecacheError, match="file is missing") as error:
+        array(store, "mask").read_chunk(5)
+    assert error.value.file == path
+
+
+@pytest.mark.parametrize("name", ["depth", "status", "depth_range", "target_from_image"])
+def test_every_flipped_byte_is_found_wherever_it_lies(store, name):
+    reader = array(store, name)
+    path = reader.file(0)
+    sound, chunks = path.read_bytes(), range(reader.file_rows // reader.chunk_rows)
+    for position in range(0, len(sound), max(1, len(sound) // 97)):
+        damaged = bytearray(sound)
+        damaged[position] ^= 16
+        path.write_bytes(damaged)
+        with pytest.raises(SagecacheError, match="damaged"):
+            fresh = array(store, name)
+            for chunk in chunks:
+                fresh.read_chunk(chunk)
+
+
+@pytest.mark.parametrize("name", ["depth", "status"])
+def test_a_file_cut_anywhere_is_found(store, name):
+    path = array(store, name).file(1)
+    sound = path.read_bytes()
+    for length in range(0, len(sound), max(1, len(sound) // 50)):
+        path.write_bytes(sound[:length])
+        with pytest.raises(SagecacheError, match="damaged"):
+            reader = array(store, name)
+            reader.read_chunk(reader.file_rows // reader.chunk_rows)
+
+
+def test_foreign_metadata_is_refused(store):
+    path = store / "targets.zarr/depth/zarr.json"
+    metadata = json.loads(path.read_bytes())
+    metadata["codecs"][0]["configuration"]["codecs"][1]["name"] = "zstd"
+    path.write_text(json.dumps(metadata))
+    with pytest.raises(SagecacheError, match="no direct reading of the codecs"):
+        array(store, "depth")
+    path.write_text("{")
+    with pytest.raises(SagecacheError, match="damaged"):
+        array(store, "depth")
+    path.write_text(json.dumps({"zarr_format": 2}))
+    with pytest.raises(SagecacheError, match="not the metadata of a Zarr v3 array"):
+        array(store, "depth")
+    path.unlink()
+    with pytest.raises(SagecacheError, match="metadata is missing"):
+        array(store, "depth")
+
+
+def is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError as error:
+        assert error.errno == errno.EBADF
+        return False
+    return True
+
+
+def test_the_pool_keeps_few_files_and_closes_the_others(tmp_path):
+    paths = [tmp_path / str(k) for k in range(6)]
+    for k, path in enumerate(paths):
+        path.write_bytes(bytes([k]) * 4)
+    pool = FilePool(2)
+    first = pool._get(paths[0])
+    descriptor = first.descriptor
+    for k, path in enumerate(paths):
+        assert pool.read(path, 2, 1) == bytes([k]) * 2
+        assert len(pool) <= 2
+    assert is_open(descriptor)  # still in use here, though long evicted
+    del first
+    assert not is_open(descriptor)
+
+
+def test_threads_may_share_a_pool_smaller_than_their_number(tmp_path):
+    paths = [tmp_path / str(k) for k in range(8)]
+    for k, path in enumerate(paths):
+        path.write_bytes(bytes([k]) * 64)
+    pool, wrong = FilePool(2), []
+
+    def work(seed: int) -> None:
+        for k in np.random.default_rng(seed).integers(0, 8, 300).tolist():
+            if pool.read(paths[k], 64, 0) != bytes([k]) * 64:
+                wrong.append(k)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
