@@ -6,7 +6,7 @@ from sagecache.evaluation import evaluate, paired_bootstrap
 from sagecache.skeleton import COCO17
 
 
-def make_truth(rng, images):
+def make_truth(rng, images, crowds=0.0):
     annotations = []
     for image_id in range(1, images + 1):
         for _ in range(rng.integers(1, 4)):
@@ -17,6 +17,9 @@ def make_truth(rng, images):
                     "image_id": image_id,
                     "bbox": [0, 0, 100, 100],
                     "keypoints": keypoints.ravel().tolist(),
+                    "iscrowd": int(
+                        rng.uniform() < crowds
+                    ),  # predictions of a crowd are neither right nor wrong
                 }
             )
     return {"images": [{"id": i} for i in range(1, images + 1)], "annotations": annotations}
@@ -41,7 +44,7 @@ def guess(truth, rng, noise):
 @pytest.fixture(scope="module")
 def world():
     rng = np.random.default_rng(0)
-    truth = make_truth(rng, 30)
+    truth = make_truth(rng, 30, crowds=0.2)
     return truth, guess(truth, rng, 4.0), guess(truth, rng, 6.0)
 
 
