@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     "--work-dir", type=click.Path(file_okay=False, path_type=Path), help="Where checkpoints and logs go."
 )
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint of the work dir.")
-@click.option("--max-iters", type=click.IntRange(1), help="Stop after this many iterations.")
+@click.option(
+    "--max-iters", type=click.IntRange(1), help="Stop after this many; the schedule stays the recipe's."
+)
 @click.option("--amp", is_flag=True, help="bfloat16 autocast in the forward passes.")
 @click.option("--seed", type=int, help="Seed of views, batches and heads. Default: the recipe's.")
 @click.option(

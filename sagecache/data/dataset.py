@@ -247,6 +247,11 @@ class MixedBatchSampler(Sampler[StepDraws]):
             yield self.step(step)
             step += 1
 
+    def __len__(self) -> int:
+        """Steps until both streams were seen whole once; the sequence itself has no end."""
+        per_step = [(count, batch * self.world_size) for count, batch in self.streams if batch > 0]
+        return max((-(-count // batch) for count, batch in per_step), default=0)
+
     def step(self, step: int) -> StepDraws:
         """The draws of one step, at random access."""
         return StepDraws(self._draws(LABELED, step), self._draws(UNLABELED, step))

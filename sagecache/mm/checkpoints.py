@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from sagecache.mm.compat import activate
 from torch import Tensor, nn
 
 from sagecache.errors import SagecacheError
+from sagecache.mm.compat import activate
 
 PREFIXES = ("student.", "ema_teacher.")
 

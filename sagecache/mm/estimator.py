@@ -17,7 +17,7 @@ from sagecache.data.targets import dequantise
 from sagecache.geometry.affine import compose, invert_affine, transform_points
 from sagecache.geometry.heatmap import probability, soft_argmax
 from sagecache.mm.registry import map_kind
-from sagecache.semi.ema import initialise_ema, ramp_up, update_ema
+from sagecache.semi.ema import initialise_ema, ramp_up, update_ema, warm_decay
 from sagecache.structures import PseudoLabels, UnlabeledBatch
 
 
@@ -82,7 +82,7 @@ class SemiPoseEstimator(BaseModel):
     @torch.no_grad()
     def update_ema(self, updates: int) -> None:
         """Once per optimiser step; ``updates`` counts the steps done before this one."""
-        update_ema(self.ema_teacher, self.student, self.ema_decay, updates)
+        update_ema(self.ema_teacher, self.student, warm_decay(self.ema_decay, updates))
 
     # -- one step ------------------------------------------------------------------------------
     def loss(self, labeled: dict, unlabeled: dict | None) -> dict[str, Tensor]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 
 import torch
-from sagecache.mm.compat import activate
 from torch import Tensor, nn
+
+from sagecache.mm.compat import activate
 
 activate()  # spawned loader workers import this module to unpickle what it defines, so it must come first
 

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.evaluator import Evaluator
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.runner import Runner
-from sagecache.mm.compat import ddp_wrapper_cfg, init_cpu_distributed
-from sagecache.mm.terms import build_labeler, build_terms
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -29,13 +28,15 @@ from sagecache.data.dataset import (
 )
 from sagecache.errors import SagecacheError
 from sagecache.mm.checkpoints import load_network
+from sagecache.mm.compat import ddp_wrapper_cfg, init_cpu_distributed
 from sagecache.mm.estimator import SemiPoseEstimator
 from sagecache.mm.evaluate import evaluation_crops, evaluation_loader
 from sagecache.mm.hooks import IntervalRuntimeInfoHook, ProgressHook, SemiHook
 from sagecache.mm.metrics import KeypointMetric
 from sagecache.mm.registry import build_student, codec_of, heatmap_from_input
 from sagecache.mm.samples import EncodedSteps, LabelEncoder
-from sagecache.models.weights import weights_file
+from sagecache.mm.terms import build_labeler, build_terms, load_prior
+from sagecache.models.weights import weights_path
 from sagecache.project import Project, Recipe
 from sagecache.store.reader import StoreReader
 
@@ -81,15 +82,18 @@ def build_estimator(project: Project, recipe: Recipe, model: dict) -> SemiPoseEs
     if start is not None:
         load_network(student, start)
     codec = codec_of(model)
-    semi = recipe.uses_unlabeled
+    semi: dict[str, Any] = {}
+    if recipe.uses_unlabeled:
+        prior = load_prior(project, recipe)
+        semi = dict(
+            labeler=build_labeler(project, recipe, codec["sigma"]),
+            terms=build_terms(project, recipe, codec["sigma"], prior),
+            correct=prior.correct if recipe.semi.gate.get("teacher_b") == "diffusion" else None,
+            ramp_up_steps=recipe.semi.ramp_up,
+        )
+    flip_indices = torch.tensor(project.skeleton.flip_indices)
     return SemiPoseEstimator(
-        student,
-        heatmap_from_input(codec),
-        torch.as_tensor(project.skeleton.flip_indices),
-        labeler=build_labeler(project, recipe, codec) if semi else None,
-        terms=build_terms(project, recipe, codec) if semi else None,
-        ema_decay=recipe.ema_decay,
-        ramp_up_steps=recipe.semi.ramp_up,
+        student, heatmap_from_input(codec), flip_indices, ema_decay=recipe.ema_decay, **semi
     )
 
 
@@ -98,7 +102,7 @@ def start_checkpoint(project: Project, recipe: Recipe) -> Path | None:
     if recipe.load_from is None:
         return None
     if recipe.load_from == "demo":
-        return weights_file("student")
+        return weights_path("student")
     if recipe.load_from in project.recipe_names():
         found = project.checkpoint(recipe.load_from)
         if found is None:
@@ -182,7 +186,7 @@ def _runner(
         train_dataloader=loader,
         train_cfg=dict(type="StreamTrainLoop", max_iters=max_iters, val_interval=val_interval),
         optim_wrapper=build_optimizer(estimator.student, recipe.optim_wrapper, options.amp),
-        param_scheduler=_schedule(recipe.param_scheduler, max_iters),
+        param_scheduler=_schedule(recipe.param_scheduler, settings.max_iters),
         default_hooks=hooks | recipe.default_hooks,
         custom_hooks=[*own_hooks, *(recipe.custom_hooks or [])],
         resume=options.resume,
@@ -209,7 +213,7 @@ def _validation(project: Project, recipe: Recipe) -> dict[str, Any]:
         project.data.evaluation.area,
         project.data.evaluation.pck_normaliser,
     )
-    return dict(val_dataloader=evaluation_loader(crops), val_cfg=dict(), val_evaluator=metric)
+    return dict(val_dataloader=evaluation_loader(crops), val_cfg=dict(), val_evaluator=Evaluator(metric))
 
 
 def build_optimizer(student: nn.Module, config: Mapping[str, Any], amp: bool) -> OptimWrapper:

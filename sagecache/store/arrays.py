@@ -122,16 +122,24 @@ class ArrayReader:
             raise ChecksumMismatch(f"{values.size} values where {out.size} belong")
         out[...] = values.reshape(out.shape)
 
-    def _chunk_bytes(self, shard: int, slot: int) -> bytes:
+    def location(self, chunk: int) -> tuple[Path, int, int]:
+        """File, offset and length in bytes of chunk number ``chunk``, its checksum included."""
+        return self._locate(*divmod(chunk, self.file_rows // self.chunk_rows))
+
+    def _locate(self, shard: int, slot: int) -> tuple[Path, int, int]:
         path = self.file(shard)
         if not self._sharded:
-            return self._pool.read(path, self._pool.size(path), 0)
+            return path, 0, self._pool.size(path)
         index = self._indices.get(shard)
         if index is None:
             index = self._indices[shard] = self._read_index(path)
         offset, length = index[slot].tolist()
         if offset < 0:
             raise ChecksumMismatch(f"slot {slot} was never written")
+        return path, offset, length
+
+    def _chunk_bytes(self, shard: int, slot: int) -> bytes:
+        path, offset, length = self._locate(shard, slot)
         return self._pool.read(path, length, offset)
 
     def _read_index(self, path: Path) -> np.ndarray:

@@ -190,6 +190,11 @@ class StoreReader:
                     raise self._damaged(error, row) from error
         return batch
 
+    def locate(self, image_id: int, instance: int) -> dict[str, tuple[Path, int, int]]:
+        """Where the bytes of an instance lie: field -> (file, offset, length)."""
+        row = self._require(image_id, instance)
+        return {name: self._state.arrays[name].location(row) for name in self._state.fields}
+
     def allocate(self, count: int) -> dict[str, np.ndarray]:
         """Empty arrays for count instances, in the order in which they are read."""
         state = self._state

@@ -7,7 +7,17 @@ from sagecache.project.overrides import parse_overrides
 
 
 def test_literals_and_strings():
-    words = ["a.b=1", "c=2.5e-3", "d=True", "e=None", "f=[1,2]", "g=(3,4)", "h=kl", "i=path/with=sign", "j='q'"]
+    words = [
+        "a.b=1",
+        "c=2.5e-3",
+        "d=True",
+        "e=None",
+        "f=[1,2]",
+        "g=(3,4)",
+        "h=kl",
+        "i=path/with=sign",
+        "j='q'",
+    ]
     assert parse_overrides(words) == {
         "a.b": 1,
         "c": 2.5e-3,

@@ -41,9 +41,7 @@ def test_nested_values_arrive_with_their_types():
         ),
         "page.py",
     )
-    assert built == Outer(
-        "a", Inner(2.0), (3, 4), ("one",), Path("x/y"), {"t": Inner(mode="js")}, [1]
-    )
+    assert built == Outer("a", Inner(2.0), (3, 4), ("one",), Path("x/y"), {"t": Inner(mode="js")}, [1])
     assert isinstance(built.inner.rate, float)
 
 

@@ -1,0 +1,212 @@
+"""``sagecache inspect ID``: everything known of an image's instances, as a picture and a table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sagecache.cli.context import json_option, project_option
+from sagecache.cli.output import emit_json, emit_table
+from sagecache.cli.prepare import ensure
+from sagecache.errors import SagecacheError
+
+if TYPE_CHECKING:
+    from sagecache.project import Project
+    from sagecache.store import StoreReader
+    from sagecache.structures import Instance
+
+
+@click.command("inspect")
+@click.argument("image_id", type=int)
+@project_option
+@click.option("--split", default="unlabeled", show_default=True)
+@click.option("--instance", type=click.IntRange(0), help="Only this instance of the image. Default: all.")
+@click.option(
+    "--checkpoint",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Add the predictions of its student and EMA teacher, and the gate's decision.",
+)
+@click.option("--recipe", default="stage1-full", show_default=True, help="Whose filter and gate to apply.")
+@click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), help="The picture. Default: below the cache."
+)
+@json_option
+def inspect_command(image_id: int, project: Project, as_json: bool, **options) -> None:
+    """Picture and provenance of image ID: boxes, keypoints, targets, where their bytes lie, stale or not."""
+    summary = inspect(project, image_id, **options)
+    if as_json:
+        emit_json(summary)
+        return
+    emit_table(f"image {image_id} of {summary['split']}", ("", ""), _pairs(summary))
+    for row in summary["instances"]:
+        emit_table(f"instance {row['instance']}", ("", ""), _pairs(row))
+    click.echo(summary["picture"])
+
+
+def inspect(
+    project: Project,
+    image_id: int,
+    split: str = "unlabeled",
+    instance: int | None = None,
+    checkpoint: Path | None = None,
+    recipe: str = "stage1-full",
+    out: Path | None = None,
+) -> dict[str, Any]:
+    """Draw the picture, return what the table says."""
+    import cv2
+    import numpy as np
+
+    from sagecache.data.coco import read_image
+    from sagecache.visualization.report import inspect_panel
+
+    ensure(project, project.split_requirements(split))
+    chosen = _find(project, split, image_id, instance)
+    reader = _reader(project, split)
+    predictions = _predictions(project, recipe, checkpoint, chosen)
+    image = read_image(chosen[0].path)
+    spec = reader.field_attributes("depth") if reader is not None and "depth" in reader.fields else {}
+    panels, rows = [], []
+    for one in chosen:
+        row, targets = _row(reader, one)
+        predicted = predictions.get(one.key)
+        panels.append(
+            inspect_panel(
+                image,
+                _with_annotation(project, split, one),
+                project.skeleton,
+                targets,
+                predicted,
+                depth_kind=spec.get("kind", "affine"),
+                unit=spec.get("unit"),
+            )
+        )
+        rows.append(row | _predicted_row(predicted))
+    width = max(panel.shape[1] for panel in panels)
+    sheet = np.concatenate([np.pad(p, ((0, 0), (0, width - p.shape[1]), (0, 0))) for p in panels])
+    out = out or project.cache_root / "inspect" / f"{split}_{image_id}.png"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if not cv2.imwrite(str(out), sheet[..., ::-1]):
+        raise SagecacheError("can't write the picture", file=out, fix="Give --out a name that ends in .png.")
+    return dict(
+        image_id=image_id,
+        split=split,
+        file=str(chosen[0].path),
+        size=f"{image.shape[1]} x {image.shape[0]}",
+        store=_store_summary(project, split, reader),
+        instances=rows,
+        picture=str(out),
+    )
+
+
+def _find(project: Project, split: str, image_id: int, instance: int | None) -> list[Instance]:
+    instances = project.instances(split)
+    found = [one for one in instances if one.image_id == image_id and instance in (None, one.instance)]
+    if not found:
+        known = sorted({one.image_id for one in instances}, key=lambda other: (abs(other - image_id), other))
+        raise SagecacheError(
+            f"split '{split}' has no image {image_id}"
+            + ("" if instance is None else f", instance {instance}"),
+            fix=f"Nearest ids: {', '.join(map(str, known[:5])) or 'none, the split is empty'}.",
+        )
+    return found
+
+
+def _with_annotation(project: Project, split: str, one: Instance) -> Instance:
+    """A detected instance shows the annotation it overlaps best, where the split has any (the demo's truth)."""
+    from dataclasses import replace
+
+    if one.keypoints is not None:
+        return one
+    annotated = [a for a in project.instances(split, "annotations") if a.image_id == one.image_id]
+    best = max(annotated, key=lambda a: _iou(a.bbox, one.bbox), default=None)
+    if best is None or _iou(best.bbox, one.bbox) < 0.3:
+        return one
+    return replace(one, keypoints=best.keypoints)
+
+
+def _iou(a: tuple[float, ...], b: tuple[float, ...]) -> float:
+    """Intersection over union of two xywh boxes."""
+    width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
+    height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
+    shared = max(width, 0) * max(height, 0)
+    return shared / max(a[2] * a[3] + b[2] * b[3] - shared, 1e-9)
+
+
+def _reader(project: Project, split: str) -> StoreReader | None:
+    from sagecache.store import StoreReader
+
+    root = project.geometry_store(split)
+    return StoreReader(root, partial=True) if (root / "manifest.json").is_file() else None
+
+
+def _row(reader: StoreReader | None, one: Instance) -> tuple[dict[str, Any], dict | None]:
+    """Table rows of one instance, and its targets if it has any."""
+    x, y, width, height = one.bbox
+    row = dict(instance=one.instance, bbox=f"{x:.1f} {y:.1f} {width:.1f} {height:.1f}", score=one.score)
+    if reader is None:
+        return row | dict(status="no store"), None
+    try:
+        targets = reader.read(*one.key)
+    except SagecacheError as error:
+        return row | dict(status=error.message), None
+    row["status"] = "ok"
+    for name, (path, offset, length) in reader.locate(*one.key).items():
+        row[f"bytes of {name}"] = f"{path.relative_to(reader.root)} [{offset}:{offset + length}]"
+    if "depth_range" in targets:
+        low, step = targets["depth_range"]
+        levels = targets["depth"][targets["depth"] > 0]
+        row["depth"] = f"{low:.4g} to {low + (int(levels.max(initial=1)) - 1) * step:.4g}, step {step:.2g}"
+    if "mask" in targets:
+        row["mask"] = f"{100 * targets['mask'].mean():.1f} % of the crop"
+    return row, targets
+
+
+def _store_summary(project: Project, split: str, reader: StoreReader | None) -> dict[str, Any]:
+    from sagecache.cli.jobs import stale_parts
+    from sagecache.teachers.base import build_teacher
+
+    if reader is None:
+        return dict(status=f"none; run sagecache precompute geo --split {split}")
+    differences = stale_parts(project, split, build_teacher(project.data.teacher))
+    return dict(
+        path=str(reader.root),
+        complete=reader.complete,
+        instances=len(reader),
+        fields=", ".join(reader.fields),
+        teacher=reader.fingerprint["teacher"].get("name", ""),
+        fingerprint=reader.fingerprint_sha256[:16],
+        stale=differences or "no",
+    )
+
+
+def _predictions(project: Project, recipe: str, checkpoint: Path | None, chosen: list[Instance]) -> dict:
+    if checkpoint is None:
+        return {}
+    from sagecache.mm.explain import explain
+    from sagecache.visualization.report import Predictions
+
+    explained = explain(project, recipe, checkpoint, chosen)
+    return {key: Predictions(**values) for key, values in explained.items()}
+
+
+def _predicted_row(predicted: Any) -> dict[str, Any]:
+    if predicted is None:
+        return {}
+    return dict(
+        confidence=f"{predicted.ema_teacher[:, 2].mean():.3f}",
+        plausibility=f"{predicted.plausibility:.3f}",
+        gate="teacher A" if predicted.teacher_a else "teacher B",
+        kept_joints=f"{int(predicted.keep.sum())} of {len(predicted.keep)}",
+    )
+
+
+def _pairs(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    pairs: list[tuple[str, str]] = []
+    for key, value in summary.items():
+        if isinstance(value, dict):
+            pairs += [(f"{key}.{inner}", str(item)) for inner, item in value.items()]
+        elif not isinstance(value, list) and key != "picture":
+            pairs.append((key, str(value)))
+    return pairs

@@ -1,0 +1,68 @@
+"""What a checkpoint says of single instances: student, EMA teacher, confidence, plausibility, gate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from sagecache.data.coco import read_image
+from sagecache.geometry.affine import compose, crop_affine, invert_affine, transform_points
+from sagecache.geometry.heatmap import decode, probability
+from sagecache.mm.checkpoints import load_network
+from sagecache.mm.registry import codec_of, map_kind
+from sagecache.mm.run import build_estimator
+from sagecache.project import Project
+from sagecache.structures import Instance
+
+Explained = dict[str, object]
+
+
+@torch.no_grad()
+def explain(
+    project: Project, recipe_name: str, checkpoint: Path, instances: Sequence[Instance]
+) -> dict[tuple[int, int], Explained]:
+    """(image_id, instance) -> student and ema_teacher (K, 3) in image pixels with confidence, keep (K,),
+    plausibility, teacher_a, corrected (K, 2) or None; by the filter and gate of a semi-supervised recipe.
+    """
+    recipe, model = project.recipe(recipe_name, {"load_from": None})
+    estimator = build_estimator(project, recipe, model)
+    load_network(estimator.student, checkpoint, "student")
+    load_network(estimator.ema_teacher, checkpoint, "ema_teacher")
+    estimator.eval()
+    size = tuple(codec_of(model)["input_size"])
+    views = [crop_affine(one.bbox, size, recipe.views.padding) for one in instances]
+    crops = [
+        cv2.warpAffine(read_image(one.path), m[:2], size) for one, m in zip(instances, views, strict=True)
+    ]
+    batch = dict(
+        weak=torch.from_numpy(np.stack(crops).transpose(0, 3, 1, 2).copy()),
+        weak_from_image=torch.from_numpy(np.stack(views)).float(),
+        bbox_scale=torch.tensor([(one.bbox[2] * one.bbox[3]) ** 0.5 for one in instances]),
+    )
+    labels = estimator.pseudo_labels(batch)
+    student = _decoded(estimator, batch, codec_of(model)["sigma"])
+    teacher = torch.cat([labels.keypoints, labels.confidence[..., None]], -1).numpy()
+    return {
+        one.key: dict(
+            student=student[i],
+            ema_teacher=teacher[i],
+            keep=labels.keep[i].numpy(),
+            plausibility=float(labels.plausibility[i]),
+            teacher_a=bool(labels.teacher_a[i]),
+            corrected=None if estimator.correct is None else labels.corrected[i].numpy(),
+        )
+        for i, one in enumerate(instances)
+    }
+
+
+def _decoded(estimator, batch: dict, sigma: float) -> np.ndarray:
+    """The student's pose on the weak views, (B, K, 3): image pixels and confidence."""
+    network = estimator.student
+    maps = network.head(network.extract_feat(estimator.normalise(batch["weak"]))).float()
+    points, confidence = decode(probability(maps, map_kind(network.head)), sigma)
+    image_from_map = invert_affine(compose(estimator.heatmap_from_input, batch["weak_from_image"]))
+    return torch.cat([transform_points(image_from_map, points), confidence[..., None]], -1).numpy()
