@@ -74,7 +74,7 @@ def plan_geo(
         target_from_image=resize_affine(spec.input_size, spec.map_size) @ crops,
         size=spec.map_size,
     )
-    fields = build_fields(spec.outputs, spec.depth_kind, spec.unit)
+    fields = build_fields(spec.outputs, spec.depth_kind, spec.unit, spec.mask_from)
     fingerprint = geo_fingerprint(spec, teacher_fingerprint, crop, box_source)
     return GeoPlan(tuple(instances), crops, store, fields, fingerprint, spec, crop)
 
@@ -91,16 +91,10 @@ def geo_fingerprint(
             "padding": crop.padding,
             "border": crop.border,
             "interpolation": "bilinear",
-            "input_size": list(spec.input_size),
             "exif_orientation": "ignored",
         },
         "boxes": dict(box_source),
-        "targets": {
-            "size": list(spec.map_size),
-            "outputs": list(spec.outputs),
-            "depth_kind": spec.depth_kind,
-            "unit": spec.unit,
-        },
+        "targets": {key: value for key, value in spec.as_dict().items() if key != "name"},
     }
 
 

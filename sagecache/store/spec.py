@@ -88,19 +88,23 @@ def normal_field() -> TargetField:
     )
 
 
-def mask_field() -> TargetField:
-    """The instance's own pixels."""
-    return TargetField("mask", "bool", None, "bool", {"encoding": "bool", "true": "on the instance"})
+def mask_field(made_by: str = "network") -> TargetField:
+    """The instance's own pixels. made_by: 'network', 'threshold' or 'everything' (all ones)."""
+    about = {"encoding": "bool", "true": "on the instance", "made_by": made_by}
+    return TargetField("mask", "bool", None, "bool", about)
 
 
 def build_fields(
-    outputs: Iterable[str], depth_kind: str = "affine", unit: str | None = None
+    outputs: Iterable[str],
+    depth_kind: str = "affine",
+    unit: str | None = None,
+    mask_made_by: str = "network",
 ) -> tuple[TargetField, ...]:
     """Fields for a teacher's outputs, in the order depth, normal, mask. An unknown output is an error."""
     builders: dict[str, Callable[[], TargetField]] = {
         "depth": lambda: depth_field(depth_kind, unit),
         "normal": normal_field,
-        "mask": mask_field,
+        "mask": lambda: mask_field(mask_made_by),
     }
     outputs = list(outputs)
     for name in outputs:

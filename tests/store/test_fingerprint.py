@@ -3,7 +3,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sagecache.store.fingerprint import canonical, canonical_json, describe, diff, digest, file_sha256
@@ -16,6 +16,7 @@ plain = st.recursive(
 )
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.dictionaries(names, plain, max_size=4))
 def test_a_fingerprint_that_went_through_json_is_the_same(value):
     again = json.loads(json.dumps(value))
@@ -42,6 +43,7 @@ def test_what_has_no_canonical_form_is_refused_with_its_key(bad):
         canonical({"teacher": {"size": [3, bad]}})
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.dictionaries(names, plain, max_size=3), st.dictionaries(names, plain, max_size=3))
 def test_two_fingerprints_differ_in_some_key_exactly_where_their_hashes_differ(old, new):
     assert (diff(old, new) == []) == (digest(old) == digest(new))

@@ -1,0 +1,84 @@
+import json
+
+import pytest
+
+from sagecache.errors import SagecacheError
+from sagecache.precompute.parts import PartsWriter, set_parts_aside
+
+IDENTITY = {"detector": {"name": "toy", "score": 0.3}, "part_size": 2}
+
+
+def work(result, parts=3, identity=IDENTITY, stop_after=None):
+    """Make what is missing; stop_after: leave without finishing after that many parts."""
+    with PartsWriter(result, identity, parts) as writer:
+        missing = writer.missing()
+        for number in missing[:stop_after]:
+            failed = [{"image_id": number, "reason": "no"}] if number == 1 else []
+            writer.commit(number, [{"image_id": 10 * number + k} for k in range(2)], failed)
+        if stop_after is None:
+            writer.finish()
+        return missing
+
+
+def test_parts_are_joined_in_order_and_leave_a_result_and_its_meta_file(tmp_path):
+    result = tmp_path / "detections.json"
+    assert work(result) == [0, 1, 2]
+    assert [record["image_id"] for record in json.loads(result.read_bytes())] == [0, 1, 10, 11, 20, 21]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["detections.json", "detections.meta.json"]
+    with PartsWriter(result, IDENTITY, 3) as writer:
+        assert writer.failed == [{"image_id": 1, "reason": "no"}]
+
+
+def test_resuming_makes_the_missing_parts_and_the_same_bytes(tmp_path):
+    work(tmp_path / "a.json")
+    assert work(tmp_path / "b.json", stop_after=2) == [0, 1, 2]
+    assert not (tmp_path / "b.json").exists()
+    assert work(tmp_path / "b.json") == [2]
+    assert work(tmp_path / "b.json") == []
+    for kind in (".json", ".meta.json"):
+        assert (tmp_path / f"a{kind}").read_bytes() == (tmp_path / f"b{kind}").read_bytes()
+
+
+def test_no_records_are_an_empty_list(tmp_path):
+    with PartsWriter(tmp_path / "a.json", IDENTITY, 1) as writer:
+        writer.commit(0, [], [])
+        writer.finish()
+    assert json.loads((tmp_path / "a.json").read_bytes()) == []
+
+
+@pytest.mark.parametrize("stop_after", [1, None])
+def test_another_detector_is_refused_and_named(tmp_path, stop_after):
+    work(tmp_path / "a.json", stop_after=stop_after)
+    with pytest.raises(SagecacheError, match="detector.score: 0.3 -> 0.5.*--force"):
+        work(tmp_path / "a.json", identity={**IDENTITY, "detector": {"name": "toy", "score": 0.5}})
+
+
+def test_a_foreign_or_edited_file_is_never_replaced(tmp_path):
+    result = tmp_path / "a.json"
+    result.write_text("[1]")
+    with pytest.raises(SagecacheError, match="not made by sagecache"):
+        work(result)
+    result.unlink()
+    work(result)
+    result.write_text("[1]")
+    with pytest.raises(SagecacheError, match="changed after it was made"):
+        work(result)
+    assert result.read_text() == "[1]"
+
+
+def test_two_writers_do_not_meet(tmp_path):
+    with PartsWriter(tmp_path / "a.json", IDENTITY, 3):
+        with pytest.raises(SagecacheError, match="another process is writing"):
+            PartsWriter(tmp_path / "a.json", IDENTITY, 3)
+
+
+def test_setting_aside_keeps_everything_and_never_overwrites(tmp_path):
+    result = tmp_path / "a.json"
+    assert set_parts_aside(result) is None
+    work(result)
+    first = set_parts_aside(result)
+    assert sorted(p.name for p in first.iterdir()) == ["a.json", "a.meta.json"]
+    work(result, stop_after=1)
+    second = set_parts_aside(result)
+    assert sorted(p.name for p in second.iterdir()) == ["a.parts"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [first.name, second.name]

@@ -1,0 +1,209 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from toy_store import tree
+from toy_teacher import ToyDetector, ToyTeacher, detect_job, geo_job, make_instances, write_images
+
+from sagecache.data.coco import load_detections
+from sagecache.errors import SagecacheError
+from sagecache.precompute.runner import (
+    RunOptions,
+    StatsJob,
+    estimate_geo,
+    run_detect,
+    run_geo,
+    run_stats,
+)
+from sagecache.skeleton.definition import COCO17
+from sagecache.skeleton.stats import SkeletonStats
+from sagecache.store import StoreReader
+from sagecache.store.codec import decode_depth, decode_normal, depth_error_bound
+
+
+def test_the_store_holds_what_the_teacher_said_within_the_stated_error(instances, tmp_path):
+    report = run_geo(geo_job(tmp_path / "geo", instances), ToyTeacher())
+    assert (report.total, report.computed, report.failed) == (14, 14, [])
+    assert report.bytes == sum(p.stat().st_size for p in (tmp_path / "geo").rglob("*") if p.is_file())
+    reader = StoreReader(tmp_path / "geo")
+    assert reader.verify() == []
+    said = {}
+
+    class Listener(ToyTeacher):
+        def __call__(self, crops):
+            maps = super().__call__(crops)
+            for k in range(len(crops)):
+                said[len(said)] = {name: values[k].numpy() for name, values in maps.items()}
+            return maps
+
+    run_geo(geo_job(tmp_path / "again", instances), Listener())
+    for row, one in enumerate(instances):
+        stored, mask = reader.read(*one.key), said[row]["mask"][0] > 0.5
+        assert np.array_equal(stored["mask"], mask)
+        depth = decode_depth(stored["depth"], stored["depth_range"])
+        error = np.abs(depth[mask] - said[row]["depth"][0][mask])
+        assert error.max() <= depth_error_bound(stored["depth_range"])
+        true = said[row]["normal"] / np.linalg.norm(said[row]["normal"], axis=0)
+        cosine = (decode_normal(stored["normal"]) * true).sum(0)[mask]
+        assert np.degrees(np.arccos(cosine.clip(-1, 1))).max() < 1
+
+
+def test_a_second_run_computes_nothing_and_a_lost_shard_alone_is_made_again(instances, tmp_path):
+    job, teacher = geo_job(tmp_path / "geo", instances), ToyTeacher()
+    run_geo(job, teacher)
+    before = tree(tmp_path / "geo")
+    (tmp_path / "geo/targets.zarr/depth/c/2/0/0").unlink()
+    teacher.batches.clear()
+    assert run_geo(job, teacher).computed == 4
+    assert teacher.batches == [3, 1]
+    assert run_geo(job, teacher).computed == 0
+    assert tree(tmp_path / "geo") == before
+
+
+def test_bad_inputs_and_outputs_are_reported_and_the_run_goes_on(own_images, tmp_path):
+    instances = make_instances(own_images)
+    own_images[2][1].write_bytes(b"junk")
+    job = geo_job(tmp_path / "geo", instances)
+    report = run_geo(job, ToyTeacher())
+    assert [(item.image_id, item.instance) for item in report.failed] == [(5, 0), (5, 1)]
+    assert "OpenCV" in report.failed[0].reason and report.failed[0].path == own_images[2][1]
+    again = run_geo(job, ToyTeacher())  # the reason is in the store, the detail was this run's
+    assert [item.reason for item in again.failed] == ["the image could not be read"] * 2
+    reader = StoreReader(tmp_path / "geo")
+    with pytest.raises(SagecacheError, match="image_id 5, instance 0: the image could not be read"):
+        reader.read(5, 0)
+    assert (4, 1) in reader and len(reader) == 14
+
+
+def test_strict_stops_at_the_first_failure_and_keeps_what_is_done(own_images, tmp_path):
+    own_images[3][1].write_bytes(b"junk")
+    job = geo_job(tmp_path / "geo", make_instances(own_images))
+    with pytest.raises(SagecacheError, match="image_id 6, instance 0: the image could not be read.*--strict"):
+        run_geo(job, ToyTeacher(), RunOptions(strict=True))
+    assert StoreReader(tmp_path / "geo", partial=True).status.tolist() == [1] * 4 + [0] * 10
+    with pytest.raises(SagecacheError, match="image_id 6"):
+        run_detect(detect_job(tmp_path, own_images), ToyDetector(), RunOptions(strict=True))
+
+
+def test_another_teacher_or_a_changed_image_is_refused_by_name(own_images, tmp_path):
+    job = geo_job(tmp_path / "geo", make_instances(own_images))
+    run_geo(job, ToyTeacher())
+    before = tree(tmp_path / "geo")
+    with pytest.raises(SagecacheError, match=r"fingerprint.teacher.version: 1 -> 2\).*--force"):
+        run_geo(job, ToyTeacher(version=2))
+    with pytest.raises(SagecacheError, match="fingerprint.crop.padding"):
+        run_geo(replace(job, crop=replace(job.crop, padding=2)), ToyTeacher())
+    write_images(own_images[0][1].parent, 1, seed=9)
+    with pytest.raises(SagecacheError, match="plan.image_sha256"):
+        run_geo(job, ToyTeacher())
+    assert tree(tmp_path / "geo") == before
+
+
+def test_force_keeps_the_old_store_beside_the_new_one(instances, tmp_path):
+    job = geo_job(tmp_path / "geo", instances)
+    run_geo(job, ToyTeacher())
+    before = tree(tmp_path / "geo")
+    report = run_geo(job, ToyTeacher(version=2), RunOptions(force=True))
+    assert report.computed == 14 and tree(report.replaced) == before
+    assert StoreReader(tmp_path / "geo").fingerprint["teacher"]["version"] == 2
+
+
+def test_a_limited_run_is_never_taken_for_the_whole(instances, images, tmp_path):
+    limit = RunOptions(limit=3)
+    assert run_geo(geo_job(tmp_path / "geo", instances), ToyTeacher(), limit).path == tmp_path / "geo-first3"
+    assert (
+        run_detect(detect_job(tmp_path, images), ToyDetector(), limit).path.name == "detections-first3.json"
+    )
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "detections-first3.json",
+        "detections-first3.meta.json",
+        "geo-first3",
+    ]
+    assert len(StoreReader(tmp_path / "geo-first3")) == 3
+
+
+def test_progress_starts_with_what_is_there_and_ends_with_everything(instances, tmp_path):
+    job, seen = geo_job(tmp_path / "geo", instances), []
+    run_geo(job, ToyTeacher())
+    (tmp_path / "geo/targets.zarr/mask/c/3/0/0").unlink()
+    run_geo(job, ToyTeacher(), progress=lambda *state: seen.append(state))
+    assert seen == [(0, 14, "reading images"), (12, 14, "targets"), (14, 14, "targets")]
+
+
+def test_an_estimate_writes_nothing_and_is_near_the_truth(tmp_path):
+    instances = make_instances(write_images(tmp_path / "images", 30), each=4)
+    job, teacher = geo_job(tmp_path / "geo", instances, shard_size=16), ToyTeacher(pause=0.01)
+    guess = estimate_geo(job, teacher)
+    assert (guess.total, guess.missing) == (120, 120) and not (tmp_path / "geo").exists()
+    # a pause of 10 ms for a batch of 3 and for the last of each shard
+    assert guess.seconds > 120 / 3 * 0.01
+    report = run_geo(job, ToyTeacher())
+    arrays = sum(p.stat().st_size for p in (tmp_path / "geo").rglob("c/**/*") if p.is_file())
+    assert 0.85 < guess.bytes / arrays < 1.15 and arrays < report.bytes
+    (tmp_path / "geo/targets.zarr/mask/c/7/0/0").unlink()
+    assert estimate_geo(job, teacher).missing == 8
+    assert estimate_geo(job, teacher, RunOptions(force=True)).missing == 120
+    with pytest.raises(SagecacheError, match="teacher.version"):
+        estimate_geo(job, ToyTeacher(version=2))
+
+
+def test_detections_are_read_back_and_made_once(images, tmp_path):
+    job, detector = detect_job(tmp_path, images), ToyDetector()
+    report = run_detect(job, detector)
+    assert (report.total, report.computed, report.failed) == (7, 7, [])
+    assert detector.batches == [
+        2,
+        1,
+        2,
+        1,
+        1,
+    ]  # parts of three, batches of two: no batch reaches into another part
+    records = load_detections(report.path)
+    assert [r["image_id"] for r in records] == sorted(r["image_id"] for r in records)
+    assert run_detect(job, detector).computed == 0
+    with pytest.raises(SagecacheError, match="detector.score: 0.3 -> 0.5"):
+        run_detect(job, ToyDetector(score=0.5))
+    forced = run_detect(job, ToyDetector(score=0.5), RunOptions(force=True))
+    assert (forced.replaced / "detections.json").read_bytes() == report.path.read_bytes()
+
+
+def test_unreadable_images_are_listed_by_every_later_run(own_images, tmp_path):
+    own_images[6][1].unlink()
+    job = detect_job(tmp_path, own_images)
+    for _ in range(2):
+        failed = run_detect(job, ToyDetector()).failed
+        assert [(item.image_id, item.path) for item in failed] == [own_images[6]]
+        assert "missing" in failed[0].reason
+
+
+def test_images_out_of_order_are_refused(images, tmp_path):
+    with pytest.raises(SagecacheError, match="ordered by image_id"):
+        run_detect(detect_job(tmp_path, images[::-1]), ToyDetector())
+
+
+@pytest.fixture
+def labelled(instances):
+    rng = np.random.default_rng(0)
+    keypoints = np.concatenate(
+        [rng.uniform(0, 50, (len(instances), 17, 2)), np.full((len(instances), 17, 1), 2)], 2
+    )
+    return [replace(one, keypoints=k) for one, k in zip(instances, keypoints, strict=True)]
+
+
+def test_statistics_are_those_of_the_labelled_persons(labelled, tmp_path):
+    unlabelled = replace(labelled[0], instance=99, keypoints=None)
+    empty = replace(labelled[0], instance=98, keypoints=np.zeros((17, 3)))
+    job = StatsJob(tmp_path / "skeleton_stats.json", [*labelled, empty, unlabelled], COCO17)
+    report = run_stats(job)
+    assert (report.total, report.computed) == (14, 14)
+    assert SkeletonStats.load(report.path, COCO17).counts["instances"] == 14
+    first = report.path.read_bytes()
+    assert run_stats(job).computed == 0
+    moved = labelled[3].keypoints + [1, 0, 0]
+    changed = replace(job, instances=[*labelled[:3], replace(labelled[3], keypoints=moved), *labelled[4:]])
+    with pytest.raises(SagecacheError, match="made from other labels .labels_sha256.*--force"):
+        run_stats(changed)
+    forced = run_stats(changed, RunOptions(force=True))
+    assert (forced.replaced / "skeleton_stats.json").read_bytes() == first
+    assert json.loads(report.path.read_bytes()) != json.loads(first)

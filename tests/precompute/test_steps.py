@@ -1,0 +1,132 @@
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+from toy_teacher import SPEC, ToyDetector, ToyTeacher
+
+from oracles import warp
+from sagecache.data.coco import read_image
+from sagecache.errors import SagecacheError
+from sagecache.precompute.plan import CropRule, plan_geo
+from sagecache.precompute.steps import detect_part, geo_shard
+from sagecache.store.codec import unpack_into
+from sagecache.store.spec import NO_BODY, OK, UNREADABLE, UNUSABLE
+
+CROP = CropRule()
+
+
+def make_plan(instances, spec=SPEC, crop=CROP):
+    return plan_geo(instances, spec, {"name": "toy"}, crop, {"kind": "annotations"})
+
+
+class Recorder(ToyTeacher):
+    """Keeps its inputs."""
+
+    def __call__(self, crops):
+        self.seen = [*getattr(self, "seen", []), *crops]
+        return super().__call__(crops)
+
+
+@pytest.mark.parametrize("border", ["constant", "replicate"])
+def test_the_teacher_sees_the_crop_that_the_plan_says(instances, border):
+    teacher, plan = Recorder(), make_plan(instances, crop=CropRule(2.5, border))
+    geo_shard(plan, teacher, [1], 4)
+    image = read_image(instances[1].path).astype(float)
+    if border == "replicate":
+        margin = 60  # the oracle's outside is black: give it an outside of edge pixels
+        image = np.pad(image, ((margin, margin), (margin, margin), (0, 0)), mode="edge")
+        shift = np.array([[1, 0, -margin], [0, 1, -margin], [0, 0, 1.0]])
+    else:
+        shift = np.eye(3)
+    for channel in range(3):
+        wanted = warp(image[..., channel], plan.crop_from_image[1] @ shift, SPEC.input_size)
+        # OpenCV interpolates at 1/32 pixel
+        np.testing.assert_allclose(teacher.seen[0][..., channel], wanted, atol=255 * 2 / 32)
+
+
+def test_batches_never_reach_into_another_shard(instances):
+    teacher, plan = ToyTeacher(), make_plan(instances)
+    for rows in (range(0, 5), range(5, 10), range(10, 14)):
+        geo_shard(plan, teacher, rows, batch_size=3)
+    assert teacher.batches == [3, 2, 3, 2, 3, 1]
+
+
+def test_a_shard_does_not_depend_on_what_ran_before(instances):
+    plan = make_plan(instances)
+    used = ToyTeacher()
+    geo_shard(plan, used, range(0, 5), 3)
+    assert geo_shard(plan, used, range(5, 10), 3).rows == geo_shard(plan, ToyTeacher(), range(5, 10), 3).rows
+
+
+@pytest.mark.parametrize(("how", "status"), [("nan", UNUSABLE), ("flat", UNUSABLE), ("empty", NO_BODY)])
+def test_one_bad_output_is_noted_and_the_others_are_kept(instances, how, status):
+    plan, recorder, teacher = make_plan(instances), Recorder(), ToyTeacher()
+    sound = geo_shard(plan, recorder, range(4), 4)
+    teacher.poison = {int(recorder.seen[2][0, 0, 0]): how}
+    shard = geo_shard(plan, teacher, range(4), 4)
+    assert [row.status for row in shard.rows] == [OK, OK, status, OK]
+    assert [(item.image_id, item.instance) for item in shard.failed] == [instances[2].key]
+    assert [shard.rows[k] for k in (0, 1, 3)] == [sound.rows[k] for k in (0, 1, 3)]
+    mask = np.ones((8, 6), bool)
+    unpack_into(shard.rows[2].chunks["mask"], mask)
+    assert not mask.any()
+
+
+def test_unreadable_images_are_left_out_of_their_batch_and_told_with_the_reason(own_images, instances):
+    own = [replace(one, path=dict(own_images)[one.image_id]) for one in instances]
+    own[0].path.write_bytes(b"not an image")
+    own[4].path.unlink()
+    teacher = ToyTeacher()
+    shard = geo_shard(make_plan(own), teacher, range(6), 3)
+    assert [row.status for row in shard.rows] == [UNREADABLE, UNREADABLE, OK, OK, UNREADABLE, UNREADABLE]
+    assert teacher.batches == [1, 1]
+    reasons = [item.reason for item in shard.failed]
+    assert "no image that OpenCV can decode" in reasons[0] and "missing" in reasons[2]
+    assert not any(str(item.path) in item.reason for item in shard.failed)
+
+
+def test_a_shard_of_unreadable_images_asks_the_teacher_nothing(own_images, instances):
+    own = [replace(one, path=one.path.with_name("absent")) for one in instances]
+    teacher = ToyTeacher()
+    assert {row.status for row in geo_shard(make_plan(own), teacher, range(4), 3).rows} == {UNREADABLE}
+    assert teacher.batches == []
+
+
+def test_a_teacher_that_breaks_its_spec_stops_the_run(instances):
+    spec = replace(SPEC, map_size=(12, 16))
+    teacher = ToyTeacher()
+    with pytest.raises(
+        SagecacheError, match=r"gave shape \(3, 1, 8, 6\) for 'depth', its spec says \(3, 1, 16, 12\)"
+    ):
+        geo_shard(make_plan(instances, spec), teacher, range(3), 3)
+    teacher.spec = replace(SPEC, outputs=("depth",))
+    with pytest.raises(SagecacheError, match="gave nothing for 'normal'"):
+        geo_shard(make_plan(instances), teacher, range(3), 3)
+
+
+def test_progress_counts_every_row_once(instances):
+    counts = []
+    geo_shard(make_plan(instances), ToyTeacher(), range(7), 3, counts.append)
+    assert counts == [3, 3, 1]
+
+
+def test_detections_are_coco_records_in_image_order(own_images):
+    own_images[1][1].write_bytes(b"junk")
+    for image_id, path in (own_images[0], own_images[2]):
+        pixels = np.full((9, 9, 3), image_id, np.uint8)  # 3 and 5: three boxes and one
+        cv2.imwrite(str(path), pixels)
+    part = detect_part(own_images[:3], ToyDetector(), 2)
+    assert [(r["image_id"], r["score"]) for r in part.detections] == [
+        (3, 0.33333),
+        (3, 0.25),
+        (3, 0.2),
+        (5, 0.33333),
+    ]
+    assert part.detections[0] == {
+        "image_id": 3,
+        "category_id": 1,
+        "bbox": [1.13, 2.0, 18.87, 28.25],
+        "score": 0.33333,
+    }
+    assert [(item.image_id, item.instance) for item in part.failed] == [(4, None)]
