@@ -6,6 +6,7 @@ defaults are those of Sapiens-lite: crops of 768x1024, relative depth, its own m
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -199,7 +200,10 @@ def _load(path: Path, device: str) -> torch.jit.ScriptModule:
     if not path.is_file():
         raise SagecacheError("TorchScript file not found", file=path, fix="Correct its path in data.py.")
     try:
-        return torch.jit.load(str(path), map_location=device).eval()
+        with warnings.catch_warnings():
+            # torch calls TorchScript old; it is nevertheless what Sapiens-lite and others ship.
+            warnings.filterwarnings("ignore", ".*torch.jit", DeprecationWarning)
+            return torch.jit.load(str(path), map_location=device).eval()
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise SagecacheError(

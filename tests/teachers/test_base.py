@@ -1,0 +1,100 @@
+"""Axes against an analytic sphere, mirrored maps, resizing, and the errors of specs and builders."""
+
+import numpy as np
+import pytest
+import torch
+
+from sagecache.errors import SagecacheError
+from sagecache.teachers.base import (
+    TeacherSpec,
+    build_detector,
+    build_teacher,
+    check_crops,
+    convert_normals,
+    file_hash,
+    mirror_maps,
+    resize_maps,
+)
+
+
+def sphere(size=33):
+    """Outward normals (1, 3, h, w) of a sphere seen by an orthographic camera along +z, y down."""
+    axis = np.linspace(-0.7, 0.7, size)
+    x, y = np.meshgrid(axis, axis)
+    # The visible half faces the camera: its outward normal has z < 0.
+    z = -np.sqrt(1 - x**2 - y**2)
+    return torch.tensor(np.stack([x, y, z]), dtype=torch.float32)[None]
+
+
+def test_opengl_normals_of_a_sphere_become_ours():
+    ours = sphere()
+    # The same directions with y up and z to the viewer: the top of the sphere (small row) points up.
+    opengl = torch.stack([ours[:, 0], -ours[:, 1], -ours[:, 2]], 1)
+    assert opengl[0, 1, 0, 16] > 0.5 and opengl[0, 2, 16, 16] > 0.99
+    torch.testing.assert_close(convert_normals(opengl, "opengl"), ours)
+    torch.testing.assert_close(convert_normals(3 * ours, "opencv"), ours)
+
+
+def test_a_normal_without_direction_is_nan_and_unknown_axes_are_an_error():
+    normals = sphere(5)
+    normals[..., 2, 2] = 0
+    assert convert_normals(normals, "opencv")[0, :, 2, 2].isnan().all()
+    with pytest.raises(SagecacheError, match="did you mean 'opengl'"):
+        convert_normals(normals, "opengll")
+
+
+@pytest.mark.parametrize(("across", "upside"), [(True, False), (False, True), (True, True), (False, False)])
+def test_mirrored_maps_of_a_symmetric_shape_are_the_shape_itself(across, upside):
+    normals = sphere()
+    depth = normals[:, 2:]  # z of the surface: nearest in the middle
+    out = mirror_maps(dict(depth=depth, normal=normals), across, upside)
+    torch.testing.assert_close(out["normal"], normals)
+    torch.testing.assert_close(out["depth"], depth)
+
+
+def test_mirroring_moves_pixels_and_keeps_nz():
+    normals = torch.nn.functional.normalize(torch.randn(2, 3, 4, 6), dim=1)
+    out = mirror_maps(dict(normal=normals), across=True, upside=False)["normal"]
+    torch.testing.assert_close(out[:, 0], -normals[:, 0].flip(2))
+    torch.testing.assert_close(out[:, 1:], normals[:, 1:].flip(3))
+
+
+def test_resizing_keeps_pixel_areas():
+    ramp = torch.arange(12.0).expand(1, 1, 8, 12)
+    half = resize_maps(ramp, (6, 4))
+    # map pixel i sees pixel 2 i + .5
+    torch.testing.assert_close(half[0, 0, 2, 1:-1], 2 * torch.arange(1.0, 5.0) + 0.5)
+    assert resize_maps(ramp, (12, 8)) is ramp
+    grown = resize_maps(ramp, (24, 16))[0, 0, 5, 4:-4]
+    torch.testing.assert_close(grown, (torch.arange(4.0, 20.0) + 0.5) / 2 - 0.5)
+
+
+def test_spec_refuses_unknown_outputs_and_kinds():
+    with pytest.raises(SagecacheError, match="outputs"):
+        TeacherSpec("x", (8, 8), (4, 4), ("albedo",), "affine", "")
+    with pytest.raises(SagecacheError, match="did you mean 'affine'"):
+        TeacherSpec("x", (8, 8), (4, 4), ("depth",), "afine", "")
+
+
+def test_crops_of_another_size_or_type_are_refused():
+    check_crops(np.zeros((2, 16, 8, 3), np.uint8), (8, 16))
+    for wrong in (np.zeros((2, 8, 16, 3), np.uint8), np.zeros((2, 16, 8, 3), np.float32)):
+        with pytest.raises(SagecacheError, match="input_size"):
+            check_crops(wrong, (8, 16))
+
+
+def test_builders_name_the_nearest_known():
+    with pytest.raises(SagecacheError, match="did you mean 'torchscript'"):
+        build_teacher(dict(type="torchscipt"))
+    with pytest.raises(SagecacheError, match="no 'type'"):
+        build_detector({})
+    with pytest.raises(SagecacheError, match="did you mean 'flips'"):
+        build_teacher(dict(type="demo", flip=4))
+
+
+def test_file_hash_follows_bytes_not_names(tmp_path):
+    (tmp_path / "a").write_bytes(b"x" * 100_000)
+    (tmp_path / "b").write_bytes(b"x" * 100_000)
+    assert file_hash(tmp_path / "a") == file_hash(tmp_path / "b")
+    (tmp_path / "b").write_bytes(b"x" * 99_999 + b"y")
+    assert file_hash(tmp_path / "a") != file_hash(tmp_path / "b")

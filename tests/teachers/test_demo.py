@@ -1,0 +1,158 @@
+"""The demo adapters against the networks; mirrored crops give mirrored maps; boxes land where they should."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from sagecache.errors import SagecacheError
+from sagecache.models.convnet import GeometryNet
+from sagecache.models.weights import load_geometry_net
+from sagecache.teachers.base import build_detector, build_teacher, mirror_maps
+from sagecache.teachers.demo import DemoDetector, DemoGeometry, decode_boxes
+
+
+@pytest.fixture(scope="module")
+def net():
+    torch.manual_seed(0)
+    return GeometryNet().eval()
+
+
+@pytest.fixture(scope="module")
+def crops():
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (2, 8, 6, 3), dtype=np.uint8)
+    return coarse.repeat(32, axis=1).repeat(32, axis=2)
+
+
+def test_one_view_is_the_network_itself(net, crops):
+    out = DemoGeometry(flips=1, net=net, weights_hash="x")(crops)
+    with torch.no_grad():
+        relief, normals, person = net(torch.from_numpy(crops).permute(0, 3, 1, 2) / 255)
+    torch.testing.assert_close(out["normal"], normals, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(out["mask"], person.sigmoid(), atol=1e-4, rtol=1e-4)
+    difference = (out["depth"] - relief).flatten(1)
+    torch.testing.assert_close(difference, difference[:, :1].expand_as(difference), atol=1e-4, rtol=0)
+
+
+def test_four_views_are_the_mean_over_mirrored_calls(net, crops):
+    one, four = (DemoGeometry(flips=f, net=net, weights_hash="x") for f in (1, 4))
+    views = []
+    for across, upside in ((0, 0), (1, 0), (0, 1), (1, 1)):
+        mirrored = crops[:, :: -1 if upside else 1, :: -1 if across else 1]
+        views.append(mirror_maps(one(np.ascontiguousarray(mirrored)), bool(across), bool(upside)))
+    normal = torch.stack([view["normal"] for view in views]).mean(0)
+    out = four(crops)
+    torch.testing.assert_close(out["normal"], nn.functional.normalize(normal, dim=1), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        out["depth"], torch.stack([view["depth"] for view in views]).mean(0), atol=1e-4, rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize(("across", "upside"), [(True, False), (False, True)])
+def test_four_views_are_equivariant_to_mirrors(net, crops, across, upside):
+    teacher = DemoGeometry(flips=4, net=net, weights_hash="x")
+    plain = mirror_maps(teacher(crops), across, upside)
+    mirrored = teacher(np.ascontiguousarray(crops[:, :: -1 if upside else 1, :: -1 if across else 1]))
+    for name, value in plain.items():
+        torch.testing.assert_close(mirrored[name], value, atol=1e-4, rtol=1e-4)
+    # A single pass is not: the network itself knows left from right.
+    single = DemoGeometry(flips=1, net=net, weights_hash="x")
+    bent = single(np.ascontiguousarray(crops[:, :: -1 if upside else 1, :: -1 if across else 1]))
+    assert (bent["normal"] - mirror_maps(single(crops), across, upside)["normal"]).abs().max() > 1e-3
+
+
+def test_maps_come_at_the_asked_size_with_unit_normals(net, crops):
+    teacher = DemoGeometry(flips=1, map_size=(96, 128), net=net, weights_hash="x")
+    out = teacher(crops)
+    assert teacher.spec.map_size == (96, 128)
+    assert out["depth"].shape == out["mask"].shape == (2, 1, 128, 96)
+    torch.testing.assert_close(out["normal"].norm(dim=1), torch.ones(2, 128, 96))
+    assert out["mask"].min() >= 0 and out["mask"].max() <= 1
+
+
+def test_fingerprint_follows_weights_and_preprocessing(net):
+    base = DemoGeometry(flips=4, net=net, weights_hash="a").fingerprint()
+    assert DemoGeometry(flips=4, net=net, weights_hash="a").fingerprint() == base
+    assert DemoGeometry(flips=1, net=net, weights_hash="a").fingerprint() != base
+    assert DemoGeometry(flips=4, net=net, weights_hash="b").fingerprint() != base
+    assert DemoGeometry(flips=4, map_size=(96, 128), net=net, weights_hash="a").fingerprint() != base
+
+
+def test_flips_other_than_one_and_four_are_refused(net):
+    with pytest.raises(SagecacheError, match="flips"):
+        DemoGeometry(flips=2, net=net)
+
+
+def test_the_committed_teacher_is_built_by_name(crops):
+    teacher = build_teacher(dict(type="demo", flips=1))
+    direct = DemoGeometry(flips=1, net=load_geometry_net())
+    torch.testing.assert_close(teacher(crops)["normal"], direct(crops)["normal"])
+    assert "sagecache" not in str(teacher.fingerprint())
+
+
+class OneBox(nn.Module):
+    """Answers every picture with the same boxes: (row, column, logit, sides in cells)."""
+
+    def __init__(self, *boxes):
+        super().__init__()
+        self.maps = torch.full((5, 40, 40), -6.0)
+        for row, column, logit, sides in boxes:
+            self.maps[0, row, column] = logit
+            self.maps[1:, row, column] = torch.tensor(sides).log()
+
+    def forward(self, images):
+        return self.maps.expand(len(images), -1, -1, -1)
+
+
+@pytest.mark.parametrize("size", [(160, 160), (320, 320), (640, 320), (200, 500)])
+def test_boxes_return_to_any_image_size(size):
+    width, height = size
+    # cell (10, 20): centre at input pixels (82, 42); sides 3, 4, 5, 6 cells of 4 pixels
+    box = np.array([82 - 12, 42 - 16, 82 + 20, 42 + 24], float)
+    net = OneBox((10, 20, 3.0, (3.0, 4.0, 5.0, 6.0)))
+    detector = DemoDetector(score=0.3, net=net, weights_hash="x")
+    ((boxes, scores),) = detector([np.zeros((height, width, 3), np.uint8)])
+    scale = min(160 / width, 160 / height)
+    left, top = (160 - width * scale) // 2, (160 - height * scale) // 2
+    expected = (box - [left, top, left, top]) / scale - 0.5
+    expected = np.clip(expected, -0.5, [width - 0.5, height - 0.5] * 2)
+    np.testing.assert_allclose(boxes, [expected], atol=1e-4)
+    np.testing.assert_allclose(scores, 1 / (1 + np.exp(-3.0)), rtol=1e-5)
+
+
+def test_score_threshold_suppression_and_limit():
+    near = (3.0, 3.0, 3.0, 3.0)
+    net = OneBox((10, 10, 3.0, near), (10, 12, 1.0, near), (30, 30, 0.5, near), (20, 20, -2.0, near))
+    image = [np.zeros((160, 160, 3), np.uint8)]
+    ((boxes, scores),) = DemoDetector(score=0.3, nms=0.3, net=net, weights_hash="x")(image)
+    assert len(boxes) == 2 and (np.diff(scores) <= 0).all()
+    ((boxes, _),) = DemoDetector(score=0.3, nms=0.9, net=net, weights_hash="x")(image)
+    assert len(boxes) == 3
+    ((boxes, _),) = DemoDetector(score=0.05, nms=0.9, limit=1, net=net, weights_hash="x")(image)
+    assert len(boxes) == 1
+    ((boxes, _),) = DemoDetector(score=0.99, net=net, weights_hash="x")(image)
+    assert boxes.shape == (0, 4)
+
+
+def test_only_local_peaks_are_boxes():
+    net = OneBox((5, 5, 2.0, (1.0,) * 4), (5, 6, 1.9, (1.0,) * 4))
+    boxes, scores = decode_boxes(net.maps, 0.1)
+    assert len(boxes) == 1 and scores[0] == pytest.approx(1 / (1 + np.exp(-2.0)))
+
+
+def test_detector_settings_are_checked_and_fingerprinted():
+    net = OneBox()
+    base = DemoDetector(net=net, weights_hash="a").fingerprint()
+    assert DemoDetector(score=0.5, net=net, weights_hash="a").fingerprint() != base
+    assert DemoDetector(net=net, weights_hash="b").fingerprint() != base
+    with pytest.raises(SagecacheError, match="out of range"):
+        DemoDetector(score=2.0, net=net)
+
+
+def test_the_committed_detector_runs_on_odd_sizes():
+    detector = build_detector(dict(type="demo", score=0.2))
+    results = detector([np.zeros((50, 333, 3), np.uint8), np.full((7, 5, 3), 200, np.uint8)])
+    assert len(results) == 2
+    for boxes, scores in results:
+        assert boxes.shape == (len(scores), 4) and boxes.dtype == np.float32

@@ -1,0 +1,175 @@
+"""Scripted models through the adapter: conventions, masks, errors, fingerprints, the exported network."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sagecache.errors import SagecacheError
+from sagecache.models.convnet import GeometryNet
+from sagecache.teachers.base import build_teacher
+from sagecache.teachers.demo import DemoGeometry
+from tools.export_torchscript import export
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+SIZE = dict(input_size=(12, 16), map_size=(12, 16), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+
+
+class Red(nn.Module):
+    """Depth = the red channel as the file sees it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, :1]
+
+
+class UpNormals(nn.Module):
+    """Normals of (up, towards the viewer) in OpenGL axes, not unit length."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        zero = torch.zeros_like(x[:, :1])
+        return torch.cat([zero, zero + 3.0, zero + 4.0], 1)
+
+
+class Both(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x[:, :1], torch.cat([0 * x[:, :1], 0 * x[:, :1], -1 - 0 * x[:, :1]], 1)
+
+
+class Segments(nn.Module):
+    """Three classes: background wins where red is 0."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        red = x[:, :1]
+        return torch.cat([torch.where(red == 0, 9.0, 0.0), torch.where(red == 0, 0.0, 9.0), 0 * red], 1)
+
+
+class Half(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.avg_pool2d(x[:, :1], 2)[:, 0]
+
+
+@pytest.fixture
+def save(tmp_path):
+    def save(module, name="model.pt2"):
+        path = tmp_path / name
+        torch.jit.save(torch.jit.script(module), str(path))
+        return str(path)
+
+    return save
+
+
+@pytest.fixture
+def crops():
+    crops = np.zeros((2, 16, 12, 3), np.uint8)
+    crops[0, 4:, :, 0] = 200
+    crops[1, :, 6:] = (40, 90, 10)
+    return crops
+
+
+def build(**config):
+    return build_teacher(dict(type="torchscript", **{**SIZE, **config}))
+
+
+def test_input_is_rgb_minus_mean_over_std(save, crops):
+    teacher = build(files=dict(depth=save(Red())), mean=(10.0, 0.0, 0.0), std=(2.0, 1.0, 1.0))
+    expected = (torch.from_numpy(crops[..., 0]).float()[:, None] - 10) / 2
+    torch.testing.assert_close(teacher(crops)["depth"], expected)
+
+
+def test_defaults_are_those_of_sapiens_lite(save):
+    spec = build_teacher(dict(type="torchscript", files=dict(depth=save(Red())))).spec
+    assert (spec.input_size, spec.depth_kind, spec.mask_from) == ((768, 1024), "affine", "everything")
+
+
+def test_normals_are_converted_and_made_unit(save, crops):
+    teacher = build(files=dict(normal=save(UpNormals())), normal_axes="opengl")
+    expected = torch.tensor([0.0, -0.6, -0.8]).view(1, 3, 1, 1).expand(2, 3, 16, 12)
+    torch.testing.assert_close(teacher(crops)["normal"], expected)
+
+
+def test_one_file_with_a_tuple_and_depth_towards_the_camera(save, crops):
+    teacher = build(path=save(Both()), outputs=["depth", "normal"], towards=True)
+    out = teacher(crops)
+    assert teacher.spec.outputs == ("depth", "normal", "mask")
+    torch.testing.assert_close(out["depth"], -torch.from_numpy(crops[..., 0]).float()[:, None])
+    assert (out["normal"][:, 2] == -1).all() and (out["mask"] == 1).all()
+
+
+def test_maps_are_resized_to_map_size_and_three_dimensions_will_do(save, crops):
+    out = build(files=dict(depth=save(Half())), map_size=(3, 4))(crops)["depth"]
+    assert out.shape == (2, 1, 4, 3)
+    expected = torch.from_numpy(crops[..., 0]).float().view(2, 1, 4, 4, 3, 4).mean((3, 5))
+    # Away from the edge in crop 0 a smooth resize and block means agree.
+    torch.testing.assert_close(out[0, 0, 2:], expected[0, 0, 2:])
+
+
+def test_mask_from_classes_and_from_a_depth_range(save, crops):
+    red = torch.from_numpy(crops[..., 0])[:, None]
+    files = dict(depth=save(Red(), "d"), mask=save(Segments(), "m"))
+    mask = build(files=files, mask="network")(crops)["mask"]
+    assert ((mask > 0.5) == (red > 0)).all()
+    ranged = build(files=dict(depth=files["depth"]), mask="threshold", mask_range=(30.0, 150.0))(crops)[
+        "mask"
+    ]
+    assert ((ranged == 1) == ((red >= 30) & (red <= 150))).all()
+
+
+def test_a_crop_that_gives_nan_stays_nan_and_others_do_not(save, crops):
+    class Broken(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x[:, :1] / (x.amax((1, 2, 3), keepdim=True) - 200.0) * 0.0
+
+    out = build(files=dict(depth=save(Broken())))(crops)["depth"]
+    assert not out[0].isfinite().any() and out[1].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        (lambda save: dict(files=dict(normal=save(Red()))), r"output 'normal' is \(2, 1, 16, 12\)"),
+        (lambda save: dict(path=save(Both()), outputs=("depth",)), "returns 2 maps"),
+        (lambda save: dict(files=dict(depth="missing.pt2")), "missing.pt2: TorchScript file not found"),
+        (lambda save: dict(), "either 'files' or 'path'"),
+        (lambda save: dict(path=save(Both())), "needs 'outputs'"),
+        (lambda save: dict(files=dict(dept=save(Red()))), "did you mean 'depth'"),
+        (lambda save: dict(files=dict(depth=save(Red())), mask="network"), "mask is 'network'"),
+        (lambda save: dict(files=dict(depth=save(Red())), mask="threshold"), "mask_range"),
+        (lambda save: dict(files=dict(depth=save(Red())), normal_axes="opencl"), "did you mean 'open"),
+        (lambda save: dict(files=dict(depth=save(Red())), men=(1, 2, 3)), "did you mean 'mean'"),
+    ],
+)
+def test_mistakes_are_told(save, crops, config, told):
+    with pytest.raises(SagecacheError, match=told):
+        build(**config(save))(crops)
+
+
+def test_a_file_that_is_no_torchscript_is_named(tmp_path, crops):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(b"not a program")
+    with pytest.raises(SagecacheError, match="weights.pth: not a readable TorchScript file"):
+        build(files=dict(depth=str(path)))
+
+
+def test_fingerprint_follows_bytes_and_settings_but_not_the_path(save, tmp_path):
+    first = save(Red(), "a.pt2")
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    (moved / "other.pt2").write_bytes((tmp_path / "a.pt2").read_bytes())
+    base = build(files=dict(depth=first)).fingerprint()
+    assert build(files=dict(depth=str(moved / "other.pt2"))).fingerprint() == base
+    assert build(files=dict(depth=save(Half(), "b.pt2"))).fingerprint() != base
+    assert build(files=dict(depth=first), mean=(1.0, 0.0, 0.0)).fingerprint() != base
+    assert build(files=dict(depth=first), towards=True).fingerprint() != base
+
+
+def test_the_exported_demo_network_gives_the_native_targets(tmp_path):
+    torch.manual_seed(1)
+    net = GeometryNet().eval()
+    teacher = build_teacher(export(net, tmp_path))
+    native = DemoGeometry(flips=1, net=net, weights_hash="x")
+    coarse = np.random.default_rng(0).integers(0, 256, (3, 8, 6, 3), dtype=np.uint8)
+    crops = coarse.repeat(32, axis=1).repeat(32, axis=2)
+    ours, theirs = native(crops), teacher(crops)
+    assert teacher.spec.outputs == native.spec.outputs and teacher.spec.map_size == native.spec.map_size
+    for name, value in ours.items():
+        torch.testing.assert_close(theirs[name], value, atol=1e-4, rtol=1e-4)

@@ -1,0 +1,179 @@
+"""What the three trainings share: a learning rate that follows the clock, an average of the weights,
+checkpoints that survive a kill, and a printed curve. Knows nothing of the networks' tasks.
+"""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import json
+import math
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+Losses = tuple[Tensor, dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """minutes of training (evaluation not counted), a mark on the curve every `every` minutes."""
+
+    minutes: float
+    every: float = 5.0
+    peak: float = 3e-3
+    weight_decay: float = 0.02
+    decay: float = 0.998  # of the average of the weights
+    warmup: float = 0.05  # share of the minutes
+
+    def rate(self, progress: float) -> float:
+        """Warm-up, then a cosine down to 1 % of the peak; progress in [0, 1]."""
+        if progress < self.warmup:
+            return self.peak * max(progress / self.warmup, 0.02)
+        cosine = 0.5 * (1 + math.cos(math.pi * (progress - self.warmup) / (1 - self.warmup)))
+        return self.peak * max(cosine, 0.01)
+
+
+class Batches(IterableDataset):
+    """Endless batches by make(rng, progress) in worker processes; progress is shared with the trainer."""
+
+    def __init__(self, make: Callable[[np.random.Generator, float], tuple], seed: int) -> None:
+        self.make, self.seed = make, seed
+        self.progress = multiprocessing.Value(ctypes.c_double, 0.0)
+
+    def __iter__(self) -> Iterator[tuple]:
+        worker = get_worker_info()
+        torch.set_num_threads(1)
+        # The progress is part of the seed, so that a resumed run does not see the same crops again.
+        rng = np.random.default_rng([self.seed, worker.id if worker else 0, int(1e6 * self.progress.value)])
+        while True:
+            yield self.make(rng, self.progress.value)
+
+    def loader(self, workers: int) -> Iterable[tuple]:
+        options = dict(num_workers=workers, prefetch_factor=3) if workers else {}
+        return DataLoader(self, batch_size=None, **options)
+
+
+@torch.no_grad()
+def average(ema: nn.Module, net: nn.Module, step: int, decay: float) -> None:
+    """Move ema towards net, weights and BatchNorm statistics alike; faster while the run is young."""
+    keep = min(decay, (1 + step) / (10 + step))
+    for ours, theirs in zip(ema.state_dict().values(), net.state_dict().values(), strict=True):
+        if ours.is_floating_point():
+            ours.lerp_(theirs, 1 - keep)
+        else:
+            ours.copy_(theirs)
+
+
+def save_half(state: dict[str, Tensor], path: Path) -> None:
+    """Write weights as safetensors, floats in half precision; the file appears whole or not at all."""
+    half = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in state.items()}
+    part = path.with_suffix(".part")
+    save_file(half, part)
+    os.replace(part, path)
+
+
+class Run:
+    """One training that can be killed: network, average, optimiser, seconds spent and curve."""
+
+    def __init__(self, net: nn.Module, schedule: Schedule, folder: Path, name: str, resume: bool) -> None:
+        self.net, self.schedule, self.name = net, schedule, name
+        self.ema = copy.deepcopy(net).eval()
+        matrices = [p for p in net.parameters() if p.ndim > 1]
+        vectors = [p for p in net.parameters() if p.ndim < 2]
+        groups = [
+            dict(params=matrices, weight_decay=schedule.weight_decay),
+            dict(params=vectors, weight_decay=0.0),
+        ]
+        self.optimizer = torch.optim.AdamW(groups, schedule.peak)
+        self.step, self.samples, self.spent, self.curve = 0, 0, 0.0, []
+        self.checkpoint = folder / f"{name}.ckpt"
+        self.curve_file = folder / f"{name}_curve.json"
+        folder.mkdir(parents=True, exist_ok=True)
+        if resume and self.checkpoint.exists():
+            self._load()
+
+    @property
+    def progress(self) -> float:
+        return min(self.spent / (60 * self.schedule.minutes), 1.0)
+
+    def _load(self) -> None:
+        state = torch.load(self.checkpoint, weights_only=True)
+        self.net.load_state_dict(state["net"])
+        self.ema.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.samples, self.spent = state["step"], state["samples"], state["spent"]
+        self.curve = state["curve"]
+        print(f"{self.name}: resumed at step {self.step}, {self.spent / 60:.1f} min", flush=True)
+
+    def save(self) -> None:
+        state = dict(net=self.net.state_dict(), ema=self.ema.state_dict())
+        state.update(optimizer=self.optimizer.state_dict(), curve=self.curve)
+        state.update(step=self.step, samples=self.samples, spent=self.spent)
+        part = self.checkpoint.with_suffix(".part")
+        torch.save(state, part)
+        os.replace(part, self.checkpoint)
+        self.curve_file.write_text(json.dumps(self.curve, indent=1))
+
+    def learn(self, loss: Tensor, count: int) -> None:
+        """One optimiser step on a batch of `count` samples."""
+        rate = self.schedule.rate(self.progress)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.net.parameters(), 2.0)
+        self.optimizer.step()
+        self.step += 1
+        self.samples += count
+        average(self.ema, self.net, self.step, self.schedule.decay)
+
+
+def fit(
+    run: Run,
+    batches: Batches,
+    loss: Callable[[nn.Module, tuple], Losses],
+    evaluate: Callable[[nn.Module], dict[str, float]],
+    publish: Callable[[nn.Module], None],
+    workers: int = 1,
+) -> dict[str, float]:
+    """Train until the schedule's minutes are spent; returns the last mark of the curve.
+
+    Every `schedule.every` minutes: evaluate the averaged network, print a mark, write the checkpoint
+    and publish the weights, so that a kill loses that much at most.
+    """
+    schedule, running = run.schedule, {}
+    batches.progress.value = run.progress
+    next_mark = run.spent + 60 * schedule.every
+    run.net.train()
+    last = time.perf_counter()
+    for batch in batches.loader(workers):
+        value, parts = loss(run.net, batch)
+        run.learn(value, len(batch[0]))
+        for key, part in parts.items():
+            running[key] = 0.98 * running.get(key, float(part)) + 0.02 * float(part)
+        now = time.perf_counter()
+        run.spent, last = run.spent + now - last, now
+        batches.progress.value = run.progress
+        if run.spent >= next_mark or run.progress >= 1:
+            next_mark = run.spent + 60 * schedule.every
+            mark = dict(minute=round(run.spent / 60, 1), samples=run.samples)
+            mark.update({f"loss_{key}": round(part, 3) for key, part in running.items()})
+            mark.update({key: round(part, 4) for key, part in evaluate(run.ema).items()})
+            run.curve.append(mark)
+            print(run.name, json.dumps(mark), flush=True)
+            run.save()
+            publish(run.ema)
+            last = time.perf_counter()
+            if run.progress >= 1:
+                break
+    return run.curve[-1]
