@@ -60,6 +60,14 @@ def _grow(x: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(x, size=like.shape[2:], mode="bilinear", align_corners=False)
 
 
+def _plane(slopes: Tensor, height: int, width: int) -> Tensor:
+    """slopes (B, 2) along x and y -> planes (B, 1, height, width), zero in the middle, lengths in widths."""
+    x = (torch.arange(width, device=slopes.device) + 0.5 - width / 2) / width
+    y = (torch.arange(height, device=slopes.device) + 0.5 - height / 2) / width
+    along_x, along_y = slopes[:, 0].view(-1, 1, 1, 1), slopes[:, 1].view(-1, 1, 1, 1)
+    return along_x * x + along_y * y[:, None]
+
+
 class GeometryMaps(NamedTuple):
     """relief (B, 1, h, w): depth in crop widths, growing away from the camera, its constant is free.
 
@@ -93,7 +101,14 @@ class GeometryNet(nn.Module):
         self.lateral8, self.merge8 = nn.Conv2d(c, b, 1), cbr(b, b)
         self.lateral4, self.merge4 = nn.Conv2d(b, a, 1), cbr(a, a)
         self.output = nn.Conv2d(a, 5, 3, 1, 1)
+        # Most of a lying body's relief is one plane, which convolutions draw badly: a head for its slopes.
+        self.survey = nn.Sequential(
+            nn.Conv2d(d, 16, 1), nn.ReLU(), nn.AdaptiveAvgPool2d((4, 3)), nn.Flatten()
+        )
+        self.slopes = nn.Sequential(nn.Linear(16 * 12, 64), nn.ReLU(), nn.Linear(64, 2))
         with torch.no_grad():  # starts flat and facing the camera
+            self.slopes[2].weight.zero_()
+            self.slopes[2].bias.zero_()
             self.output.weight.mul_(0.1)
             self.output.bias.copy_(torch.tensor([0.0, 0.0, 0.0, -1.0, 0.0]))
 
@@ -106,7 +121,8 @@ class GeometryNet(nn.Module):
         top = self.merge8(_grow(self.lateral8(top), at8) + at8)
         top = self.merge4(_grow(self.lateral4(top), at4) + at4)
         out = self.output(top).float()
-        return GeometryMaps(out[:, :1], F.normalize(out[:, 1:4], dim=1), out[:, 4:])
+        relief = out[:, :1] + _plane(self.slopes(self.survey(at32)).float(), out.shape[2], out.shape[3])
+        return GeometryMaps(relief, F.normalize(out[:, 1:4], dim=1), out[:, 4:])
 
 
 class PersonDetector(nn.Module):

@@ -242,6 +242,23 @@ def relief_losses(predicted: Tensor, true: Tensor, inside: Tensor, around: Tenso
     return value, gradient
 
 
+def plane_slopes(field: Tensor, inside: Tensor) -> Tensor:
+    """Slopes (B, 2) per map width of the least-squares plane of field over inside, both (B, 1, h, w)."""
+    h, w = field.shape[2:]
+    x = ((torch.arange(w) + 0.5) / w).expand(h, w)
+    y = ((torch.arange(h) + 0.5) / w)[:, None].expand(h, w)
+    count = inside.sum((1, 2, 3)).clamp_min(20)
+
+    def covariance(a: Tensor, b: Tensor) -> Tensor:
+        mean_a, mean_b = ((v * inside).sum((1, 2, 3)) / count for v in (a, b))
+        return (a * b * inside).sum((1, 2, 3)) / count - mean_a * mean_b
+
+    xx, yy, xy = covariance(x, x) + 1e-3, covariance(y, y) + 1e-3, covariance(x, y)
+    xf, yf = covariance(x, field), covariance(y, field)
+    determinant = xx * yy - xy * xy
+    return torch.stack([(yy * xf - xy * yf) / determinant, (xx * yf - xy * xf) / determinant], 1)
+
+
 def loss(net: torch.nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted sum for one batch, and its parts."""
     images, relief, normals, person, valid = batch
@@ -252,8 +269,9 @@ def loss(net: torch.nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor, dict[
     depth, gradient = relief_losses(out.relief, relief, inside, around)
     cross = torch.nn.functional.binary_cross_entropy_with_logits(out.person, person.float(), reduction="none")
     mask = (cross * valid).sum() / valid.sum()
-    total = 2 * normal + depth + 0.5 * gradient + 0.7 * mask
-    parts = dict(normal=normal, depth=depth, gradient=gradient, mask=mask)
+    tilt = plane_slopes(out.relief - relief, inside).abs().mean()
+    total = 2 * normal + depth + 0.5 * gradient + 0.7 * mask + 2 * tilt
+    parts = dict(normal=normal, depth=depth, gradient=gradient, mask=mask, tilt=tilt)
     return total, {key: part.detach() for key, part in parts.items()}
 
 
