@@ -28,7 +28,7 @@ class _OpenFile:
 
     __slots__ = ("descriptor", "_close")
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str) -> None:
         self._close = os.close  # kept: module globals may be gone when the interpreter ends
         self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
@@ -42,20 +42,22 @@ class FilePool:
 
     def __init__(self, limit: int) -> None:
         self._limit = max(1, limit)
-        self._files: OrderedDict[Path, _OpenFile] = OrderedDict()
+        self._files: OrderedDict[str, _OpenFile] = OrderedDict()
         self._lock = threading.Lock()
 
-    def read(self, path: Path, size: int, offset: int) -> bytes:
+    def read(self, path: str, size: int, offset: int) -> bytes:
         """size bytes from offset; fewer where the file ends."""
-        return os.pread(self._get(path).descriptor, size, offset)
+        file = self._get(path)  # held by this name until the read is over, whatever other threads evict
+        return os.pread(file.descriptor, size, offset)
 
-    def size(self, path: Path) -> int:
-        return os.fstat(self._get(path).descriptor).st_size
+    def size(self, path: str) -> int:
+        file = self._get(path)
+        return os.fstat(file.descriptor).st_size
 
     def __len__(self) -> int:
         return len(self._files)
 
-    def _get(self, path: Path) -> _OpenFile:
+    def _get(self, path: str) -> _OpenFile:
         with self._lock:
             file = self._files.get(path)
             if file is None:
@@ -73,6 +75,7 @@ class ArrayReader:
     def __init__(self, folder: Path, pool: FilePool) -> None:
         self._folder, self._pool = folder, pool
         self._indices: dict[int, np.ndarray] = {}
+        self._paths: dict[int, str] = {}  # pathlib takes longer than reading a small chunk
         metadata = _load_metadata(folder / "zarr.json")
         self.shape = tuple(metadata["shape"])
         self.dtype = np.dtype(metadata["data_type"]).newbyteorder("<")
@@ -97,10 +100,8 @@ class ArrayReader:
         shard, slot = divmod(chunk, self.file_rows // self.chunk_rows)
         try:
             self._decode(self._chunk_bytes(shard, slot), out)
-        except FileNotFoundError as error:
-            raise SagecacheError("the shard's file is missing", file=self.file(shard)) from error
-        except ChecksumMismatch as error:
-            raise SagecacheError(f"the bytes are damaged ({error})", file=self.file(shard)) from error
+        except (FileNotFoundError, ChecksumMismatch) as error:
+            raise self._told(error, shard) from error
 
     def read_chunk(self, chunk: int) -> np.ndarray:
         """A whole chunk, (chunk_rows, ...); rows past the end of the array are padding."""
@@ -124,10 +125,22 @@ class ArrayReader:
 
     def location(self, chunk: int) -> tuple[Path, int, int]:
         """File, offset and length in bytes of chunk number ``chunk``, its checksum included."""
-        return self._locate(*divmod(chunk, self.file_rows // self.chunk_rows))
+        shard, slot = divmod(chunk, self.file_rows // self.chunk_rows)
+        try:
+            path, offset, length = self._locate(shard, slot)
+            return Path(path), offset, length
+        except (FileNotFoundError, ChecksumMismatch) as error:
+            raise self._told(error, shard) from error
 
-    def _locate(self, shard: int, slot: int) -> tuple[Path, int, int]:
-        path = self.file(shard)
+    def _told(self, error: Exception, shard: int) -> SagecacheError:
+        lost = isinstance(error, FileNotFoundError)
+        message = "the shard's file is missing" if lost else f"the bytes are damaged ({error})"
+        return SagecacheError(message, file=self.file(shard))
+
+    def _locate(self, shard: int, slot: int) -> tuple[str, int, int]:
+        path = self._paths.get(shard)
+        if path is None:
+            path = self._paths[shard] = str(self.file(shard))
         if not self._sharded:
             return path, 0, self._pool.size(path)
         index = self._indices.get(shard)
@@ -142,7 +155,7 @@ class ArrayReader:
         path, offset, length = self._locate(shard, slot)
         return self._pool.read(path, length, offset)
 
-    def _read_index(self, path: Path) -> np.ndarray:
+    def _read_index(self, path: str) -> np.ndarray:
         slots = self.file_rows // self.chunk_rows
         length = slots * _INDEX_ENTRY + _CHECKSUM
         data = self._pool.read(path, length, max(0, self._pool.size(path) - length))

@@ -76,8 +76,8 @@ class _Opened:
     def find(self, image_id: int, instance: int) -> int | None:
         """Row of an id, or None: two bisections, since ids are sorted by image, then instance."""
         images, numbers = self._columns
-        first, last = np.searchsorted(images, [image_id, image_id + 1])
-        row = int(first + np.searchsorted(numbers[first:last], instance))
+        first, last = int(images.searchsorted(image_id)), int(images.searchsorted(image_id, "right"))
+        row = first + int(numbers[first:last].searchsorted(instance))
         return row if row < last and numbers[row] == instance else None
 
 

@@ -2,12 +2,14 @@ import errno
 import json
 import os
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sagecache.errors import SagecacheError
 from sagecache.store.arrays import ArrayReader, FilePool
+from sagecache.store.codec import unpack_into
 
 
 def array(store, name, limit=4):
@@ -28,6 +30,16 @@ def test_small_arrays_come_back_whole(store, content):
 def test_a_slot_that_was_never_written_raises_instead_of_reading_as_zeros(store):
     with pytest.raises(SagecacheError, match="slot 2 was never written"):
         array(store, "depth").read_chunk(10)  # the tail shard has two rows and four slots
+
+
+def test_a_location_holds_the_chunk_and_is_told_like_a_read(store):
+    reader = array(store, "depth")
+    path, offset, length = reader.location(6)
+    out = np.empty(reader.shape[1:], reader.dtype)
+    unpack_into(path.read_bytes()[offset : offset + length], out)
+    assert np.array_equal(out, reader.read_chunk(6)[0])
+    with pytest.raises(SagecacheError, match="slot 3 was never written"):
+        reader.location(11)
 
 
 def test_a_lost_file_is_named(store):
@@ -92,9 +104,9 @@ def is_open(descriptor: int) -> bool:
 
 
 def test_the_pool_keeps_few_files_and_closes_the_others(tmp_path):
-    paths = [tmp_path / str(k) for k in range(6)]
+    paths = [str(tmp_path / str(k)) for k in range(6)]
     for k, path in enumerate(paths):
-        path.write_bytes(bytes([k]) * 4)
+        Path(path).write_bytes(bytes([k]) * 4)
     pool = FilePool(2)
     first = pool._get(paths[0])
     descriptor = first.descriptor
@@ -107,9 +119,9 @@ def test_the_pool_keeps_few_files_and_closes_the_others(tmp_path):
 
 
 def test_threads_may_share_a_pool_smaller_than_their_number(tmp_path):
-    paths = [tmp_path / str(k) for k in range(8)]
+    paths = [str(tmp_path / str(k)) for k in range(8)]
     for k, path in enumerate(paths):
-        path.write_bytes(bytes([k]) * 64)
+        Path(path).write_bytes(bytes([k]) * 64)
     pool, wrong = FilePool(2), []
 
     def work(seed: int) -> None:

@@ -223,6 +223,14 @@ def _target(descriptor: str) -> str:
         return ""
 
 
+def test_the_bytes_of_an_instance_can_be_found_by_hand(store, content):
+    reader = StoreReader(store)
+    row = 6
+    for name, (path, offset, length) in reader.locate(*key(content, row)).items():
+        assert path.is_relative_to(store / "targets.zarr" / name)
+        assert path.read_bytes()[offset : offset + length] == content.row(row).chunks[name]
+
+
 def test_a_store_may_be_moved(store, content, tmp_path):
     before = StoreReader(store).read(*key(content, 7))
     store.rename(tmp_path / "moved")
