@@ -50,3 +50,29 @@ def gaussian(x: float, y: float, size: tuple[int, int], sigma: float) -> np.ndar
         for column in range(size[0]):
             out[row, column] = math.exp(-((column - x) ** 2 + (row - y) ** 2) / (2 * sigma**2))
     return out
+
+
+def weighted_median(values, weights) -> float:
+    """First value, in ascending order, at which the running weight reaches half of the total."""
+    running, half = 0.0, sum(weights) / 2
+    for value, weight in sorted(zip(values, weights, strict=True)):
+        running += weight
+        if running >= half:
+            return value
+    raise ValueError("no values")
+
+
+def limb_ratio_losses(keypoints, z, edges, centre, spread, kept, slack, delta) -> list[float]:
+    """Huber loss of each limb's log length ratio beyond slack * spread, for one body; kept flags limbs."""
+    ratios = []
+    for (i, j), middle in zip(edges, centre, strict=True):
+        (ax, ay), (bx, by) = keypoints[i], keypoints[j]
+        squared = (ax - bx) ** 2 + (ay - by) ** 2 + (z[i] - z[j]) ** 2 + 1
+        ratios.append(0.5 * math.log(squared) - middle)
+    counted = [ratio for ratio, keep in zip(ratios, kept, strict=True) if keep]
+    mean = sum(counted) / len(counted)
+    losses = []
+    for ratio, width in zip(ratios, spread, strict=True):
+        excess = max(0.0, abs(ratio - mean) - slack * width)
+        losses.append(excess**2 / 2 if excess <= delta else delta * (excess - delta / 2))
+    return losses

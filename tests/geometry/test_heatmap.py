@@ -3,11 +3,11 @@
 import math
 
 import numpy as np
-import oracles
 import pytest
 import torch
 from torch.testing import assert_close
 
+import oracles
 from sagecache.geometry import heatmap
 from sagecache.geometry.sampling import warp_heatmaps
 

@@ -4,11 +4,11 @@ import math
 
 import cv2
 import numpy as np
-import oracles
 import pytest
 import torch
 from torch.testing import assert_close
 
+import oracles
 from sagecache.geometry import heatmap, sampling
 from sagecache.geometry.affine import augment_affine, compose, invert_affine, swap_mirrored, transform_points
 
