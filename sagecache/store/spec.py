@@ -83,7 +83,7 @@ def normal_field() -> TargetField:
             "formula": "u, v = (code - 128) / 127; t = 1 - |u| - |v|; f = max(-t, 0); "
             "n = normalise(u - sign(u) * f, v - sign(v) * f, -t) with sign(0) = 1",
             "frame": "camera: x right, y down, z away; normals point to the camera (nz < 0)",
-            "no_normal": "where mask is false, and where depth is 0 in a store without a mask",
+            "no_normal": "where mask is false",
         },
     )
 
