@@ -54,7 +54,8 @@ def export(net: GeometryNet, folder: Path) -> dict[str, object]:
     for output, path in files.items():
         with torch.no_grad(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*torch.jit", DeprecationWarning)
-            torch.jit.save(torch.jit.trace(Export(net, output).eval(), example), path)
+            traced = torch.jit.trace(Export(net, output).eval(), example, check_trace=False)
+            torch.jit.save(traced, path)
     return dict(
         type="torchscript",
         files=files,
