@@ -1,0 +1,1 @@
+"""The only room that imports mmpose: training, evaluation and export on mmengine's Runner."""
