@@ -31,11 +31,13 @@ def geometry_errors(
     offset in least squares; depth_rmse is divided by the true depth's range (quantiles .02 to .98).
     normals, true_normals (3, h, w), unit, camera axes (x right, y down, z away); mask, true_mask (h, w) bool.
 
+    Pixels without a finite prediction (a store keeps none off its mask) are left out, and lower `covered`.
     Returns normal_mean, normal_median (degrees), normal_under_30 (share), depth_rmse, depth_correlation,
-    mask_iou (not eroded), and the same for a constant: constant_normal_mean, constant_normal_median
+    mask_iou (not eroded), covered (share of the eroded mask), and the same for a constant: constant_normal_mean, constant_normal_median
     (normal (0, 0, -1)), constant_depth_rmse. None where fewer than MIN_PIXELS pixels remain.
     """
-    inside = _erode(true_mask, erosion)
+    whole = _erode(true_mask, erosion)
+    inside = whole & np.isfinite(depth) & np.isfinite(normals).all(0)
     if inside.sum() < MIN_PIXELS:
         return None
     angle = _angles(normals[:, inside], true_normals[:, inside])
@@ -55,6 +57,7 @@ def geometry_errors(
         depth_rmse=float(true.std() * np.sqrt(max(1 - correlation**2, 0.0)) / extent),
         depth_correlation=correlation,
         mask_iou=float((mask & true_mask).sum() / max(union, 1)),
+        covered=float(inside.sum() / whole.sum()),
         constant_normal_mean=float(flat.mean()),
         constant_normal_median=float(np.median(flat)),
         constant_depth_rmse=float(true.std() / extent),

@@ -97,6 +97,16 @@ def test_mask_iou_and_too_small_masks():
     assert geometry_errors(depth, normals, small, depth, normals, small) is None
 
 
+def test_pixels_without_a_prediction_are_left_out_and_counted():
+    depth, normals = tilted_plane(20)
+    guess = depth.copy()
+    guess[:, : SIZE // 2] = np.nan
+    row = geometry_errors(guess, normals, everywhere(), depth, normals, everywhere(), erosion=0)
+    assert row["covered"] == pytest.approx(1 - (SIZE // 2) / SIZE)
+    assert row["depth_rmse"] == pytest.approx(0, abs=1e-6) and np.isfinite(row["constant_depth_rmse"])
+    assert geometry_errors(depth, normals, everywhere(), depth, normals, everywhere())["covered"] == 1
+
+
 def test_means_skip_instances_without_figures():
     assert mean_errors([dict(a=1.0), None, dict(a=2.0)]) == dict(a=1.5, count=2)
     assert mean_errors([None]) == dict(count=0)
