@@ -33,8 +33,9 @@ def geometry_errors(
 
     Pixels without a finite prediction (a store keeps none off its mask) are left out, and lower `covered`.
     Returns normal_mean, normal_median (degrees), normal_under_30 (share), depth_rmse, depth_correlation,
-    mask_iou (not eroded), covered (share of the eroded mask), and the same for a constant: constant_normal_mean, constant_normal_median
-    (normal (0, 0, -1)), constant_depth_rmse. None where fewer than MIN_PIXELS pixels remain.
+    mask_iou (not eroded), covered (share of the eroded mask), and the same for a constant, normal
+    (0, 0, -1): constant_normal_mean, constant_normal_median, constant_depth_rmse. None where fewer than
+    MIN_PIXELS pixels remain.
     """
     whole = _erode(true_mask, erosion)
     inside = whole & np.isfinite(depth) & np.isfinite(normals).all(0)
