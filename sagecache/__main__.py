@@ -1,6 +1,6 @@
 """``python -m sagecache``."""
 
-from .cli.main import main
+from sagecache.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -2,7 +2,7 @@
 
 load_from = "demo"  # the committed student, which knows the source domain only
 data = dict(labeled="labeled", val="val")
-batch = dict(labeled=16, workers=2)
+batch = dict(labeled=16)
 
 _strong = dict(
     rotation=45, scale=0.3, shift=0.08, flip=0.5, colour=0.35, grey=0.2, blur=0.28, noise=8, cutout=2, fill=1

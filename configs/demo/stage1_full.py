@@ -5,7 +5,7 @@ The other stage-1 pages are this one with terms switched off.
 
 load_from = "stage0"
 data = dict(labeled="labeled", unlabeled="unlabeled", val="val", on_missing="skip")
-batch = dict(labeled=16, unlabeled=32, workers=2)
+batch = dict(labeled=16, unlabeled=32)
 
 views = dict(
     # The teacher sees the upright crop (and its mirror image); the student works harder.

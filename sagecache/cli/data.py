@@ -76,7 +76,7 @@ def synth(project: Project, name: str, workers: int | None = None) -> None:
 def check_command(context, project: Project, splits: tuple[str, ...], decode: bool, as_json: bool) -> None:
     """Verify that files, boxes, ids and splits are sound. Exit 1 on errors."""
     from sagecache.cli.prepare import ensure
-    from sagecache.data.check import check_splits
+    from sagecache.data.check import check_splits, fold
 
     names = splits or _distinct(project)
     if project.embedded:
@@ -84,12 +84,12 @@ def check_command(context, project: Project, splits: tuple[str, ...], decode: bo
             ensure(project, project.split_requirements(name)[:1])
     sources = {name: _source(project, name) for name in names}
     with progress("check") as report:
-        findings = check_splits(sources, decode=decode, progress=report)
+        findings = check_splits(sources, decode=decode, skeleton=project.skeleton, progress=report)
     errors = sum(finding.level == "error" for finding in findings)
     if as_json:
         emit_json(dict(errors=errors, findings=[finding.as_dict() for finding in findings]))
     else:
-        rows = [(f.level, f.code, f.split, f.record or "", f.message, f.fix or "") for f in findings]
+        rows = [(f.level, f.code, f.split, f.record or "", f.message, f.fix or "") for f in fold(findings)]
         emit_table("data check", ("level", "check", "split", "record", "what", "fix"), rows)
         click.echo(f"{errors} errors, {sum(f.level == 'warning' for f in findings)} warnings")
     context.exit(1 if errors else 0)

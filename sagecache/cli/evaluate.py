@@ -63,13 +63,14 @@ def evaluate(
         from sagecache.cli.precompute import detect
 
         detect(project, split)
+    from sagecache.evaluation.keypoints import sort_predictions
     from sagecache.mm.evaluate import score
 
     with progress(f"eval {split}") as report:
         result, predictions = score(project, checkpoint, split, boxes, network, report)
     out = out or checkpoint.parent / f"predictions_{split}_{boxes}.json"
     temporary = out.with_name(f".{out.name}.tmp")
-    temporary.write_text(json.dumps(predictions))
+    temporary.write_text(json.dumps(sort_predictions(predictions)))
     temporary.replace(out)
     return dict(
         checkpoint=str(checkpoint),

@@ -114,7 +114,7 @@ def _find(project: Project, split: str, image_id: int, instance: int | None) -> 
 
 
 def _with_annotation(project: Project, split: str, one: Instance) -> Instance:
-    """A detected instance shows the annotation it overlaps best, where the split has any (the demo's truth)."""
+    """A detected instance shows the annotation that it overlaps best, where the split has any."""
     from dataclasses import replace
 
     if one.keypoints is not None:

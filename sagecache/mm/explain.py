@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 
 from sagecache.data.coco import read_image
+from sagecache.data.views import warp_image
 from sagecache.geometry.affine import compose, crop_affine, invert_affine, transform_points
 from sagecache.geometry.heatmap import decode, probability
 from sagecache.mm.checkpoints import load_network
@@ -35,9 +35,7 @@ def explain(
     estimator.eval()
     size = tuple(codec_of(model)["input_size"])
     views = [crop_affine(one.bbox, size, recipe.views.padding) for one in instances]
-    crops = [
-        cv2.warpAffine(read_image(one.path), m[:2], size) for one, m in zip(instances, views, strict=True)
-    ]
+    crops = [warp_image(read_image(one.path), m, size) for one, m in zip(instances, views, strict=True)]
     batch = dict(
         weak=torch.from_numpy(np.stack(crops).transpose(0, 3, 1, 2).copy()),
         weak_from_image=torch.from_numpy(np.stack(views)).float(),

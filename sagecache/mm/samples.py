@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from sagecache.data.coco import read_image
 from sagecache.data.dataset import CachedTargetDataset, StepDraws
+from sagecache.data.views import warp_image
 from sagecache.geometry.affine import crop_affine
 from sagecache.mm.registry import activate
 from sagecache.skeleton.definition import Skeleton
@@ -74,7 +74,9 @@ class EncodedSteps(Dataset):
 
 
 class EvaluationCrops(Dataset):
-    """Upright crops of instances, as mmpose's GetBBoxCenterScale + TopdownAffine(use_udp=True) cut them.
+    """Upright crops of instances, where mmpose's GetBBoxCenterScale + TopdownAffine(use_udp=True) cut them.
+
+    Sampled as training views are: filtered before shrinking, edges replicated (mmpose: neither, black).
 
     size (width, height). Items: ``inputs`` (3, H, W) uint8 BGR, ``data_samples`` with what mmpose's
     ``predict`` needs to bring keypoints back to the image.
@@ -92,8 +94,7 @@ class EvaluationCrops(Dataset):
     def __getitem__(self, index: int) -> dict:
         instance = self.instances[index]
         crop_from_image = crop_affine(instance.bbox, self.size, self.padding)
-        image = read_image(instance.path)
-        crop = cv2.warpAffine(image, crop_from_image[:2], self.size, flags=cv2.INTER_LINEAR)
+        crop = warp_image(read_image(instance.path), crop_from_image, self.size)
         return dict(
             inputs=torch.from_numpy(np.ascontiguousarray(crop[..., ::-1].transpose(2, 0, 1))),
             data_samples=self._sample(instance, crop_from_image),

@@ -21,7 +21,7 @@ class RecipeData:
     unlabeled: str | None = None
     val: str | None = "val"
     on_missing: Literal["error", "skip"] = "error"
-    image_cache_mb: int = 256
+    image_cache_mb: int = 512
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class BatchSettings:
 
     labeled: int = 16
     unlabeled: int = 0
-    workers: int = 2
+    workers: int = 1
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,164 @@
+"""The main job as typed, on a project of a dozen infants: every command, its files and its exit code."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from tiny import COUNTS, write_tiny_project
+
+from sagecache.cli.main import cli
+from sagecache.errors import SagecacheError
+from sagecache.project import Project
+from sagecache.store import StoreReader
+
+pytest.importorskip("embreex", reason="renders infants")
+
+
+def sagecache(project, *words: str, code: int = 0) -> Result:
+    result = CliRunner().invoke(cli, ["--project", str(project), *words])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == code, result.output
+    return result
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """Rendered, precomputed and trained once; the tests below look at what came out."""
+    folder = write_tiny_project(tmp_path_factory.mktemp("tiny") / "project")
+    with pytest.raises(SagecacheError, match="data synth --split labeled"):
+        sagecache(folder, "train", "stage0")
+    sagecache(folder, "data", "synth", "--workers", "1")
+    with pytest.raises(SagecacheError, match="precompute detect --split unlabeled.*precompute geo"):
+        sagecache(folder, "train", "stage1-full")
+    sagecache(folder, "precompute", "all")
+    sagecache(folder, "train", "stage0", "--max-iters", "2", "batch.workers=0")
+    sagecache(folder, "train", "ddp-prior", "prior.steps=100")
+    sagecache(folder, "train", "stage1-full", "--max-iters", "4", "batch.workers=0", "batch.unlabeled=4")
+    return folder
+
+
+def scalars(work_dir) -> list[dict]:
+    """What training logged, oldest first."""
+    logs = sorted(work_dir.glob("*/vis_data/scalars.json"))
+    return [json.loads(line) for log in logs for line in log.read_text().splitlines()]
+
+
+def test_precompute_wrote_boxes_targets_and_statistics(project):
+    cache = project / "cache"
+    boxes = json.loads((cache / "unlabeled" / "detections.json").read_text())
+    assert {"image_id", "category_id", "bbox", "score"} <= boxes[0].keys()
+    opened = Project.open(project)
+    for split in ("labeled", "unlabeled"):
+        reader = StoreReader(cache / split / "geo")
+        assert [tuple(key) for key in reader.ids.tolist()] == [one.key for one in opened.instances(split)]
+    assert (cache / "skeleton_stats.json").is_file()
+    again = sagecache(project, "precompute", "geo", "--json")
+    assert json.loads(again.stdout)[0]["computed"] == 0
+
+
+def test_every_loss_and_both_gate_counts_are_logged_and_finite(project):
+    rows = [row for row in scalars(project / "work_dirs" / "stage1_full") if "loss" in row]
+    for name in (
+        "loss_kpt",
+        "loss_consistency",
+        "loss_diffusion",
+        "loss_cmgc_depth",
+        "loss_cmgc_normal",
+        "num_use_teacherA",
+        "num_use_teacherB",
+    ):
+        assert all(np.isfinite(row[name]) for row in rows) and rows, name
+    assert all(row["num_use_teacherA"] + row["num_use_teacherB"] == pytest.approx(4) for row in rows)
+
+
+def test_eval_agrees_with_pycocotools_on_its_own_results_file(project):
+    result = sagecache(project, "eval", "--split", "val", "--json")
+    summary = json.loads(result.stdout)
+    truth = COCO()
+    truth.dataset = json.loads((project / "data" / "val" / "annotations.json").read_text())
+    for annotation in truth.dataset["annotations"]:
+        x, y, width, height = annotation["bbox"]
+        annotation["area"] = 0.53 * width * height
+    truth.createIndex()
+    judge = COCOeval(truth, truth.loadRes(summary["predictions"]), "keypoints")
+    judge.evaluate()
+    judge.accumulate()
+    judge.summarize()
+    assert summary["AP"] == pytest.approx(judge.stats[0], abs=1e-9)
+    assert summary["AR"] == pytest.approx(judge.stats[5], abs=1e-9)
+    assert "stage1_full" in summary["checkpoint"]
+    table = sagecache(project, "eval", "--boxes", "detections", "--split", "unlabeled")
+    assert "left_wrist" in table.stdout and ".53" in table.stdout
+
+
+def test_inspect_shows_bytes_and_the_gate_and_names_neighbours(project):
+    checkpoint = Project.open(project).checkpoint("stage1-full")
+    result = sagecache(project, "inspect", "3", "--checkpoint", str(checkpoint), "--json")
+    summary = json.loads(result.stdout)
+    assert summary["store"]["stale"] == "no"
+    row = summary["instances"][0]
+    assert row["gate"] in ("teacher A", "teacher B")
+    assert row["bytes of depth"].startswith("targets.zarr/depth/")
+    with open(summary["picture"], "rb") as picture:
+        assert picture.read(8) == b"\x89PNG\r\n\x1a\n"
+    with pytest.raises(SagecacheError, match="no image 999.*Nearest ids: 8"):
+        sagecache(project, "inspect", "999")
+
+
+def test_a_changed_setting_makes_the_store_stale_and_says_which(project, monkeypatch):
+    page = project / "data.py"
+    before = page.read_text()
+    try:
+        page.write_text(before + "\ncrop = dict(padding=1.5)\n")
+        with pytest.raises(SagecacheError, match=r"crop.padding: 1.25 -> 1.5"):
+            sagecache(project, "train", "stage1-full", "--max-iters", "1")
+        shown = json.loads(sagecache(project, "inspect", "3", "--json").stdout)
+        assert "crop.padding" in shown["store"]["stale"]
+    finally:
+        page.write_text(before)
+
+
+def test_resume_goes_on_where_the_run_stopped(project, tmp_path):
+    words = ("batch.workers=0", "batch.unlabeled=4", "train_cfg.log_interval=1", "data.val=None")
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    sagecache(project, "train", "stage1-full", "--max-iters", "4", "--work-dir", str(whole), *words)
+    sagecache(project, "train", "stage1-full", "--max-iters", "2", "--work-dir", str(cut), *words)
+    sagecache(project, "train", "stage1-full", "--max-iters", "4", "--resume", "--work-dir", str(cut), *words)
+    expected = [row["loss"] for row in scalars(whole)]
+    assert [row["loss"] for row in scalars(cut)] == pytest.approx(expected, rel=1e-4)
+
+
+def test_export_is_a_plain_mmpose_checkpoint(project, tmp_path):
+    import torch
+
+    out = tmp_path / "student.pth"
+    sagecache(project, "export", str(out), "--network", "student")
+    keys = torch.load(out, weights_only=True)["state_dict"].keys()
+    assert {key.split(".")[0] for key in keys} == {"backbone", "head"}
+
+
+def test_check_finds_nothing_wrong(project):
+    result = sagecache(project, "data", "check", "--json")
+    assert json.loads(result.stdout)["errors"] == 0
+
+
+def test_dry_run_counts_without_writing(project):
+    before = sorted((project / "cache").rglob("*"))
+    rows = json.loads(sagecache(project, "precompute", "geo", "--split", "val", "--dry-run", "--json").stdout)
+    assert rows[0]["instances"] >= COUNTS["val"] and rows[0]["megabytes"] > 0
+    assert sorted((project / "cache").rglob("*")) == before
+
+
+def test_unknown_names_suggest_the_nearest(project):
+    with pytest.raises(SagecacheError, match="did you mean 'stage1-full'"):
+        sagecache(project, "train", "stage1-fulll")
+    with pytest.raises(SagecacheError, match="[Dd]id you mean 'max_iters'"):
+        sagecache(project, "train", "stage0", "train_cfg.max_iter=3")
+    with pytest.raises(SagecacheError, match="[Dd]id you mean 'consistency'"):
+        sagecache(project, "train", "stage1-full", "semi.terms.consistancy.weight=1", "batch.workers=0")

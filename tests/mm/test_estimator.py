@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from sagecache.geometry.affine import augment_affine
+from sagecache.mm.estimator import SemiPoseEstimator
+from sagecache.mm.registry import build_student, codec_of, heatmap_from_input
+from sagecache.mm.samples import LabelEncoder
+from sagecache.project import Project
+from sagecache.semi.filtering import KeypointFilter
+from sagecache.semi.gating import HybridGate
+from sagecache.semi.pseudo_labels import PseudoLabeler
+from sagecache.skeleton.definition import COCO17
+from sagecache.structures import TermOutput, UnlabeledBatch
+
+FLIP = torch.tensor(COCO17.flip_indices)
+SIZE = (96, 128)
+
+
+class Probe(nn.Module):
+    """A term that keeps its batch and pulls the student's keypoints to the corner."""
+
+    def forward(self, batch: UnlabeledBatch) -> TermOutput:
+        self.batch = batch
+        return TermOutput(batch.student_keypoints.mean(), {"seen": torch.tensor(3.0)})
+
+
+@pytest.fixture
+def estimator():
+    torch.manual_seed(0)
+    model = Project.open().model
+    labeler = PseudoLabeler(1.25, FLIP, KeypointFilter(17, threshold=0.0), HybridGate())
+    student = build_student(model)
+    return SemiPoseEstimator(
+        student,
+        heatmap_from_input(codec_of(model)),
+        FLIP,
+        labeler,
+        {"probe": (0.5, Probe())},
+        ramp_up_steps=10,
+    )
+
+
+def labeled(count: int = 2) -> dict:
+    rng = np.random.default_rng(0)
+    batch = dict(
+        image=torch.from_numpy(rng.integers(0, 256, (count, 3, 128, 96), dtype=np.uint8)),
+        keypoints=torch.from_numpy(rng.uniform(10, 80, (count, 17, 2)).astype(np.float32)),
+        visible=torch.ones(count, 17),
+    )
+    return LabelEncoder(codec_of(Project.open().model), COCO17)(batch)
+
+
+def unlabeled(count: int = 3, strong: int = 2) -> dict:
+    rng = np.random.default_rng(1)
+    matrices = [
+        augment_affine(SIZE, rng.uniform(-30, 30), rng.uniform(0.8, 1.2), (0.05, 0), bool(i % 2))
+        for i in range(count * strong)
+    ]
+    return dict(
+        weak=torch.from_numpy(rng.integers(0, 256, (count, 3, 128, 96), dtype=np.uint8)),
+        weak_from_image=torch.eye(3).repeat(count, 1, 1),
+        strong=torch.from_numpy(rng.integers(0, 256, (count, strong, 3, 128, 96), dtype=np.uint8)),
+        strong_from_image=torch.from_numpy(np.stack(matrices)).float().view(count, strong, 3, 3),
+        bbox_scale=torch.tensor([50.0, 60.0, 70.0]),
+    )
+
+
+def test_without_unlabeled_images_it_is_the_student_s_own_loss(estimator):
+    estimator.train()
+    batch = labeled()
+    losses = estimator(labeled=batch, mode="loss")
+    expected = estimator.student.loss(estimator.normalise(batch["image"]), batch["data_samples"])
+    assert losses.keys() == expected.keys() == {"loss_kpt"}
+    torch.testing.assert_close(losses["loss_kpt"], expected["loss_kpt"])
+
+
+@pytest.mark.parametrize("step, ramp", [(0, 0.0), (5, 0.5), (20, 1.0)])
+def test_terms_are_weighted_and_ramped_and_their_scalars_named(estimator, step, ramp):
+    estimator.train()
+    estimator.step = step
+    losses = estimator(labeled=labeled(), unlabeled=unlabeled(), mode="loss")
+    probe = estimator.terms["probe"]
+    torch.testing.assert_close(losses["loss_probe"], ramp * 0.5 * probe.batch.student_keypoints.mean())
+    assert losses["probe_seen"] == 3
+    assert losses["num_use_teacherA"] + losses["num_use_teacherB"] == 6  # counted by strong view
+
+
+def test_the_gradient_reaches_the_student_and_never_the_teacher(estimator):
+    estimator.train()
+    estimator.step = 20
+    estimator(labeled=labeled(), unlabeled=unlabeled(), mode="loss")["loss_probe"].backward()
+    assert max(p.grad.abs().max() for p in estimator.student.parameters() if p.grad is not None) > 0
+    assert all(p.grad is None and not p.requires_grad for p in estimator.ema_teacher.parameters())
+
+
+def test_views_of_one_image_stay_together_with_their_matrices(estimator):
+    estimator.train()
+    views = unlabeled()
+    estimator(labeled=labeled(), unlabeled=views, mode="loss")
+    batch = estimator.terms["probe"].batch
+    assert len(batch.student_heatmaps) == 6
+    torch.testing.assert_close(batch.bbox_scale, torch.tensor([50.0, 50.0, 60.0, 60.0, 70.0, 70.0]))
+    torch.testing.assert_close(batch.pseudo_labels.keypoints[0], batch.pseudo_labels.keypoints[1])
+    to_map = torch.diag(torch.tensor([23 / 95, 31 / 127, 1.0]))
+    for i in range(6):
+        strong = views["strong_from_image"][i // 2, i % 2]
+        expected = to_map @ strong @ torch.linalg.inv(to_map)  # the weak view is the image itself
+        torch.testing.assert_close(batch.student_from_weak[i], expected, atol=1e-3, rtol=1e-3)
+
+
+def test_the_teacher_stays_in_evaluation_mode(estimator):
+    estimator.train()
+    assert estimator.student.training and not estimator.ema_teacher.training
+    assert not any(module.training for module in estimator.ema_teacher.modules())
+
+
+def test_inputs_are_what_mmpose_s_own_preprocessor_makes_of_bgr(estimator):
+    images = labeled()["image"]
+    bgr = [image.flip(0) for image in images]
+    for flag in (True, False):
+        estimator.student.data_preprocessor._channel_conversion = flag
+        ours = estimator.normalise(images)
+        theirs = estimator.student.data_preprocessor(dict(inputs=bgr, data_samples=[]))["inputs"]
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_ema_moves_once_per_call_towards_the_student(estimator):
+    with torch.no_grad():
+        for parameter in estimator.student.parameters():
+            parameter.add_(1.0)
+    before = [p.clone() for p in estimator.ema_teacher.parameters()]
+    estimator.update_ema(updates=1)  # min(.999, 1 - 1/2) = .5
+    for old, new in zip(before, estimator.ema_teacher.parameters(), strict=True):
+        torch.testing.assert_close(new, old + 0.5)

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from mmengine.logging import MessageHub
+
+from sagecache.mm.hooks import IntervalRuntimeInfoHook, ProgressHook, SemiHook, StreamTrainLoop
+
+
+class Wrapper:
+    """An optimiser wrapper that steps every ``counts`` iterations."""
+
+    def __init__(self, counts: int) -> None:
+        self._accumulative_counts, self.done = counts, 0
+
+    def should_update(self) -> bool:
+        return self.done % self._accumulative_counts == 0
+
+
+@pytest.mark.parametrize("counts, expected", [(1, [0, 1, 2, 3]), (2, [0, 1])])
+def test_the_ema_moves_once_per_optimiser_step(counts, expected):
+    updates: list[int] = []
+    model = SimpleNamespace(step=-1, update_ema=updates.append)
+    runner = SimpleNamespace(model=model, optim_wrapper=Wrapper(counts), iter=0)
+    hook = SemiHook()
+    for iteration in range(4):
+        runner.iter = iteration
+        hook.before_train_iter(runner, iteration)
+        assert model.step == iteration
+        runner.optim_wrapper.done += 1
+        hook.after_train_iter(runner, iteration)
+    assert updates == expected
+
+
+def test_a_step_s_randomness_is_a_function_of_seed_rank_and_step():
+    def draw(seed, rank, step):
+        runner = SimpleNamespace(model=SimpleNamespace(step=0), iter=step)
+        SemiHook(seed, rank).before_train_iter(runner, step)
+        return torch.rand(3).tolist()
+
+    assert draw(1, 0, 7) == draw(1, 0, 7)
+    assert len({tuple(draw(*key)) for key in [(1, 0, 7), (2, 0, 7), (1, 1, 7), (1, 0, 8)]}) == 4
+
+
+class Untouchable:
+    """A scalar that must not be copied to the host before the log interval."""
+
+    def __init__(self) -> None:
+        self.allowed = False
+
+    def numel(self) -> int:
+        return 1
+
+    def item(self) -> float:
+        assert self.allowed, "copied to the host within the interval"
+        return 2.0
+
+
+def test_scalars_stay_on_the_device_until_the_log_interval():
+    hub = MessageHub.get_instance("test_hooks_interval")
+    runner = SimpleNamespace(message_hub=hub, iter=0, max_iters=100)
+    runner.train_loop = SimpleNamespace(max_iters=100)
+    hook, values = IntervalRuntimeInfoHook(interval=3), [Untouchable() for _ in range(3)]
+    for iteration, value in enumerate(values):
+        runner.iter = iteration
+        if iteration == 2:
+            for one in values:
+                one.allowed = True
+        hook.after_train_iter(runner, iteration, None, {"loss": value})
+    history, counts = hub.get_scalar("train/loss").data
+    assert list(history) == [2.0, 2.0, 2.0] and len(counts) == 3
+
+
+def test_progress_names_the_losses():
+    hub = MessageHub.get_instance("test_hooks_progress")
+    hub.update_scalar("train/loss_consistency", 0.25)
+    hub.update_scalar("train/lr", 1e-3)
+    said = []
+    runner = SimpleNamespace(message_hub=hub, iter=9, max_iters=50)
+    hook = ProgressHook(lambda *words: said.append(words), interval=10)
+    hook.after_train_iter(runner, 9)
+    assert said == [(10, 50, "consistency 0.25")]
+
+
+def test_a_resumed_stream_starts_at_its_step_and_reads_nothing_before():
+    class Sampler:
+        start_step = 0
+
+        def __iter__(self):
+            step = self.start_step
+            while True:
+                yield step
+                step += 1
+
+    class Loader:
+        sampler = Sampler()
+        dataset = SimpleNamespace(metainfo=None)
+
+        def __init__(self):
+            self.read = []
+
+        def __iter__(self):
+            for step in self.sampler:
+                self.read.append(step)
+                yield {"step": step}
+
+    seen = []
+    loader = Loader()
+    runner = SimpleNamespace(
+        visualizer=SimpleNamespace(dataset_meta=None),
+        call_hook=lambda *a, **k: None,
+        model=SimpleNamespace(
+            train=lambda: None, train_step=lambda batch, optim_wrapper: seen.append(batch["step"])
+        ),
+        optim_wrapper=None,
+        val_loop=None,
+    )
+    loop = StreamTrainLoop(runner, loader, max_iters=5)
+    loop._iter = 3  # as a resumed run finds it
+    loop.run()
+    assert seen == [3, 4]
+    assert loader.read == [3, 4]
