@@ -114,6 +114,11 @@ def python(*arguments: str | Path, **options) -> subprocess.Popen:
     return subprocess.Popen(command, env=environment, **{**pipes, **options})
 
 
+def read_sum(reader, keys, queue) -> None:
+    """For worker processes: put the sum of all depth codes of keys into queue."""
+    queue.put(sum(int(reader.read(*key)["depth"].astype(int).sum()) for key in keys))
+
+
 def tree(folder: Path) -> dict[str, str]:
     """Path -> sha256 of every file below folder."""
     return {

@@ -10,7 +10,7 @@ import tensorstore
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy_store import expected, make_content, memory_folder, python
+from toy_store import expected, make_content, memory_folder, python, read_sum
 
 from sagecache.errors import SagecacheError
 from sagecache.store.reader import Failure, StoreReader
@@ -159,10 +159,6 @@ def test_a_reader_opens_nothing_before_it_is_used_and_pickles_as_its_path(store,
     again = pickle.loads(blob)
     assert again._opened is None
     assert np.array_equal(again.read(*key(content, 9))["depth"], reader.read(*key(content, 9))["depth"])
-
-
-def read_sum(reader, keys, queue):
-    queue.put(sum(int(reader.read(*k)["depth"].astype(int).sum()) for k in keys))
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])

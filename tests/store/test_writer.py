@@ -260,4 +260,4 @@ class KilledWriters(RuleBasedStateMachine):
 
 
 TestKilledWriters = KilledWriters.TestCase
-TestKilledWriters.settings = settings(max_examples=12, stateful_step_count=10, deadline=None)
+TestKilledWriters.settings = settings(max_examples=8, stateful_step_count=10, deadline=None)
