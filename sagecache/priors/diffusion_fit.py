@@ -31,7 +31,7 @@ MIN_JOINTS = 4  # fewer say nothing about a pose
 MIN_BODIES = 8
 BUCKETS = (0.0, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9, 1.0)  # s_t
 RIDGES = (0.001, 0.003, 0.01, 0.03, 0.1)  # added to a covariance of trace D; the best on held-out is taken
-MOMENT_SAMPLES, HELD_OUT_SAMPLES = 20_000, 2048
+MOMENT_SAMPLES, HELD_OUT_SAMPLES = 10_000, 1024
 DROP_SHARE = 0.3  # of the samples lose joints; the rest are as labelled
 
 

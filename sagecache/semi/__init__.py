@@ -1,1 +1,1 @@
-"""Learning without labels: pure functions and small modules over plain tensors. Knows no mmpose and no prior."""
+"""Learning without labels: pure functions and small modules over plain tensors; no mmpose, no prior."""
