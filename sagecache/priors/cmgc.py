@@ -81,9 +81,8 @@ def depth_residual(
     log_length, weight = limb_log_lengths(keypoints, weights, depth, normals, mask, edges)
     weight = weight * (reference.spread <= HIGHEST_SPREAD)
     weight = weight * ((weight > 0).sum(-1, keepdim=True) >= MIN_LIMBS)
-    ratio = log_length - reference.centre
-    mean = (weight * ratio).sum(-1, keepdim=True) / weight.sum(-1, keepdim=True).clamp_min(1e-6)
-    excess = ((ratio - mean).abs() - SLACK * reference.spread.clamp(LOWEST_SPREAD, HIGHEST_SPREAD)).relu()
+    residual = _from_mean(log_length - reference.centre, weight)
+    excess = (residual.abs() - SLACK * reference.spread.clamp(LOWEST_SPREAD, HIGHEST_SPREAD)).relu()
     return F.huber_loss(excess, torch.zeros_like(excess), reduction="none", delta=HUBER), weight
 
 
@@ -163,21 +162,33 @@ def reference_log_ratios(
 def ratio_statistics(log_length: Tensor, weight: Tensor) -> LimbReference:
     """Robust centre and spread of log length ratios from tables with holes, (N, E) each.
 
-    Fits log_length = size of the body + centre of the limb by medians in turn (Tukey's median polish), so
-    that a body with missing limbs is compared over those it has. The centres of limbs with a reference have
-    mean zero. Limbs of fewer than MIN_BODIES bodies get centre 0 and an infinite spread.
+    Fits log_length = size of the body + centre of the limb in turn: a centre is the median over bodies, a
+    size Huber's mean over the limbs that body has (a median of few limbs would coincide with one of them,
+    and call that limb exact). The spread is then that of `depth_residual`'s own residuals, which are from
+    the plain mean. The centres of limbs with a reference have mean zero; limbs of fewer than MIN_BODIES
+    bodies get centre 0 and an infinite spread.
     """
     known = (weight > 0).sum(0) >= MIN_BODIES
     weight = weight * known
     centre = torch.zeros_like(log_length[0])
+    size = weighted_median(log_length, weight).unsqueeze(-1)
     for _ in range(10):
-        size = weighted_median(log_length - centre, weight).unsqueeze(-1)
+        for _ in range(5):
+            size = size + _mean((log_length - centre - size).clamp(-HUBER, HUBER), weight)
         centre = weighted_median((log_length - size).T, weight.T)
         centre = torch.where(known, centre - centre[known].mean(), 0)
-    size = weighted_median(log_length - centre, weight).unsqueeze(-1)
-    deviation = (log_length - size - centre).abs()
+    deviation = _from_mean(log_length - centre, weight).abs()
     spread = 1.4826 * weighted_median(deviation.T, weight.T)
     return LimbReference(centre, torch.where(known, spread, math.inf))
+
+
+def _from_mean(ratio: Tensor, weight: Tensor) -> Tensor:
+    return ratio - _mean(ratio, weight)
+
+
+def _mean(values: Tensor, weight: Tensor) -> Tensor:
+    """Weighted mean over limbs, (B, 1); 0 for an instance without any."""
+    return (weight * values).sum(-1, keepdim=True) / weight.sum(-1, keepdim=True).clamp_min(1e-6)
 
 
 @full_precision

@@ -1,0 +1,457 @@
+"""CMGC terms on surfaces with formulas, against a slow loop, on rendered bodies, and as terms of a batch."""
+
+import math
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+import oracles
+from sagecache.errors import SagecacheError
+from sagecache.geometry.affine import (
+    apply_affine,
+    augment_affine,
+    crop_affine,
+    heatmap_affine,
+    invert_affine,
+    is_mirrored,
+    swap_mirrored,
+    transform_points,
+)
+from sagecache.geometry.depth import gain_from_normals, joint_depth
+from sagecache.priors import cmgc
+from sagecache.skeleton import COCO17
+from sagecache.structures import PseudoLabels, UnlabeledBatch
+from sagecache.synth.body import Body
+from sagecache.synth.looks import LOOKS
+from sagecache.synth.render import render
+
+SIZE = (96, 128)
+EDGES = torch.tensor(COCO17.limb_edges)
+FLIP = torch.tensor(COCO17.flip_indices)
+TUBES = torch.tensor(
+    [edge for edge in COCO17.limb_edges.tolist() if set(edge) & {7, 8, 9, 10, 13, 14, 15, 16}]
+)
+
+
+# --- surfaces with formulas ----------------------------------------------------------------------
+
+
+def relief(size=(48, 64)):
+    """A bumpy surface z(x, y) in pixels, its normals and a mask: (1, C, H, W) float64 each."""
+    y, x = torch.meshgrid(*(torch.arange(float(n), dtype=torch.float64) for n in size[::-1]), indexing="ij")
+    z = 0.4 * x - 0.3 * y + 6 * torch.sin(x / 9) + 5 * torch.cos(y / 8)
+    slopes = 0.4 + 6 / 9 * torch.cos(x / 9), -0.3 - 5 / 8 * torch.sin(y / 8)
+    normals = F.normalize(torch.stack([*slopes, -torch.ones_like(x)]), dim=0)
+    mask = ((x > 2) & (x < 45) & (y > 2) & (y < 61))[None, None]
+    return z[None, None], normals[None], mask
+
+
+KEYPOINTS = torch.tensor([[[12.3, 10.6], [30.2, 14.7], [33.4, 35.1], [14.6, 40.2], [20.3, 52.8]]]).double()
+CHAIN = torch.tensor([[0, 1], [1, 2], [2, 3], [3, 4], [4, 0]])
+NO_SPREAD = torch.full((5,), 0.1, dtype=torch.float64)
+
+
+def zero_reference():
+    return cmgc.LimbReference(torch.zeros(5, dtype=torch.float64), NO_SPREAD)
+
+
+@pytest.mark.parametrize("scale, shift", [(1.0, 0.0), (0.01, 2.0), (30.0, -5.0)])
+def test_depth_residual_is_the_loop_whatever_scale_and_shift_depth_has(scale, shift):
+    z, normals, mask = relief()
+    centre = torch.tensor([0.1, -0.3, 0.2, 0.5, -0.5], dtype=torch.float64)
+    reference = cmgc.LimbReference(centre, torch.tensor([0.05, 0.1, 0.06, 0.2, 0.07], dtype=torch.float64))
+    weights = torch.ones(1, 5, dtype=torch.float64)
+    loss, weight = cmgc.depth_residual(KEYPOINTS, weights, scale * z + shift, normals, mask, CHAIN, reference)
+    gain = gain_from_normals(z, normals, mask).value.item()
+    assert gain == pytest.approx(1, abs=0.02)
+    heights = [gain * oracles.bilinear(z[0, 0].numpy(), *point) for point in KEYPOINTS[0].tolist()]
+    expected = oracles.limb_ratio_losses(
+        KEYPOINTS[0].tolist(), heights, CHAIN.tolist(), centre.tolist(), reference.spread.tolist(), [1] * 5,
+        cmgc.SLACK, cmgc.HUBER,
+    )  # fmt: skip
+    assert max(expected) > 0.1
+    assert weight.tolist() == [[1, 1, 1, 1, 1]]
+    assert loss[0].tolist() == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_missing_joint_takes_its_limbs_out_of_the_mean_too():
+    z, normals, mask = relief()
+    weights = torch.tensor([[1.0, 1, 1, 1, 0]]).double()
+    loss, weight = cmgc.depth_residual(KEYPOINTS, weights, z, normals, mask, CHAIN, zero_reference())
+    assert weight.tolist() == [[1, 1, 1, 0, 0]]
+    gain = gain_from_normals(z, normals, mask).value.item()
+    heights = [gain * oracles.bilinear(z[0, 0].numpy(), *point) for point in KEYPOINTS[0].tolist()]
+    expected = oracles.limb_ratio_losses(
+        KEYPOINTS[0].tolist(), heights, CHAIN.tolist(), [0] * 5, NO_SPREAD.tolist(), weight[0].tolist(),
+        cmgc.SLACK, cmgc.HUBER,
+    )  # fmt: skip
+    assert loss[0, :3].tolist() == pytest.approx(expected[:3], abs=1e-9)
+
+
+def test_limbs_without_a_good_reference_and_bodies_of_two_limbs_drop_out():
+    z, normals, mask = relief()
+    weights = torch.ones(1, 5).double()
+    spread = torch.tensor([0.1, math.inf, 0.1, 0.31, 0.1], dtype=torch.float64)
+    reference = cmgc.LimbReference(torch.zeros(5, dtype=torch.float64), spread)
+    args = (z, normals, mask, CHAIN, reference)
+    loss, weight = cmgc.depth_residual(KEYPOINTS, weights, *args)
+    assert weight.tolist() == [[1, 0, 1, 0, 1]] and loss.isfinite().all()
+    weights[0, 4] = 0
+    assert cmgc.depth_residual(KEYPOINTS, weights, *args)[1].tolist() == [[0] * 5]
+
+
+def test_joints_off_the_mask_and_instances_without_depth_drop_out():
+    z, normals, mask = relief()
+    moved = KEYPOINTS.clone()
+    moved[0, 0] = torch.tensor([46.5, 10.0])
+    ones = torch.ones(1, 5).double()
+    assert cmgc.depth_residual(moved, ones, z, normals, mask, CHAIN, zero_reference())[1][0].tolist() == [
+        0, 1, 1, 1, 0,
+    ]  # fmt: skip
+    empty = torch.zeros_like(mask)
+    for function, extra in ((cmgc.depth_residual, (zero_reference(),)), (cmgc.normal_residual, ())):
+        points = KEYPOINTS.clone().requires_grad_()
+        loss, weight = function(points, ones, z, normals, empty, CHAIN, *extra)
+        assert weight.sum() == 0
+        (gradient,) = torch.autograd.grad((loss * weight).sum(), points)
+        assert (gradient == 0).all()
+
+
+@pytest.mark.parametrize("tilt", [0.0, 0.5, 1.0])
+def test_normals_of_a_cylinder_are_across_its_axis_however_it_is_tilted(tilt):
+    """Axis along y, climbing by tilt a pixel; joints on the line of the surface nearest to the camera."""
+    y, x = torch.meshgrid(torch.arange(64.0).double(), torch.arange(48.0).double(), indexing="ij")
+    radius, u = 12.0, x - 23
+    # cut across the axis: an ellipse in the image's plane of depth, stretched by 1 / cos(tilt angle)
+    stretch = math.hypot(1, tilt)
+    inside = radius**2 - u**2
+    z = tilt * y - stretch * inside.clamp_min(0).sqrt()
+    mask = (inside > 4)[None, None]
+    slope_x = stretch * u / inside.clamp_min(4).sqrt()
+    normals = F.normalize(torch.stack([slope_x, torch.full_like(x, tilt), -torch.ones_like(x)]), dim=0)
+    joints = torch.tensor([[[23.0, 12.0], [23.0, 50.0], [29.0, 12.0], [17.0, 50.0]]]).double()
+    edges, ones = torch.tensor([[0, 1], [2, 3]]), torch.ones(1, 4).double()
+    loss, weight = cmgc.normal_residual(joints, ones, z[None, None], normals[None], mask, edges)
+    assert weight.tolist() == [[1, 1]]
+    assert loss[0, 0] < 1e-3 and loss[0, 1] < 0.03
+    flat = torch.zeros_like(z)[None, None] + 1e-9 * z  # a depth that hides the tilt: what 2-D would see
+    assert gain_from_normals(flat, normals[None], mask).valid.all()
+
+
+def test_a_limb_that_leaves_the_surface_pays_the_sine_of_its_angle():
+    """A plane facing the camera, with a spike at one joint: n . l is the sine of the limb's climb."""
+    y, x = torch.meshgrid(torch.arange(64.0).double(), torch.arange(48.0).double(), indexing="ij")
+    z, normals, mask = relief()
+    z, normals = z.clone(), normals.clone()
+    z[..., 20:, :] = 0.0
+    normals[..., 20:, :] = torch.tensor([0.0, 0.0, -1.0]).double().view(1, 3, 1, 1)
+    z[..., 44:50, 8:14] = 20.0
+    joints = torch.tensor([[[11.0, 47.0], [41.0, 47.0], [41.0, 24.0]]]).double()
+    edges = torch.tensor([[0, 1], [1, 2]])
+    loss, weight = cmgc.normal_residual(joints, torch.ones(1, 3).double(), z, normals, mask, edges)
+    gain = gain_from_normals(z, normals, mask).value.item()
+    climb = 20 * gain / math.sqrt(30**2 + (20 * gain) ** 2 + 1)
+    assert loss[0].tolist() == pytest.approx([climb - math.sin(math.radians(15)), 0], abs=1e-6)
+    assert weight.tolist() == [[1, 1]]
+
+
+def test_points_of_a_limb_off_the_mask_lower_its_weight():
+    z, normals, mask = relief()
+    mask = mask.clone()
+    mask[..., 25:30, :] = False
+    joints = torch.tensor([[[20.0, 10.0], [20.0, 50.0]]]).double()
+    _, weight = cmgc.normal_residual(
+        joints, torch.ones(1, 2).double(), z, normals, mask, torch.tensor([[0, 1]])
+    )
+    # points at rows 20, 25, 30, 35, 40; 25 is off, 30 is the first row again on the mask
+    assert weight.tolist() == [[pytest.approx(0.8)]]
+
+
+def test_gradients_match_finite_differences():
+    """Away from pixel centres; where normals are read is a constant of the gradient, so uniform here."""
+    z, normals, mask = relief()
+    points, ones = KEYPOINTS.clone().requires_grad_(), torch.ones(1, 5).double()
+    args = (ones, z, normals, mask, CHAIN)
+    reference = zero_reference()
+    assert torch.autograd.gradcheck(lambda p: cmgc.depth_residual(p, *args, reference)[0], (points,))
+    plane = 0.4 * torch.arange(48.0).double().expand(1, 1, 64, 48).contiguous()
+    plane[..., 30:, :] += 0.5 * torch.arange(34.0).double().view(-1, 1)
+    tilted = F.normalize(torch.tensor([0.4, 0.0, -1.0]).double(), dim=0).view(1, 3, 1, 1).expand_as(normals)
+    args = (ones, plane, tilted, mask, CHAIN)
+    assert cmgc.normal_residual(points, *args)[0].max() > 0
+    assert torch.autograd.gradcheck(lambda p: cmgc.normal_residual(p, *args)[0], (points,))
+
+
+# --- the reference -------------------------------------------------------------------------------
+
+
+def test_statistics_find_centres_and_spreads_through_holes_and_outliers():
+    rng = np.random.default_rng(0)
+    centre = np.array([0.5, -0.2, 0.1, -0.4, 0.0])
+    spread = np.array([0.05, 0.1, 0.2, 0.05, 0.1])
+    size = rng.normal(3, 0.5, (400, 1))
+    table = size + centre + spread * rng.normal(size=(400, 5))
+    table[:40, 1] += np.where(rng.random(40) < 0.5, -3, 3)  # joints in the wrong place
+    weight = rng.random((400, 5)) < 0.7
+    table[~weight] = 50.0
+    table = np.c_[table, rng.normal(size=400)]  # a limb seen on four bodies only
+    weight = np.c_[weight, np.arange(400) < 4]
+    found = cmgc.ratio_statistics(torch.from_numpy(table), torch.from_numpy(weight).double())
+    assert_close(found.centre, torch.from_numpy(np.r_[centre, 0]), atol=0.02, rtol=0)
+    assert found.spread[5] == math.inf
+    # what the mean over few limbs leaves: part of a limb's own noise, and some of the others'
+    assert (found.spread[:5].numpy() > 0.7 * spread).all() and (found.spread[:5].numpy() < 1.6 * spread).all()
+
+
+def test_statistics_without_any_observation_switch_every_limb_off():
+    found = cmgc.ratio_statistics(torch.zeros(3, 4), torch.zeros(3, 4))
+    assert (found.spread == math.inf).all() and (found.centre == 0).all()
+
+
+def test_reference_does_not_depend_on_the_chunks(bodies):
+    some = [torch.cat([bodies[key]] * 6)[:70] for key in ("keypoints", "seen", "depth", "normal", "mask")]
+    whole = cmgc.ratio_statistics(*cmgc.limb_log_lengths(*some, EDGES))
+    assert_close(cmgc.reference_log_ratios(*some, EDGES), whole)
+
+
+# --- rendered bodies -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bodies():
+    """True depth, normals, mask and keypoints of rendered infants, resampled into target crops."""
+    body, rows = Body.load(), []
+    for index in range(14):
+        scene = render(body, np.random.default_rng([5, index]), LOOKS["target"], (224, 224))
+        for number, person in enumerate(scene.people):
+            crop = crop_affine(person.bbox, SIZE, 1.4)
+            own = (scene.instances == number).astype(np.float32)
+            coverage = cv2.warpAffine(own, crop[:2], SIZE)
+            maps = np.dstack([scene.depth, scene.normals]) * own[..., None]
+            maps = cv2.warpAffine(maps, crop[:2], SIZE) / np.maximum(coverage, 0.5)[..., None]
+            mask = coverage > 0.5
+            rows.append(
+                {
+                    "depth": np.where(mask, maps[..., 0], 0)[None],
+                    "normal": np.where(mask, maps[..., 1:].transpose(2, 0, 1), 0),
+                    "mask": mask[None],
+                    "keypoints": apply_affine(crop, person.keypoints[:, :2]),
+                    "seen": person.keypoints[:, 2] == 2,
+                    "target_from_image": crop,
+                }
+            )
+    batch = {key: torch.from_numpy(np.stack([row[key] for row in rows])) for key in rows[0]}
+    batch = {key: value if key == "mask" else value.float() for key, value in batch.items()}
+    batch["normal"] = F.normalize(batch["normal"], dim=1)
+    return batch
+
+
+def maps_of(bodies):
+    return bodies["depth"], bodies["normal"], bodies["mask"]
+
+
+@pytest.fixture(scope="module")
+def reference(bodies):
+    return cmgc.reference_log_ratios(bodies["keypoints"], bodies["seen"], *maps_of(bodies), EDGES)
+
+
+def test_reference_of_rendered_bodies_is_tight_and_symmetric(reference):
+    """A limb of bodies of one kind varies by a few percent in 3-D, left as right; in 2-D by some 20."""
+    assert (reference.spread < 0.25).all() and reference.spread.median() < 0.12
+    rows = torch.tensor(COCO17.mirrored_limbs)
+    assert_close(reference.centre[rows[:, 0]], reference.centre[rows[:, 1]], atol=0.15, rtol=0)
+
+
+def losses(bodies, reference, keypoints, weights, repeats=1):
+    """Mean loss of both terms: ((B,), (B,)), zero where nothing was kept."""
+    maps = [each.repeat_interleave(repeats, 0) for each in maps_of(bodies)]
+    depth = cmgc.depth_residual(keypoints, weights, *maps, EDGES, reference)
+    normal = cmgc.normal_residual(keypoints, weights, *maps, TUBES)
+    return [((loss * weight).sum(), weight.sum()) for loss, weight in (depth, normal)]
+
+
+def test_terms_are_near_zero_at_true_keypoints_and_grow_with_displacement(bodies, reference):
+    """Each elbow, wrist, knee and ankle moves by a share of the median limb; the limbs it ends are compared.
+
+    Only joints that stay on the body at all distances count: those that leave it drop out of the loss.
+    """
+    truth, joints = bodies["keypoints"], torch.tensor([7, 8, 9, 10, 13, 14, 15, 16] * 2)
+    limb = (truth[:, EDGES[:, 0]] - truth[:, EDGES[:, 1]]).norm(dim=-1).median(1).values
+    count, angle = len(joints), 0.4 + math.pi / 2 * torch.arange(len(joints)).div(8, rounding_mode="floor")
+    step = limb[:, None, None] * torch.stack([angle.cos(), angle.sin()], -1)  # (B, M, 2)
+    shift = torch.zeros(len(truth), count, 17, 2)
+    shift[:, torch.arange(count), joints] = step
+    maps = [each.repeat_interleave(count, 0) for each in maps_of(bodies)]
+    weights = bodies["seen"].repeat_interleave(count, 0)
+    moved = joints.repeat(len(truth))
+    points = [(truth[:, None] + share * shift).flatten(0, 1) for share in (0.0, 0.15, 0.3, 0.45)]
+    valid = torch.stack([joint_depth(maps[0], maps[2], each)[1] for each in points]).all(0)
+    stays = valid.gather(1, moved[:, None])
+    depth, normal = [], []
+    for each in points:
+        args = (each, weights * stays, *maps)
+        for found, edges, (loss, weight) in (
+            (depth, EDGES, cmgc.depth_residual(*args, EDGES, reference)),
+            (normal, TUBES, cmgc.normal_residual(*args, TUBES)),
+        ):
+            weight = weight * (edges == moved[:, None, None]).any(-1)
+            found.append(((loss * weight).sum() / weight.sum()).item())
+    assert depth[0] < 0.01 and normal[0] < 0.03
+    assert depth == sorted(depth) and depth[-1] > 4 * depth[0], depth
+    assert normal == sorted(normal) and normal[-1] > 1.5 * normal[0], normal
+
+
+def test_descent_on_the_depth_term_brings_displaced_joints_back(bodies, reference):
+    truth, weights = bodies["keypoints"], bodies["seen"]
+    generator = torch.Generator().manual_seed(0)
+    limb = (truth[:, EDGES[:, 0]] - truth[:, EDGES[:, 1]]).norm(dim=-1).median(1).values
+    improved = []
+    for joint in (7, 8, 9, 10, 13, 14, 15, 16):
+        angle = torch.rand(len(truth), generator=generator) * 2 * math.pi
+        points = truth.clone()
+        points[:, joint] += 0.3 * limb[:, None] * torch.stack([angle.cos(), angle.sin()], -1)
+        points.requires_grad_()
+        loss, weight = cmgc.depth_residual(points, weights, *maps_of(bodies), EDGES, reference)
+        (gradient,) = torch.autograd.grad((loss * weight).sum(), points)
+        back = (truth - points.detach())[:, joint]
+        active = gradient[:, joint].norm(dim=-1) > 1e-5
+        improved.append(F.cosine_similarity(-gradient[:, joint], back, dim=-1)[active])
+    cosine = torch.cat(improved)
+    assert len(cosine) > 15 and cosine.mean() > 0.2
+
+
+# --- terms of a batch ----------------------------------------------------------------------------
+
+
+def batch_of(bodies, strong_from_target, image_from_target=None, jitter=0.0):
+    """A batch whose student is right up to jitter (target px), seen through strong views (B, 3, 3)."""
+    count = len(bodies["keypoints"])
+    target_from_image = bodies["target_from_image"]
+    strong_from_image = strong_from_target @ target_from_image
+    noise = jitter * torch.randn(count, 17, 2, generator=torch.Generator().manual_seed(1))
+    seen = transform_points(strong_from_target, bodies["keypoints"] + noise)
+    student = swap_mirrored(seen, is_mirrored(strong_from_image), FLIP)
+    in_image = transform_points(invert_affine(target_from_image), bodies["keypoints"])
+    weights = bodies["seen"]
+    ones = torch.ones(count)
+    labels = PseudoLabels(
+        probability=torch.zeros(count, 17, 32, 24), keypoints=in_image, confidence=weights, plausibility=ones,
+        teacher_a=ones > 0, keep=weights > 0, weights=weights, corrected=in_image,
+    )  # fmt: skip
+    return UnlabeledBatch(
+        student_heatmaps=torch.zeros(count, 17, 32, 24),
+        heatmap_kind="logits",
+        student_keypoints=student.requires_grad_(),
+        student_from_weak=torch.eye(3).expand(count, 3, 3),
+        heatmap_from_strong=torch.from_numpy(heatmap_affine(SIZE, (24, 32))).float(),
+        strong_from_image=strong_from_image,
+        target_from_image=target_from_image,
+        bbox_scale=ones,
+        pseudo_labels=labels,
+        targets={key: bodies[key] for key in ("depth", "normal", "mask")},
+        step=0,
+    )
+
+
+def views(count, **options):
+    return torch.from_numpy(augment_affine(SIZE, **options)).float().expand(count, 3, 3)
+
+
+def modules(reference):
+    return cmgc.CMGCDepth(EDGES, FLIP, reference), cmgc.CMGCNormal(TUBES, FLIP)
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        dict(rotation=50),
+        dict(scale=0.8),
+        dict(flip=True),
+        dict(rotation=-75, scale=0.7, flip=True, shift=(0.05, 0)),
+    ],
+    ids=["turned", "smaller", "mirrored", "all"],
+)
+def test_terms_do_not_depend_on_the_students_view(bodies, reference, view):
+    """The view's padding is wide (scale below 1), so no joint leaves it."""
+    count = len(bodies["keypoints"])
+    plain = batch_of(bodies, views(count, scale=0.7), jitter=4.0)
+    other = batch_of(bodies, views(count, **(dict(scale=0.7) | view)), jitter=4.0)
+    for term in modules(reference):
+        first, second = term(plain), term(other)
+        assert first.loss > 0.003
+        assert_close(first.loss, second.loss, atol=1e-3, rtol=1e-3)
+        assert_close(first.scalars["limbs"], second.scalars["limbs"], atol=1.0, rtol=0)
+
+
+def test_forgetting_the_channel_swap_would_show(bodies, reference):
+    count = len(bodies["keypoints"])
+    batch = batch_of(bodies, views(count, flip=True, scale=0.7))
+    wrong = replace(batch, student_keypoints=batch.student_keypoints[:, FLIP])
+    depth, _ = modules(reference)
+    points, _ = cmgc.carry_to_target(batch, FLIP)
+    assert_close(points, bodies["keypoints"], atol=1e-3, rtol=0)
+    assert (cmgc.carry_to_target(wrong, FLIP)[0] - bodies["keypoints"]).abs().max() > 5
+    assert depth(batch).loss < 0.01
+
+
+def test_gradient_reaches_the_students_keypoints_and_only_those_in_use(bodies, reference):
+    count = len(bodies["keypoints"])
+    batch = batch_of(bodies, views(count, rotation=30, scale=0.7), jitter=4.0)
+    batch.pseudo_labels.weights[:, 9] = 0
+    for term in modules(reference):
+        (gradient,) = torch.autograd.grad(term(batch).loss, batch.student_keypoints)
+        assert gradient.isfinite().all() and gradient.abs().max() > 0
+        assert (gradient[:, 9] == 0).all()
+
+
+def test_joints_that_left_the_strong_view_take_no_part(bodies):
+    count = len(bodies["keypoints"])
+    batch = batch_of(bodies, views(count, scale=1.0, shift=(0.5, 0.0)))
+    keypoints, weights = cmgc.carry_to_target(batch, FLIP)
+    outside = transform_points(views(count, shift=(0.5, 0.0)), bodies["keypoints"])[..., 0] > SIZE[0] - 1
+    assert outside.any() and not outside.all()
+    assert (weights[outside] == 0).all()
+    assert_close(weights[~outside], bodies["seen"][~outside])
+
+
+def test_a_term_says_what_it_kept_and_gives_zero_when_that_is_nothing(bodies, reference):
+    count = len(bodies["keypoints"])
+    batch = batch_of(bodies, views(count, scale=0.7))
+    for term in modules(reference):
+        output = term(batch)
+        assert 0.5 < output.scalars["kept"] <= 1 and output.scalars["limbs"] > count
+        batch.targets["mask"] = torch.zeros_like(bodies["mask"])
+        output = term(batch)
+        assert output.loss == 0 and output.scalars["limbs"] == 0 and output.loss.requires_grad
+        batch.targets["mask"] = bodies["mask"]
+
+
+def test_terms_name_what_the_store_lacks(bodies, reference):
+    batch = batch_of(bodies, views(len(bodies["keypoints"])))
+    batch.targets = {"depth": bodies["depth"]}
+    for term in modules(reference):
+        with pytest.raises(SagecacheError, match="normal and mask.*precompute geo"):
+            term(batch)
+
+
+def test_the_reference_is_state_and_must_fit_the_edges(reference):
+    depth, normal = modules(reference)
+    assert set(depth.state_dict()) == {"centre", "spread"} and not normal.state_dict()
+    fresh = cmgc.CMGCDepth(EDGES, FLIP, cmgc.LimbReference(torch.zeros(len(EDGES)), torch.ones(len(EDGES))))
+    fresh.load_state_dict(depth.state_dict())
+    assert_close(fresh.centre, reference.centre)
+    with pytest.raises(ValueError, match="12 limbs"):
+        cmgc.CMGCDepth(EDGES, FLIP, cmgc.LimbReference(torch.zeros(3), torch.zeros(3)))
+
+
+def test_autocast_changes_nothing(bodies, reference):
+    batch = batch_of(bodies, views(len(bodies["keypoints"]), scale=0.7), jitter=4.0)
+    for term in modules(reference):
+        expected = term(batch).loss
+        with torch.autocast("cpu", torch.bfloat16):
+            assert_close(term(batch).loss, expected, rtol=0, atol=0)
