@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sagecache.project import embedded_project
 
-COUNTS = dict(labeled=6, unlabeled=8, val=4, test=3)
+COUNTS = dict(labeled=10, unlabeled=8, val=4, test=3)
 
 
 def write_tiny_project(folder: Path) -> Path:

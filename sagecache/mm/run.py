@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
@@ -44,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 Progress = Callable[..., None]
 BEST_METRIC = "keypoints/PCK@0.05"
-DEFAULT_BACKENDS = [dict(type="LocalVisBackend"), dict(type="TensorboardVisBackend")]
+DEFAULT_BACKENDS = ("LocalVisBackend", "TensorboardVisBackend")
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,8 @@ def _runner(
         launcher="pytorch" if distributed else "none",
         randomness=dict(seed=seed),
         env_cfg=dict(dist_cfg=dict(backend="nccl" if torch.cuda.is_available() else "gloo")) | recipe.env_cfg,
-        visualizer=dict(type="Visualizer", vis_backends=recipe.vis_backends or DEFAULT_BACKENDS),
+        visualizer=dict(type="Visualizer", vis_backends=_backends(recipe)),
+        log_processor=dict(by_epoch=False),
         default_scope="mmpose",
         experiment_name=work_dir.name,
         cfg=dict(recipe=_plain(recipe), model_wrapper_cfg=ddp_wrapper_cfg() if distributed else None),
@@ -237,6 +239,11 @@ def _schedule(schedulers: Any, max_iters: int) -> list[dict] | None:
         return None
     schedulers = [schedulers] if isinstance(schedulers, Mapping) else schedulers
     return [dict(dict(by_epoch=False, end=max_iters), **scheduler) for scheduler in schedulers]
+
+
+def _backends(recipe: Recipe) -> list[dict]:
+    """Fresh dicts each time: mmengine writes the run's folder into them."""
+    return copy.deepcopy(recipe.vis_backends) or [dict(type=name) for name in DEFAULT_BACKENDS]
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:
