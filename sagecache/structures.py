@@ -67,9 +67,10 @@ class UnlabeledBatch:
     student_keypoints (B, K, 2): soft-argmax, strong-view input pixels, carries the gradient.
     student_from_weak (B, 3, 3): weak-view -> strong-view heatmap pixels.
     heatmap_from_strong (3, 3): strong-view input pixels -> heatmap pixels.
-    strong_from_image, target_from_image (B, 3, 3): image pixels -> strong-view input pixels / target-map pixels.
+    strong_from_image, target_from_image (B, 3, 3): image pixels -> strong-view input / target-map pixels.
     bbox_scale (B,): sqrt(w * h) of the instance's box, image pixels.
-    targets: 'depth' (B, 1, H, W) float32, 'normal' (B, 3, H, W), 'mask' (B, 1, H, W) bool; empty without a store.
+    targets: 'depth' (B, 1, H, W) float32, 'normal' (B, 3, H, W), 'mask' (B, 1, H, W) bool; empty dict
+    without a store.
     step: optimiser steps done so far.
     """
 
