@@ -23,6 +23,8 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 Losses = tuple[Tensor, dict[str, Tensor]]
 
+PAUSE = 10.0  # seconds: a step that took longer was a machine that slept
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -162,7 +164,7 @@ def fit(
         for key, part in parts.items():
             running[key] = 0.98 * running.get(key, float(part)) + 0.02 * float(part)
         now = time.perf_counter()
-        run.spent, last = run.spent + now - last, now
+        run.spent, last = run.spent + min(now - last, PAUSE), now
         batches.progress.value = run.progress
         if run.spent >= next_mark or run.progress >= 1:
             next_mark = run.spent + 60 * schedule.every
