@@ -175,7 +175,7 @@ def _store_summary(project: Project, split: str, reader: StoreReader | None) -> 
         complete=reader.complete,
         instances=len(reader),
         fields=", ".join(reader.fields),
-        teacher=reader.fingerprint["teacher"].get("name", ""),
+        teacher=reader.fingerprint["teacher"].get("spec", {}).get("name", ""),
         fingerprint=reader.fingerprint_sha256[:16],
         stale=differences or "no",
     )

@@ -1,6 +1,6 @@
 """What commands print: figures to stdout (a table or JSON), progress to stderr.
 
-On a terminal, tables and bars by rich; elsewhere plain lines, a progress line every few seconds.
+Tables by rich, bars by tqdm; where stderr is no terminal, a plain progress line every few seconds.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from contextlib import contextmanager
 import click
 
 Progress = Callable[..., None]
+BAR = "{desc}: {percentage:3.0f}% |{bar:20}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 
 
 def emit_json(data: object) -> None:
@@ -72,25 +73,16 @@ def progress(label: str) -> Iterator[Progress]:
 
 @contextmanager
 def _bar(label: str) -> Iterator[Progress]:
-    from rich import progress as rp
-    from rich.console import Console
+    from tqdm import tqdm
 
-    columns = (
-        rp.TextColumn("{task.description}"),
-        rp.BarColumn(),
-        rp.MofNCompleteColumn(),
-        rp.TextColumn("{task.fields[rate]}"),
-        rp.TimeRemainingColumn(),
-        rp.TextColumn("{task.fields[message]}"),
-    )
-    with rp.Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(label, total=None, rate="", message="")
+    with tqdm(desc=label, dynamic_ncols=True, bar_format=BAR) as bar:
 
         def report(done: int, total: int, message: str = "") -> None:
-            speed = bar.tasks[0].finished_speed or bar.tasks[0].speed
-            bar.update(
-                task, completed=done, total=total, message=message, rate=f"{speed:.1f}/s" if speed else ""
-            )
+            if bar.total != total:  # known at the first report; a resumed run's rate counts from there
+                bar.reset(total)
+                bar.initial = bar.n = done
+            bar.set_postfix_str(message, refresh=False)
+            bar.update(done - bar.n)
 
         yield report
 

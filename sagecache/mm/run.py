@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from mmengine.evaluator import Evaluator
+from mmengine.logging import MMLogger
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.runner import Runner
 from torch import nn
@@ -46,6 +47,17 @@ logger = logging.getLogger(__name__)
 Progress = Callable[..., None]
 BEST_METRIC = "keypoints/PCK@0.05"
 DEFAULT_BACKENDS = ("LocalVisBackend", "TensorboardVisBackend")
+
+
+class QuietRunner(Runner):
+    """The progress report speaks on the console; mmengine's log goes to its file."""
+
+    def build_logger(self, *args, **kwargs) -> MMLogger:
+        log = super().build_logger(*args, **kwargs)
+        for handler in log.handlers:
+            if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+                handler.setLevel(logging.ERROR)
+        return log
 
 
 @dataclass(frozen=True)
@@ -181,7 +193,7 @@ def _runner(
         sampler_seed=None,
     )
     own_hooks = [SemiHook(seed, int(os.environ.get("RANK", 0))), ProgressHook(report, settings.log_interval)]
-    runner = Runner(
+    return QuietRunner(
         model=estimator,
         work_dir=str(work_dir),
         train_dataloader=loader,
@@ -201,8 +213,6 @@ def _runner(
         cfg=dict(recipe=_plain(recipe), model_wrapper_cfg=ddp_wrapper_cfg() if distributed else None),
         **validation,
     )
-    _quiet_console(runner)
-    return runner
 
 
 def _validation(project: Project, recipe: Recipe) -> dict[str, Any]:
@@ -248,10 +258,3 @@ def _backends(recipe: Recipe) -> list[dict]:
 
 def _plain(recipe: Recipe) -> dict[str, Any]:
     return json.loads(json.dumps(asdict(recipe), default=str))
-
-
-def _quiet_console(runner: Runner) -> None:
-    """The progress report speaks on the console; mmengine's log goes to its file."""
-    for handler in runner.logger.handlers:
-        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
-            handler.setLevel(logging.ERROR)
