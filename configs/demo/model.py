@@ -4,7 +4,12 @@ codec = dict(type="UDPHeatmap", input_size=(96, 128), heatmap_size=(24, 32), sig
 
 model = dict(
     type="TopdownPoseEstimator",
-    data_preprocessor=dict(type="PoseDataPreprocessor", mean=[110.0] * 3, std=[60.0] * 3),
+    data_preprocessor=dict(
+        type="PoseDataPreprocessor",
+        mean=[123.675, 116.28, 103.53],
+        std=[58.395, 57.12, 57.375],
+        bgr_to_rgb=True,
+    ),
     backbone=dict(type="PoseNet", width=32),
     head=dict(
         type="SoftmaxHeatmapHead",
