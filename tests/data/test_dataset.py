@@ -33,6 +33,7 @@ from sagecache.structures import Instance
 
 SIZE, MAP_SIZE, PADDING = (48, 64), (24, 32), 1.25
 COUNT = 7
+STREAMS = ("labeled", "unlabeled")
 COMMAND = "sagecache precompute geo --split unlabeled"
 
 
@@ -217,7 +218,9 @@ def test_a_stream_without_draws_is_absent(instances):
 
 
 def first_batches(dataset, sampler, workers, context=None, count=5) -> list[dict]:
-    return list(itertools.islice(build_loader(dataset, sampler, workers, context=context), count))
+    """A loader over a finite run of steps: a worker that is stopped while a batch is on its way may abort."""
+    steps = list(itertools.islice(sampler, count))
+    return list(build_loader(dataset, steps, workers, context=context))
 
 
 @pytest.mark.parametrize("workers, context", [(1, "fork"), (2, "fork"), (1, "spawn")])
@@ -262,7 +265,7 @@ def test_a_run_continues_at_any_step():
 def test_the_ratio_holds_and_every_round_shows_everyone_once():
     steps = list(itertools.islice(MixedBatchSampler(5, 12, 2, 6), 20))
     assert all(len(step.labeled) == 2 and len(step.unlabeled) == 6 for step in steps)
-    for stream, count in (("labeled", 5), ("unlabeled", 12)):
+    for stream, count in zip(STREAMS, (5, 12), strict=True):
         indices = [draw.index for step in steps for draw in getattr(step, stream)]
         rounds = [indices[k : k + count] for k in range(0, len(indices), count)]
         assert all(sorted(round_) == list(range(count)) for round_ in rounds)
@@ -273,6 +276,23 @@ def test_no_two_draws_share_their_entropy():
     steps = itertools.islice(MixedBatchSampler(3, 7, 5, 9, seed=4), 30)
     entropy = Counter(draw.entropy for step in steps for draw in step.labeled + step.unlabeled)
     assert max(entropy.values()) == 1 and len(entropy) == 30 * 14
+
+
+@pytest.mark.parametrize(
+    "counts, batches, world_size, expected",
+    [((6, 12), (2, 6), 1, 3), ((5, 12), (2, 6), 1, 3), ((5, 13), (2, 6), 1, 3), ((5, 30), (2, 6), 1, 5),
+     ((6, 40), (2, 4), 2, 5), ((9, 500), (4, 0), 1, 3), ((0, 7), (0, 7), 1, 1)],
+)  # fmt: skip
+def test_its_length_is_the_first_step_by_which_everyone_was_seen(counts, batches, world_size, expected):
+    ranks = [
+        MixedBatchSampler(*counts, *batches, rank=rank, world_size=world_size) for rank in range(world_size)
+    ]
+    assert [len(sampler) for sampler in ranks] == [expected] * world_size
+    for steps in (expected - 1, expected):
+        drawn = [sampler.step(step) for sampler in ranks for step in range(steps)]
+        seen = [{draw.index for step in drawn for draw in getattr(step, name)} for name in STREAMS]
+        whole = all(len(s) == n for s, n, batch in zip(seen, counts, batches, strict=True) if batch)
+        assert whole is (steps == expected)
 
 
 def test_ranks_share_out_the_draws_of_one_large_batch():
