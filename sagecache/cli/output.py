@@ -6,6 +6,7 @@ Tables by rich, bars by tqdm; where stderr is no terminal, a plain progress line
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -63,8 +64,13 @@ def note(message: str) -> None:
 
 @contextmanager
 def progress(label: str) -> Iterator[Progress]:
-    """Yield ``report(done, total, message="")``; shows rate and remaining time on stderr."""
-    if sys.stderr.isatty():
+    """Yield ``report(done, total, message="")``; shows rate and remaining time on stderr.
+
+    Of several processes under torchrun the first one speaks.
+    """
+    if int(os.environ.get("RANK", 0)) > 0:
+        yield lambda *_, **__: None
+    elif sys.stderr.isatty():
         with _bar(label) as report:
             yield report
     else:

@@ -81,10 +81,12 @@ def map_kind(head: nn.Module) -> str:
 
 def build_student(model: dict) -> nn.Module:
     """Build the mmpose pose estimator of a project's model page, initialised as its config says."""
+    from mmengine.logging import MMLogger
     from mmengine.registry import DefaultScope
 
     from sagecache.errors import SagecacheError
 
+    MMLogger.get_current_instance().setLevel("WARNING")  # init_weights names every parameter
     with DefaultScope.overwrite_default_scope("mmpose"):
         try:
             student = MODELS.build(model)
