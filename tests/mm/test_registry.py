@@ -4,10 +4,12 @@ import math
 
 import pytest
 import torch
+from mmpose.structures import PoseDataSample
 from torch.nn import functional as F
 
 from sagecache.errors import SagecacheError
 from sagecache.mm.registry import SpatialCrossEntropyLoss, build_student, heatmap_from_input
+from sagecache.models.convnet import PIXEL_MEAN, PIXEL_STD
 from sagecache.project import Project
 
 CODEC = dict(type="UDPHeatmap", input_size=(96, 128), heatmap_size=(24, 32), sigma=1.25)
@@ -52,6 +54,15 @@ def test_head_gives_logits_in_training_and_unit_peaks_in_evaluation(student):
     assert student.head.map_kind == "heatmap"
     expected = logits.flatten(2).softmax(-1).view_as(logits) * 2 * math.pi * 1.25**2
     torch.testing.assert_close(maps, expected)
+
+
+def test_the_demo_page_feeds_the_student_what_it_was_pretrained_on(student):
+    """tools/demo_networks/student.py pretrains on RGB; mmpose hands over BGR."""
+    rgb = torch.randint(0, 256, (1, 3, 128, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    batch = dict(inputs=[rgb[0].flip(0)], data_samples=[PoseDataSample()])
+    got = student.data_preprocessor(batch, training=False)["inputs"]
+    mean, std = torch.tensor(PIXEL_MEAN).view(3, 1, 1), torch.tensor(PIXEL_STD).view(3, 1, 1)
+    torch.testing.assert_close(got, (rgb - mean) / std)
 
 
 @pytest.mark.parametrize(
