@@ -58,7 +58,8 @@ def test_head_gives_logits_in_training_and_unit_peaks_in_evaluation(student):
 
 def test_the_demo_page_feeds_the_student_what_it_was_pretrained_on(student):
     """tools/demo_networks/student.py pretrains on RGB; mmpose hands over BGR."""
-    rgb = torch.randint(0, 256, (1, 3, 128, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    rgb = torch.randint(0, 256, (1, 3, 128, 96), dtype=torch.uint8)
     batch = dict(inputs=[rgb[0].flip(0)], data_samples=[PoseDataSample()])
     got = student.data_preprocessor(batch, training=False)["inputs"]
     mean, std = torch.tensor(PIXEL_MEAN).view(3, 1, 1), torch.tensor(PIXEL_STD).view(3, 1, 1)
