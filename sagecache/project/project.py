@@ -96,7 +96,12 @@ class Project:
                     f"unknown key '{key}'", file="--cfg-options", fix=nearest(head, known | {"model"})
                 )
             path = key if head == "model" else f"recipe.{key}"
-            pages = _override(pages, path.split("."), value)
+            try:
+                pages = _override(pages, path.split("."), value)
+            except (TypeError, ValueError, IndexError) as error:
+                raise SagecacheError(
+                    f"can't set '{key}': {error}", file="--cfg-options", fix="Name a key of the page's dicts."
+                ) from error
         return build(Recipe, pages["recipe"], page), pages["model"]
 
     # -- what the data is ------------------------------------------------------------------------
