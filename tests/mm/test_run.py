@@ -1,0 +1,197 @@
+"""What a training is put together from: first weights, optimiser, schedule, streams; and a short run."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from dots import write_dots_project
+from dots_network import DotsHead, save_checkpoint
+from torch import nn
+
+from sagecache.errors import SagecacheError
+from sagecache.mm import run
+from sagecache.mm.registry import MODELS
+from sagecache.models.weights import weights_path
+from sagecache.project import Project
+
+ADAMW = dict(optimizer=dict(type="AdamW", lr=0.01, weight_decay=0.02))
+
+
+@MODELS.register_module(force=True)
+class BrightDotsHead(DotsHead):
+    """The same with something to learn: how far its peaks are from where they should be."""
+
+    def __init__(self, decoder: dict) -> None:
+        super().__init__(decoder)
+        del self.shift
+        self.shift = nn.Parameter(torch.tensor([1.0, -1.0]))
+        del self.final_layer  # it would wait for a gradient that never comes
+
+
+@pytest.fixture
+def project(tmp_path) -> Project:
+    folder = write_dots_project(tmp_path / "dots")
+    page = folder / "model.py"
+    page.write_text(page.read_text().replace("DotsHead", "BrightDotsHead"))
+    return Project.open(folder)
+
+
+# -- optimiser and schedule ----------------------------------------------------------------------------
+
+
+class Estimator(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.student, self.ema_teacher = nn.Linear(3, 2), nn.Linear(3, 2)
+
+
+def test_the_optimiser_holds_the_parameters_of_the_student_and_no_others():
+    estimator = Estimator()
+    wrapper = run.build_optimizer(estimator.student, ADAMW, amp=False)
+    held = [id(p) for group in wrapper.optimizer.param_groups for p in group["params"]]
+    assert sorted(held) == sorted(id(p) for p in estimator.student.parameters())
+    assert isinstance(wrapper.optimizer, torch.optim.AdamW)
+    assert {group["lr"] for group in wrapper.optimizer.param_groups} == {0.01}
+
+
+def test_names_of_the_student_take_their_own_options():
+    """As layer decay needs it: the names start at the student, not at the estimator."""
+    student = nn.ModuleDict(dict(backbone=nn.Linear(3, 2), head=nn.Linear(2, 2)))
+    config = ADAMW | dict(paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=0.1))))
+    wrapper = run.build_optimizer(student, config, amp=False)
+    rate = {id(p): group["lr"] for group in wrapper.optimizer.param_groups for p in group["params"]}
+    assert [rate[id(p)] for p in student["backbone"].parameters()] == pytest.approx([0.001] * 2)
+    assert [rate[id(p)] for p in student["head"].parameters()] == [0.01] * 2
+
+
+def test_amp_computes_in_bfloat16():
+    layer = nn.Linear(3, 2)
+    for amp, dtype in ((False, torch.float32), (True, torch.bfloat16)):
+        wrapper = run.build_optimizer(layer, ADAMW, amp=amp)
+        with wrapper.optim_context(layer):
+            assert layer(torch.ones(1, 3)).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    "config, told",
+    [
+        ({}, "no optimiser.*optim_wrapper = dict"),
+        (dict(optimizer=dict(type="AdamX", lr=1.0)), "AdamX"),
+        (dict(optimizer=dict(type="AdamW", rate=1.0)), "rate"),
+        (dict(optimizer=dict(type="AdamW", lr=-1.0)), "-1.0"),
+    ],
+)
+def test_an_optimiser_that_cannot_be_built_is_told_in_one_line(config, told):
+    with pytest.raises(SagecacheError, match=told):
+        run.build_optimizer(nn.Linear(2, 2), config, amp=False)
+
+
+def test_a_schedule_goes_by_iteration_and_ends_with_the_training():
+    given = [
+        dict(type="LinearLR", end=30),
+        dict(type="CosineAnnealingLR", begin=30),
+        dict(type="X", by_epoch=True),
+    ]
+    assert run._schedule(given, 500) == [
+        dict(type="LinearLR", by_epoch=False, end=30),
+        dict(type="CosineAnnealingLR", by_epoch=False, begin=30, end=500),
+        dict(type="X", by_epoch=True, end=500),
+    ]
+    assert given[1] == dict(type="CosineAnnealingLR", begin=30)
+    assert run._schedule(dict(type="LinearLR"), 7) == [dict(type="LinearLR", by_epoch=False, end=7)]
+    assert run._schedule(None, 5) is None and run._schedule([], 5) is None
+
+
+def test_log_writers_are_fresh_for_each_run(project):
+    """mmengine writes the run's folder into the dicts that it gets."""
+    recipe = replace(project.recipe("stage0")[0], vis_backends=[dict(type="LocalVisBackend")])
+    first = run._backends(recipe)
+    first[0]["save_dir"] = "elsewhere"
+    assert run._backends(recipe) == recipe.vis_backends == [dict(type="LocalVisBackend")]
+    plain = run._backends(project.recipe("stage0")[0])
+    assert plain and plain is not run._backends(project.recipe("stage0")[0])
+
+
+# -- weights to start with -----------------------------------------------------------------------------
+
+
+def start(project: Project, load_from: str | None):
+    return run.start_checkpoint(project, replace(project.recipe("stage0")[0], load_from=load_from))
+
+
+def test_load_from_is_the_committed_student_a_recipe_or_a_file(project):
+    assert start(project, None) is None
+    assert start(project, "demo") == weights_path("student") and weights_path("student").is_file()
+    assert start(project, "nets/pretrained.pth") == project.folder / "nets" / "pretrained.pth"
+    for name in ("iter_4.pth", "best_keypoints_PCK_iter_2.pth"):  # the best counts, else the last
+        save_checkpoint(project, project.folder / "work_dirs" / "stage1_full" / name)
+        assert start(project, "stage1-full").name == name
+
+
+def test_a_recipe_that_is_not_trained_yet_is_named_with_its_command(project):
+    with pytest.raises(SagecacheError, match="'stage1-full' is not trained yet.*sagecache train stage1-full"):
+        start(project, "stage1-full")
+
+
+def test_student_and_teacher_start_from_the_teacher_of_the_checkpoint(project):
+    path = save_checkpoint(project, project.folder / "a.pth", student=(9.0, 9.0), ema_teacher=(0.5, 0.25))
+    recipe, model = project.recipe("stage0", dict(load_from=str(path)))
+    estimator = run.build_estimator(project, recipe, model)
+    for network in (estimator.student, estimator.ema_teacher):
+        assert network.head.shift.tolist() == [0.5, 0.25]
+    assert estimator.labeler is None and not estimator.terms
+
+
+# -- streams -------------------------------------------------------------------------------------------
+
+
+def test_a_step_holds_as_many_of_each_stream_as_the_recipe_says(project):
+    recipe, model = project.recipe("stage1-full")
+    loader = run.train_loader(project, recipe, model, seed=0)
+    for batch in itertools.islice(loader, 3):
+        assert batch["labeled"]["image"].shape == (2, 3, 128, 96)
+        assert batch["unlabeled"]["strong"].shape == (3, 1, 3, 128, 96)
+        assert set(batch["labeled"]["image_id"].tolist()) <= {101, 102, 103}
+        assert set(batch["unlabeled"]["image_id"].tolist()) <= {201, 202, 203, 204}
+    # six unlabeled persons, three a step; five labeled ones, two a step
+    assert len(loader) == 3
+
+
+def test_without_a_share_of_unlabeled_images_there_is_no_such_stream(project):
+    recipe, model = project.recipe("stage1-full", {"batch.unlabeled": 0})
+    (batch,) = itertools.islice(run.train_loader(project, recipe, model, seed=0), 1)
+    assert set(batch) == {"labeled"}
+
+
+def test_the_seed_decides_the_batches(project):
+    recipe, model = project.recipe("stage0")
+
+    def images(seed):
+        return next(iter(run.train_loader(project, recipe, model, seed)))["labeled"]["image"]
+
+    assert torch.equal(images(1), images(1)) and not torch.equal(images(1), images(2))
+
+
+# -- a short run ---------------------------------------------------------------------------------------
+
+
+def test_training_learns_logs_validates_and_returns_the_best_checkpoint(project):
+    """All there is to learn is where the peaks are: the shift must go to zero."""
+    seen = []
+    options = run.TrainOptions(overrides={"optim_wrapper.optimizer.lr": 400.0, "ema_decay": 0.5})
+    best = run.train(project, "stage0", options, lambda done, total, message="": seen.append((done, total)))
+    assert best.parent == project.folder / "work_dirs" / "stage0" and best.name.startswith("best_")
+    assert seen[-1] == (4, 4)
+    state = torch.load(best, weights_only=True)["state_dict"]
+    assert state["student.head.shift"].norm() < 0.5 * 2**0.5
+    (log,) = best.parent.glob("*/vis_data/scalars.json")
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert len(losses) == 4 and losses[-1] < 0.7 * losses[0]
+    (validated,) = [row for row in rows if "keypoints/AP" in row]
+    assert validated["keypoints/PCK@0.1"] == 1.0
+    assert project.checkpoint("stage0") == best
