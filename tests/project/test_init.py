@@ -1,0 +1,153 @@
+"""A project written for somebody's own data opens again, and says where exactly those data lie."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from dots import write_split
+
+from sagecache.errors import SagecacheError
+from sagecache.project import Project
+from sagecache.project.init import RECIPES, write_project
+
+
+@pytest.fixture
+def own(tmp_path) -> Path:
+    """A folder of labeled images, and one of other images in two folders."""
+    write_split(tmp_path / "own" / "labeled", 3, 101)
+    rng = np.random.default_rng(0)
+    for place, size in (("b/0007.jpg", (40, 30)), ("a/12.PNG", (20, 50)), ("3.jpeg", (8, 8))):
+        path = tmp_path / "own" / "more" / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        assert cv2.imwrite(str(path), rng.integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
+    (tmp_path / "own" / "more" / "notes.txt").write_text("no image")
+    return tmp_path / "own"
+
+
+def write(own: Path, folder: str = "project", **options) -> tuple[Project, list[Path]]:
+    labeled = own / "labeled"
+    target = own.parent / folder
+    written = write_project(target, labeled / "images", labeled / "annotations.json", **options)
+    return Project.open(target), written
+
+
+def test_what_was_written_is_a_project_with_every_recipe(own):
+    project, written = write(own, unlabeled_images=own / "more")
+    assert sorted(project.recipe_names()) == sorted(name.replace("_", "-") for name in RECIPES)
+    for name in project.recipe_names():
+        project.recipe(name)
+    assert sorted(written) == sorted(path for path in project.folder.iterdir()) and not project.embedded
+    content = json.loads((own / "labeled" / "annotations.json").read_text())
+    instances = project.instances("labeled")
+    assert [one.annotation_id for one in instances] == [one["id"] for one in content["annotations"]]
+    assert all(one.path.is_file() for one in instances)
+
+
+def test_without_a_val_split_the_page_says_that_it_is_the_labeled_one(own):
+    project, _ = write(own)
+    assert project.split("val") == project.split("labeled")
+    assert "give --val" in (project.folder / "data.py").read_text()
+    shutil.copy(own / "labeled" / "annotations.json", own / "other.json")
+    project, _ = write(own, "second", val=own / "other.json", test=own / "other.json")
+    assert project.path(project.split("test").annotations).resolve() == own / "other.json"
+    assert project.split("val") == project.split("test") != project.split("labeled")
+    assert "give --val" not in (project.folder / "data.py").read_text()
+
+
+def test_images_named_by_numbers_keep_them_as_ids(own):
+    project, _ = write(own, unlabeled_images=own / "more")
+    listing = json.loads(project.path(project.split("unlabeled").annotations).read_text())
+    assert listing["images"] == [
+        dict(id=3, file_name="3.jpeg", width=8, height=8),
+        dict(id=7, file_name="b/0007.jpg", width=40, height=30),
+        dict(id=12, file_name="a/12.PNG", width=20, height=50),
+    ]
+    assert project.split("unlabeled").boxes == "detect" and listing["annotations"] == []
+
+
+def test_other_names_are_numbered_in_order(own):
+    (own / "more" / "3.jpeg").rename(own / "more" / "baby.jpeg")
+    project, _ = write(own, unlabeled_images=own / "more")
+    listing = json.loads(project.path(project.split("unlabeled").annotations).read_text())
+    assert [(one["id"], one["file_name"]) for one in listing["images"]] == [
+        (1, "a/12.PNG"), (2, "b/0007.jpg"), (3, "baby.jpeg"),
+    ]  # fmt: skip
+
+
+def test_detections_of_one_s_own_are_the_boxes(own):
+    boxes = own / "boxes.json"
+    boxes.write_text(json.dumps([dict(image_id=7, category_id=1, bbox=[1, 2, 30, 20], score=0.9)]))
+    project, _ = write(own, unlabeled_images=own / "more", detections=boxes)
+    (one,) = project.instances("unlabeled")
+    assert one.path == own / "more" / "b" / "0007.jpg" or one.path.samefile(own / "more" / "b" / "0007.jpg")
+    assert one.bbox == (1, 2, 30, 20)
+    (own / "more" / "3.jpeg").rename(own / "more" / "baby.jpeg")
+    with pytest.raises(SagecacheError, match="these file names are no numbers.*--unlabeled-annotations"):
+        write(own, "second", unlabeled_images=own / "more", detections=boxes)
+
+
+def test_project_and_data_can_move_together(own, tmp_path):
+    project, _ = write(own, unlabeled_images=own / "more")
+    page = ast.parse((project.folder / "data.py").read_text())
+    texts = [
+        node.value
+        for node in ast.walk(page)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    assert not [text for text in texts if os.path.isabs(text)]
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    for name in ("own", "project"):
+        shutil.move(tmp_path / name, moved / name)
+    assert all(one.path.is_file() for one in Project.open(moved / "project").instances("labeled"))
+
+
+def test_data_far_away_are_named_by_their_whole_path(own):
+    project, _ = write(own, "a/b/c/d/project")
+    assert project.split("labeled").images == own / "labeled" / "images"
+
+
+def test_names_with_quotes_and_umlauts_survive(own):
+    strange = own / 'Jörg\'s "best" \\ pictures'
+    (own / "labeled").rename(strange)
+    write_project(own.parent / "project", strange / "images", strange / "annotations.json")
+    assert all(one.path.is_file() for one in Project.open(own.parent / "project").instances("labeled"))
+
+
+def test_an_existing_project_is_kept_unless_forced(own):
+    project, _ = write(own)
+    page = project.folder / "data.py"
+    page.write_text("# mine\n")
+    with pytest.raises(SagecacheError, match="project here already.*--force"):
+        write(own)
+    assert page.read_text() == "# mine\n"
+    assert write(own, force=True)[0].split("labeled")
+
+
+def test_nothing_is_written_for_unusable_input(own):
+    (own / "broken.json").write_text("{")
+    for options in (dict(val=own / "broken.json"), dict(detections=own / "broken.json")):
+        with pytest.raises(SagecacheError, match="broken.json"):
+            write(own, **options)
+    assert not (own.parent / "project").exists()
+
+
+@pytest.mark.parametrize(
+    "spoil, told",
+    [
+        (lambda more: shutil.copytree(more / "b", more / "c"), "two files have the same number"),
+        (lambda more: (more / "9.jpg").write_text("not a picture"), "9.jpg: can't be opened"),
+        (lambda more: [shutil.rmtree(more), more.mkdir()], "no images below it.*jpg"),
+    ],
+)
+def test_a_folder_of_images_that_cannot_be_listed_says_why(own, spoil, told):
+    spoil(own / "more")
+    with pytest.raises(SagecacheError, match=told):
+        write(own, unlabeled_images=own / "more")

@@ -1,0 +1,85 @@
+"""What a recipe asks for: terms of weight zero vanish, with all that they would need."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sagecache.data.views import ViewConfig
+from sagecache.errors import SagecacheError
+from sagecache.project.recipe import BatchSettings, Recipe, RecipeData, SemiSettings
+from sagecache.project.strict import build
+
+NAMES = ("consistency", "diffusion", "cmgc_depth", "cmgc_normal")
+WEIGHTS = st.dictionaries(st.sampled_from(NAMES), st.sampled_from([0, 0.0, 0.3, 1]))
+
+
+def page(**values) -> Recipe:
+    return build(Recipe, values, "page.py")
+
+
+def with_terms(gate: dict | None = None, **weights) -> Recipe:
+    terms = {name: dict(weight=weight) for name, weight in weights.items()}
+    return Recipe(semi=SemiSettings(terms=terms, gate=gate or {}))
+
+
+@given(WEIGHTS)
+def test_zero_weights_vanish_and_take_their_needs_along(weights):
+    recipe = with_terms(**weights)
+    on = {name for name, weight in weights.items() if weight}
+    assert set(recipe.terms) == on
+    assert recipe.uses_geometry is bool(on & {"cmgc_depth", "cmgc_normal"})
+    assert recipe.uses_prior is ("diffusion" in on)
+
+
+def test_a_term_without_a_weight_has_weight_one():
+    recipe = page(semi=dict(terms=dict(cmgc_depth=dict(), diffusion=dict(noise=0.1))))
+    assert set(recipe.terms) == {"cmgc_depth", "diffusion"} and recipe.uses_geometry and recipe.uses_prior
+
+
+@pytest.mark.parametrize("teacher_b, needed", [("none", False), ("diffusion", True)])
+def test_a_gate_that_corrects_poses_needs_the_prior_too(teacher_b, needed):
+    assert with_terms(dict(teacher_b=teacher_b), consistency=1.0).uses_prior is needed
+
+
+@pytest.mark.parametrize(
+    "split, batch, used", [(None, 8, False), ("unlabeled", 0, False), ("unlabeled", 8, True)]
+)
+def test_unlabeled_images_are_used_where_there_is_a_split_and_a_share_of_the_batch(split, batch, used):
+    recipe = Recipe(data=RecipeData(unlabeled=split), batch=BatchSettings(unlabeled=batch))
+    assert recipe.uses_unlabeled is used
+
+
+def test_a_page_becomes_a_recipe_with_defaults_where_it_is_silent():
+    recipe = page(
+        data=dict(labeled="labeled"),
+        views=dict(strong=dict(rotation=30, flip=0.5)),
+        train_cfg=dict(max_iters=7),
+        batch=dict(labeled=4),
+    )
+    assert recipe.data == RecipeData(labeled=("labeled",), unlabeled=None, val="val")
+    assert recipe.views.strong == ViewConfig(rotation=30.0, flip=0.5) and recipe.views.weak == ViewConfig()
+    assert (recipe.train_cfg.max_iters, recipe.train_cfg.log_interval) == (7, 10)
+    assert (recipe.kind, recipe.batch.labeled, recipe.batch.unlabeled) == ("pose", 4, 0)
+    assert page(data=dict(labeled=["a", "b"], val=None)).data == RecipeData(labeled=("a", "b"), val=None)
+
+
+@pytest.mark.parametrize(
+    "values, told",
+    [
+        (dict(kind="poses"), "'kind' can't be 'poses'. Did you mean 'pose'"),
+        (dict(data=dict(on_missing="ignore")), "'data.on_missing' can't be 'ignore'.*error, skip"),
+        (dict(train_cfg=dict(val_interval=5)), "missing key 'train_cfg.max_iters'"),
+        (
+            dict(views=dict(strong=dict(rotate=30))),
+            "unknown key 'views.strong.rotate'. Did you mean 'rotation'",
+        ),
+        (dict(batch=dict(labeled=1.5)), "'batch.labeled' should be int, got 1.5"),
+        (dict(ema_decay="high"), "'ema_decay' should be float, got 'high'"),
+        (dict(semi=dict(terms=dict(consistency=0.5))), "'semi.terms.consistency' should be a dict, got 0.5"),
+    ],
+)
+def test_what_a_page_says_wrong_is_named(values, told):
+    with pytest.raises(SagecacheError, match=f"page.py: {told}"):
+        page(**values)
