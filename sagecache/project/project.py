@@ -196,8 +196,9 @@ class Project:
             self._need(needs, "recipe", "ddp-prior", "sagecache train ddp-prior", self.prior_file)
         if recipe.load_from in self.recipe_names():
             name = recipe.load_from
+            command = self._command(f"sagecache train {name}")
             needs[("recipe", name)] = Requirement(
-                "recipe", name, f"sagecache train {name}", lambda: self.checkpoint(name) is not None
+                "recipe", name, command, lambda: self.checkpoint(name) is not None
             )
         return list(needs.values())
 
@@ -222,9 +223,12 @@ class Project:
         self._need(needs, "geo", name, f"sagecache precompute geo --split {name}", complete)
 
     def _need(self, needs: dict, kind: str, what: str, command: str, file: Path) -> None:
+        needs[(kind, what)] = Requirement(kind, what, self._command(command), file.is_file)
+
+    def _command(self, command: str) -> str:
+        """The command as it must be typed from any folder."""
         flag = "" if self.embedded else f" --project {self.folder}"
-        command = command.replace("sagecache", f"sagecache{flag}", 1)
-        needs[(kind, what)] = Requirement(kind, what, command, file.is_file)
+        return command.replace("sagecache", f"sagecache{flag}", 1)
 
 
 def _read_page(path: Path) -> dict[str, Any]:
