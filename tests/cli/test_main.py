@@ -1,0 +1,129 @@
+"""The program as a shell sees it: exit codes, one line for an error, no traceback unless asked for."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from sagecache import __version__
+from sagecache.cli import main as module
+from sagecache.cli.main import COMMANDS, cli, main
+from sagecache.errors import SagecacheError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(monkeypatch, capsys, *words: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of ``sagecache WORDS…`` in this process."""
+    monkeypatch.setattr(sys, "argv", ["sagecache", *words])
+    with pytest.raises(SystemExit) as done:
+        main()
+    captured = capsys.readouterr()
+    return done.value.code, captured.out, captured.err
+
+
+def test_version_and_help(monkeypatch, capsys):
+    assert run(monkeypatch, capsys, "--version")[:2] == (0, f"sagecache, version {__version__}\n")
+    code, text, _ = run(monkeypatch, capsys, "-h")
+    listed = [line.split()[0] for line in text.split("Commands:")[1].splitlines() if line.strip()]
+    assert code == 0 and [word for word in listed if word in COMMANDS] == list(COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_is_where_the_table_says(name):
+    command = cli.get_command(click.Context(cli), name)
+    assert command.name == name and command.help
+    assert command is getattr(importlib.import_module(f"sagecache.cli.{COMMANDS[name]}"), f"{name}_command")
+
+
+def test_a_mistyped_command_is_told_the_nearest(monkeypatch, capsys):
+    code, out, err = run(monkeypatch, capsys, "trian", "stage0")
+    assert (code, out) == (2, "") and "No command 'trian': did you mean 'train'? Known: data, demo" in err
+    assert run(monkeypatch, capsys, "--no-such-option")[0] == 2
+
+
+def test_an_error_of_the_user_is_one_line_and_exit_2(monkeypatch, capsys, tmp_path):
+    code, out, err = run(monkeypatch, capsys, "--project", str(tmp_path), "data", "check")
+    assert (code, out) == (2, "")
+    assert err == f"error: {tmp_path}: no data.py, so this is no project. Make one: sagecache init DIR.\n"
+
+
+def test_debug_shows_where_an_error_of_the_user_came_from(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["sagecache", "--debug", "--project", str(tmp_path), "data", "check"])
+    with pytest.raises(SagecacheError, match="no data.py"):
+        main()
+
+
+def test_a_fault_of_ours_is_never_hidden(monkeypatch):
+    @click.command("demo")
+    def demo_command():
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("sagecache.cli.demo.demo_command", demo_command)
+    monkeypatch.setattr(sys, "argv", ["sagecache", "demo"])
+    with pytest.raises(ZeroDivisionError):
+        main()
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, click.Abort])
+def test_ctrl_c_says_how_to_go_on_and_exits_130(monkeypatch, capsys, stop):
+    @click.command("demo")
+    def demo_command():
+        raise stop
+
+    monkeypatch.setattr("sagecache.cli.demo.demo_command", demo_command)
+    code, _, err = run(monkeypatch, capsys, "demo")
+    assert code == 130 and "run the same command again to go on" in err
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_a_command_s_own_exit_code_is_the_program_s(monkeypatch, capsys, code):
+    @click.command("demo")
+    @click.pass_context
+    def demo_command(context):
+        context.exit(code)
+
+    monkeypatch.setattr("sagecache.cli.demo.demo_command", demo_command)
+    assert run(monkeypatch, capsys, "demo")[0] == code
+
+
+def start(*words: str, **options) -> subprocess.Popen:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, *words], env=environment, **pipes, **options)
+
+
+def test_as_a_module_in_a_shell(tmp_path):
+    with start("-m", "sagecache", "--project", str(tmp_path), "train", "stage0", cwd=tmp_path) as process:
+        out, err = process.communicate(timeout=120)
+    assert (process.returncode, out) == (2, "") and err.startswith("error: ") and err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_signal_stops_a_command_without_a_traceback(tmp_path):
+    """A command that waits for a long time is stopped as Ctrl-C would."""
+    code = f"""
+import sys, time, click
+import {module.__name__} as module, sagecache.cli.demo as demo
+
+@click.command("demo")
+def wait():
+    print("waiting", flush=True)
+    time.sleep(60)
+
+demo.demo_command = wait
+sys.argv = ["sagecache", "demo"]
+module.main()
+"""
+    with start("-c", code, cwd=tmp_path) as process:
+        assert process.stdout.readline() == "waiting\n"
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in err and err.count("\n") <= 2
