@@ -87,7 +87,11 @@ def inspect(
     sheet = np.concatenate([np.pad(p, ((0, 0), (0, width - p.shape[1]), (0, 0))) for p in panels])
     out = out or project.cache_root / "inspect" / f"{split}_{image_id}.png"
     out.parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(out), sheet[..., ::-1]):
+    try:
+        written = cv2.imwrite(str(out), sheet[..., ::-1])
+    except cv2.error:  # no writer for such a name
+        written = False
+    if not written:
         raise SagecacheError("can't write the picture", file=out, fix="Give --out a name that ends in .png.")
     return dict(
         image_id=image_id,

@@ -41,13 +41,16 @@ def emit_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[objec
     from rich.text import Text
 
     numeric = [all(_is_number(row[i]) for row in rows) and bool(rows) for i in range(len(columns))]
-    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column, right in zip(columns, numeric, strict=True):
         table.add_column(column, justify="right" if right else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))  # Text: a path may hold what looks like markup
     width = None if sys.stdout.isatty() else 160
-    Console(width=width, highlight=False).print(table)
+    console = Console(width=width, highlight=False)
+    if title:  # not the table's own: that is broken at the table's width
+        console.print(Text(title, style="italic"), soft_wrap=True)
+    console.print(table)
 
 
 def _is_number(cell: object) -> bool:
