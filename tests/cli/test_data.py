@@ -1,0 +1,84 @@
+"""data check finds what was planted, with its exit code; data synth draws only what it should."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from dots import write_dots_project
+from typed import sagecache
+
+from sagecache.errors import SagecacheError
+from sagecache.project import Project
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_dots_project(tmp_path / "mine")
+
+
+def check(folder, *words: str, code: int) -> tuple[int, set[tuple[str, str]]]:
+    """Number of errors, and (level, split) of the findings."""
+    answer = json.loads(sagecache(folder, "data", "check", "--json", *words, code=code).stdout)
+    assert answer["errors"] == sum(one["level"] == "error" for one in answer["findings"])
+    return answer["errors"], {(one["level"], one["split"]) for one in answer["findings"]}
+
+
+def test_sound_splits_pass(folder):
+    assert check(folder, code=0)[0] == 0
+    assert "0 errors" in sagecache(folder, "data", "check").stdout
+
+
+def test_a_missing_image_is_an_error_of_its_split_and_exit_1(folder):
+    gone = folder / "data" / "val" / "images" / "000000000301.png"
+    gone.unlink()
+    errors, found = check(folder, code=1)
+    assert errors == 1 and ("error", "val") in found
+    assert check(folder, "--split", "labeled", "--split", "test", code=0)[0] == 0
+    text = sagecache(folder, "data", "check", "--split", "val", code=1).stdout
+    assert gone.name in text and "1 errors" in text
+
+
+def test_an_image_spoilt_inside_shows_only_when_it_is_decoded(folder):
+    path = folder / "data" / "val" / "images" / "000000000301.png"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 50] = bytes(50)
+    path.write_bytes(data)
+    assert check(folder, "--split", "val", code=0)[0] == 0
+    assert check(folder, "--split", "val", "--decode", code=1)[0] == 1
+
+
+def test_two_names_for_one_file_are_no_leakage_and_two_files_with_one_picture_are(folder):
+    page = folder / "data.py"
+    again = 'again=dict(images="data/test/images", annotations="data/test/annotations.json"),'
+    page.write_text(page.read_text().replace("splits = dict(", f"splits = dict(\n    {again}"))
+    assert {level for level, _ in check(folder, code=0)[1]} == {"note"}
+    source, copy = (folder / "data" / split / "images" for split in ("labeled", "val"))
+    (copy / "000000000301.png").write_bytes((source / "000000000101.png").read_bytes())
+    answer = json.loads(sagecache(folder, "data", "check", "--json", code=1).stdout)
+    (told,) = [str(one) for one in answer["findings"] if one["level"] == "error"]
+    assert "labeled" in told and "val" in told and "again" not in told
+
+
+def test_an_unknown_split_names_the_nearest(folder):
+    with pytest.raises(SagecacheError, match="did you mean 'val'"):
+        sagecache(folder, "data", "check", "--split", "vall")
+
+
+def test_synth_leaves_one_s_own_data_alone(folder):
+    with pytest.raises(SagecacheError, match="no split with 'render'"):
+        sagecache(folder, "data", "synth")
+    with pytest.raises(SagecacheError, match="'val' is your own data"):
+        sagecache(folder, "data", "synth", "--split", "val")
+
+
+def test_synth_keeps_what_is_there_and_refuses_an_unknown_look(folder):
+    page = folder / "data.py"
+    before = page.read_text()
+    page.write_text(before.replace("val=dict(", 'val=dict(render=dict(look="targt", count=1, seed=0), '))
+    labels = (folder / "data/val/annotations.json").read_bytes()
+    done = sagecache(folder, "data", "synth")
+    assert "val: already at" in done.stderr and (folder / "data/val/annotations.json").read_bytes() == labels
+    Project.open(folder).path("data/val/annotations.json").unlink()
+    with pytest.raises(SagecacheError, match="split val: unknown look 'targt'. did you mean 'target'"):
+        sagecache(folder, "data", "synth")

@@ -1,0 +1,72 @@
+"""sagecache eval with a network that can't err, its results file read by pycocotools."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+
+import pytest
+from dots import write_dots_project
+from dots_network import save_checkpoint
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from typed import sagecache
+
+from sagecache.cli.evaluate import percent
+from sagecache.errors import SagecacheError
+from sagecache.project import Project
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A trained project: the EMA teacher is off by one heatmap pixel, the student by four."""
+    folder = write_dots_project(tmp_path_factory.mktemp("dots"))
+    place = folder / "work_dirs" / "stage0" / "iter_4.pth"
+    save_checkpoint(Project.open(folder), place, student=(0.0, 4.0), ema_teacher=(0.0, 1.0))
+    return folder
+
+
+def judged(folder, split: str, results: str) -> list[float]:
+    """AP and AR of a results file by pycocotools alone, with mmpose's area."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(folder / "data" / split / "annotations.json")
+        for one in truth.anns.values():
+            one["area"] = 0.53 * one["bbox"][2] * one["bbox"][3]
+        judge = COCOeval(truth, truth.loadRes(results), "keypoints")
+        judge.evaluate()
+        judge.accumulate()
+        judge.summarize()
+    return [judge.stats[0], judge.stats[5]]
+
+
+@pytest.mark.parametrize("network", ["ema_teacher", "student"])
+def test_figures_are_pycocotools_on_the_file_that_was_written(folder, network, tmp_path):
+    out = tmp_path / "results.json"
+    words = ("eval", "--split", "test", "--network", network, "--out", str(out), "--json")
+    summary = json.loads(sagecache(folder, *words).stdout)
+    assert [summary["AP"], summary["AR"]] == pytest.approx(judged(folder, "test", str(out)), abs=1e-9)
+    assert (0.3 < summary["AP"] < 1) is (network == "ema_teacher")
+    assert summary["predictions"] == str(out) and summary["network"] == network
+
+
+def test_the_table_says_what_was_measured_and_how(folder):
+    done = sagecache(folder, "eval")
+    text = " ".join(done.stdout.split())
+    checkpoint = folder / "work_dirs" / "stage0" / "iter_4.pth"
+    assert f"{checkpoint} (ema_teacher) split val, 3 persons, boxes: annotations" in text
+    assert "OKS area bbox53" in text and "PCK of diagonal" in text
+    rows = {row.split()[0]: row.split()[1:] for row in done.stdout.splitlines() if row.strip()}
+    assert rows["left_wrist"] == ["100.0", "100.0"]
+    written = checkpoint.parent / "predictions_val_annotations.json"
+    assert f"predictions: {written}" in text and len(json.loads(written.read_text())) == 3
+
+
+def test_without_a_checkpoint_the_command_that_makes_one_is_named(tmp_path):
+    folder = write_dots_project(tmp_path / "mine")
+    with pytest.raises(SagecacheError, match="no checkpoint yet.*sagecache train"):
+        sagecache(folder, "eval")
+
+
+def test_percent():
+    assert [percent(value) for value in (0.12345, 1.0, None)] == ["12.3", "100.0", "-"]

@@ -1,0 +1,59 @@
+"""sagecache init as typed: files written, the next command named, bad options refused by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from dots import write_split
+from typed import sagecache
+
+from sagecache.cli.main import cli
+
+PHOTOS = Path(__file__).resolve().parents[3] / "shared" / "data" / "real"
+
+
+def init(*words: object, code: int = 0) -> str:
+    result = CliRunner().invoke(cli, ["init", *map(str, words)])
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def test_it_lists_the_files_and_the_command_that_comes_next_works(tmp_path):
+    write_split(tmp_path / "own", 2, 101)
+    folder = tmp_path / "project"
+    options = ("--images", tmp_path / "own/images", "--labeled", tmp_path / "own/annotations.json")
+    *files, last = init(folder, *options).splitlines()
+    assert {Path(file).name for file in files} == {path.name for path in folder.glob("*")}
+    assert last == f"next: sagecache --project {folder} data check"
+    assert "0 errors" in sagecache(folder, "data", "check").stdout
+
+
+@pytest.mark.parametrize(
+    "options, told",
+    [
+        ([], "Missing option '--images'"),
+        (["--images", "."], "Missing option '--labeled'"),
+        (["--images", "none", "--labeled", "none.json"], "'none' does not exist"),
+    ],
+)
+def test_what_it_needs_is_asked_for(tmp_path, monkeypatch, options, told):
+    monkeypatch.chdir(tmp_path)
+    assert told in init("project", *options, code=2)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not PHOTOS.is_dir(), reason="the photos of ../shared/data/real are not here")
+def test_a_project_on_coco_photos(tmp_path):
+    folder = tmp_path / "project"
+    labels = PHOTOS / "annotations" / "person_keypoints.json"
+    options = ("--images", PHOTOS / "images", "--labeled", labels, "--unlabeled-images", PHOTOS / "images")
+    init(folder, *options, "--detections", PHOTOS / "detections.json")
+    answer = json.loads(sagecache(folder, "data", "check", "--split", "labeled", "--json").stdout)
+    assert answer["errors"] == 0
+    listing = json.loads((folder / "unlabeled_images.json").read_text())["images"]
+    expected = json.loads(labels.read_text())["images"]
+    keys = ("id", "file_name", "width", "height")
+    assert listing == sorted(({key: one[key] for key in keys} for one in expected), key=lambda one: one["id"])

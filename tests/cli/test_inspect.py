@@ -1,0 +1,115 @@
+"""sagecache inspect: what it says of an instance against the files themselves."""
+
+from __future__ import annotations
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+import zarr
+from dots import true_joints, write_dots_project
+from dots_network import save_checkpoint
+from typed import sagecache
+
+from sagecache.cli.inspect import _iou, _with_annotation
+from sagecache.errors import SagecacheError
+from sagecache.project import Project
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = write_dots_project(tmp_path_factory.mktemp("dots"), hidden=8)
+    sagecache(folder, "precompute", "geo", "--split", "unlabeled")
+    sagecache(folder, "precompute", "stats")
+    return folder
+
+
+def inspect(folder, *words: str) -> dict:
+    return json.loads(sagecache(folder, "inspect", *words, "--json").stdout)
+
+
+def test_bytes_are_where_it_says(folder):
+    summary = inspect(folder, "201")
+    root = folder / "cache" / "unlabeled" / "geo"
+    assert summary["store"]["path"] == str(root) and summary["store"]["stale"] == "no"
+    assert [row["instance"] for row in summary["instances"]] == [0, 1]
+    masks = zarr.open_group(root / "targets.zarr", mode="r")["mask"]
+    for row in summary["instances"]:
+        path, place = row["bytes of depth"].split(" ")
+        start, end = map(int, place.strip("[]").split(":"))
+        assert 0 <= start < end <= (root / path).stat().st_size
+        share = 100 * np.asarray(masks[row["instance"]]).astype(bool).mean()
+        assert float(row["mask"].split()[0]) == pytest.approx(share, abs=0.06)
+
+
+def test_the_picture_is_written_where_asked_one_panel_an_instance(folder, tmp_path):
+    both, one = tmp_path / "both.png", tmp_path / "deep" / "one.png"
+    assert inspect(folder, "201", "--out", str(both))["picture"] == str(both)
+    summary = inspect(folder, "201", "--instance", "1", "--out", str(one))
+    assert [row["instance"] for row in summary["instances"]] == [1]
+    assert cv2.imread(str(both)).shape[0] == 2 * cv2.imread(str(one)).shape[0]
+    with pytest.raises(SagecacheError, match="png"):
+        inspect(folder, "201", "--out", str(tmp_path / "x.unknown"))
+
+
+def test_without_a_store_it_shows_the_instance_and_the_command(folder):
+    summary = inspect(folder, "301", "--split", "val")
+    assert "sagecache precompute geo --split val" in summary["store"]["status"]
+    assert {row["status"] for row in summary["instances"]} == {"no store"}
+    assert summary["instances"][0]["bbox"] == "10.0 30.0 120.0 146.0" and summary["size"] == "320 x 200"
+
+
+def test_a_checkpoint_adds_confidence_and_the_gate(folder):
+    path = save_checkpoint(Project.open(folder), folder / "dots.pth")
+    rows = inspect(folder, "201", "--checkpoint", str(path))["instances"]
+    truth = true_joints(folder, "unlabeled")
+    for row in rows:
+        seen = int((truth[2010 + row["instance"]][:, 2] > 0).sum())
+        assert row["kept_joints"] == f"{seen} of 17"
+        assert row["gate"] == ("teacher A" if seen == 17 else "teacher B")
+    assert [row["gate"] for row in rows] == ["teacher A", "teacher B"]
+
+
+def test_a_page_that_has_changed_makes_the_store_stale(folder):
+    page = folder / "data.py"
+    before = page.read_text()
+    try:
+        page.write_text(before + "crop = dict(padding=1.5)\n")
+        assert "crop.padding: 1.25 -> 1.5" in inspect(folder, "201")["store"]["stale"]
+    finally:
+        page.write_text(before)
+
+
+def test_an_image_that_is_not_there_names_its_neighbours(folder):
+    with pytest.raises(SagecacheError, match="no image 240. Nearest ids: 204, 203, 202, 201"):
+        inspect(folder, "240")
+    with pytest.raises(SagecacheError, match="no image 202, instance 1. Nearest ids: 202, "):
+        inspect(folder, "202", "--instance", "1")
+
+
+def test_the_table_has_a_row_for_each_field(folder):
+    text = sagecache(folder, "inspect", "202").stdout
+    words = {line.split()[0] for line in text.splitlines() if line.strip()}
+    assert {"store.stale", "store.teacher", "bbox", "status", "mask"} <= words
+    assert text.splitlines()[-1].endswith("unlabeled_202.png")
+
+
+def test_a_detected_box_shows_the_annotation_that_it_covers(folder):
+    from dataclasses import replace
+
+    project = Project.open(folder)
+    first, second = [one for one in project.instances("unlabeled") if one.image_id == 201]
+    detected = replace(first, keypoints=None, bbox=(170.0, 35.0, 110.0, 140.0))
+    np.testing.assert_array_equal(
+        _with_annotation(project, "unlabeled", detected).keypoints, second.keypoints
+    )
+    nowhere = replace(detected, bbox=(130.0, 0.0, 40.0, 30.0))
+    assert _with_annotation(project, "unlabeled", nowhere).keypoints is None
+
+
+@pytest.mark.parametrize(
+    "other, share", [((0, 0, 4, 2), 1.0), ((2, 0, 4, 2), 1 / 3), ((4, 0, 4, 2), 0.0), ((1, 1, 2, 2), 2 / 10)]
+)
+def test_overlap_of_boxes(other, share):
+    assert _iou((0, 0, 4, 2), other) == _iou(other, (0, 0, 4, 2)) == pytest.approx(share)

@@ -1,0 +1,119 @@
+"""From settings to jobs: what a fingerprint says of boxes, which images are looked at, what is stale."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+
+import pytest
+from dots import write_dots_project
+
+from sagecache.cli import jobs
+from sagecache.errors import SagecacheError
+from sagecache.precompute.plan import CropRule
+from sagecache.precompute.runner import run_geo, run_stats
+from sagecache.project import Project
+from sagecache.teachers.base import build_teacher
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_dots_project(tmp_path / "mine")
+
+
+def edit(folder, old: str, new: str) -> Project:
+    page = folder / "data.py"
+    assert old in page.read_text()
+    page.write_text(page.read_text().replace(old, new))
+    return Project.open(folder)
+
+
+def test_the_crop_rule_is_the_page_s(folder):
+    assert jobs.crop_rule(Project.open(folder)) == CropRule(padding=1.25, border="replicate")
+    changed = edit(folder, "shard_size = 4", 'shard_size = 4\ncrop = dict(padding=1.5, border="constant")')
+    assert jobs.crop_rule(changed) == CropRule(padding=1.5, border="constant")
+
+
+def test_boxes_are_known_by_content_and_thresholds_never_by_path(folder, tmp_path):
+    labels = folder / "data" / "val" / "annotations.json"
+    source = jobs.box_source(Project.open(folder), "val")
+    assert source == dict(kind="annotations", sha256=hashlib.sha256(labels.read_bytes()).hexdigest())
+    boxes = folder / "boxes.json"
+    boxes.write_text("[]")
+    project = edit(folder, "val=dict(", 'val=dict(boxes="boxes.json", min_score=0.4, max_per_image=3, ')
+    digest = hashlib.sha256(b"[]").hexdigest()
+    expected = dict(kind="detections", sha256=digest, min_score=0.4, max_per_image=3)
+    assert jobs.box_source(project, "val") == expected
+    folder.rename(tmp_path / "moved")
+    assert jobs.box_source(Project.open(tmp_path / "moved"), "val") == expected
+
+
+def test_a_detection_job_sees_every_image_of_the_list_in_order(folder):
+    project = Project.open(folder)
+    labels = folder / "data" / "unlabeled" / "annotations.json"
+    content = json.loads(labels.read_text())
+    content["images"].reverse()
+    content["annotations"] = []
+    labels.write_text(json.dumps(content))
+    job = jobs.detect_job(project, "unlabeled")
+    assert [image_id for image_id, _ in job.images] == [201, 202, 203, 204]
+    assert all(path.is_file() and int(path.stem) == image_id for image_id, path in job.images)
+    assert job.result == folder / "cache" / "unlabeled" / "detections.json"
+
+
+def test_a_geometry_job_names_its_split_and_the_command_that_makes_it(folder):
+    project = Project.open(folder)
+    job = jobs.geo_job(project, "val")
+    assert job.root == folder / "cache" / "val" / "geo" and job.shard_size == 4
+    assert [one.key for one in job.instances] == [(301, 0), (301, 1), (302, 0)]
+    assert job.attributes["split"] == "val" and job.attributes["command"].endswith(
+        "precompute geo --split val"
+    )
+
+
+def test_statistics_are_of_the_labeled_split_s_annotations(folder):
+    project = edit(folder, "labeled=dict(", 'labeled=dict(boxes="detect", ')
+    job = jobs.stats_job(project)
+    assert len(job.instances) == 5 and all(one.keypoints is not None for one in job.instances)
+
+
+def test_what_is_stale_is_named_old_to_new_and_what_fits_is_not(folder):
+    project = Project.open(folder)
+    teacher = build_teacher(project.data.teacher)
+    run_geo(jobs.geo_job(project, "val"), teacher)
+    assert jobs.stale_parts(project, "val", teacher) == ""
+    wider = edit(folder, "shard_size = 4", "shard_size = 4\ncrop = dict(padding=1.5)")
+    assert "crop.padding: 1.25 -> 1.5" in jobs.stale_parts(wider, "val", teacher)
+    other = build_teacher(dict(type="demo", flips=4))
+    assert "flips: 1 -> 4" in jobs.stale_parts(project, "val", other)
+    labels = folder / "data" / "val" / "annotations.json"
+    labels.write_text(labels.read_text() + " ")
+    assert "sha256" in jobs.stale_parts(project, "val", teacher)
+
+
+def test_training_is_refused_stale_statistics_and_stale_targets(folder):
+    project = Project.open(folder)
+    teacher = build_teacher(project.data.teacher)
+    for split in ("labeled", "unlabeled"):
+        run_geo(jobs.geo_job(project, split), teacher)
+    run_stats(jobs.stats_job(project))
+    supervised, _ = project.recipe("stage0")
+    plain, _ = project.recipe("stage1-full")
+    geometric, _ = project.recipe("stage1-full", {"semi.terms.cmgc_depth.weight": 0.1})
+    for recipe in (supervised, plain, geometric):
+        jobs.require_fresh(project, recipe)
+
+    wider = edit(folder, "shard_size = 4", "shard_size = 4\ncrop = dict(padding=1.5)")
+    jobs.require_fresh(wider, plain)  # it reads no targets
+    with pytest.raises(SagecacheError, match="other settings: .*crop.padding.*geo --split labeled --force"):
+        jobs.require_fresh(wider, geometric)
+
+    labels = folder / "data" / "labeled" / "annotations.json"
+    content = json.loads(labels.read_text())
+    content["annotations"][0]["keypoints"][0] += 1
+    labels.write_text(json.dumps(content))
+    jobs.require_fresh(project, supervised)
+    with pytest.raises(SagecacheError, match="skeleton_stats.json"):
+        jobs.require_fresh(project, plain)
+    jobs.require_fresh(project, replace(plain, batch=supervised.batch))  # no unlabeled images, no statistics

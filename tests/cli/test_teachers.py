@@ -1,0 +1,45 @@
+"""sagecache teachers: who the frozen networks are. Their errors are measured in tests/end_to_end."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import pytest
+from dots import write_dots_project
+from typed import sagecache
+
+from sagecache.errors import SagecacheError
+from sagecache.models.weights import weights_path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_dots_project(tmp_path / "mine")
+
+
+def test_the_teacher_is_known_by_its_weights_and_settings(folder):
+    teacher = json.loads(sagecache(folder, "teachers", "--json").stdout)["teacher"]
+    assert teacher["name"] == "demo-geometry" and set(teacher["outputs"]) == {"depth", "normal", "mask"}
+    digest = hashlib.sha256(weights_path("geometry").read_bytes()).hexdigest()
+    assert digest in json.dumps(teacher["fingerprint"])
+    assert teacher["fingerprint"]["preprocessing"]["flips"] == 1
+    text = sagecache(folder, "teachers").stdout
+    assert "frozen networks" in text and "demo-geometry" in text
+
+
+def test_an_unknown_teacher_names_the_known(folder):
+    page = folder / "data.py"
+    page.write_text(page.read_text().replace('teacher = dict(type="demo"', 'teacher = dict(type="dmo"'))
+    with pytest.raises(SagecacheError, match="dmo.*demo"):
+        sagecache(folder, "teachers")
+
+
+def test_errors_need_a_split_whose_geometry_is_known(folder):
+    with pytest.raises(SagecacheError, match="'val' has no ground-truth geometry"):
+        sagecache(folder, "teachers", "--split", "val")
+    page = folder / "data.py"
+    render = 'render=dict(look="target", count=1, seed=0, geometry=False)'
+    page.write_text(page.read_text().replace("val=dict(", f"val=dict({render}, "))
+    with pytest.raises(SagecacheError, match="'val' has no ground-truth geometry"):
+        sagecache(folder, "teachers", "--split", "val")

@@ -1,0 +1,96 @@
+"""sagecache train and export as typed: options reach the run, and what is missing stops it first."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+import torch
+from dots import write_dots_project
+from dots_network import save_checkpoint
+from typed import sagecache
+
+from sagecache.cli.train import newest_checkpoint
+from sagecache.errors import SagecacheError
+from sagecache.project import Project
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_dots_project(tmp_path / "mine")
+
+
+def test_options_reach_the_run(folder, tmp_path):
+    """A learnable layer is all that the dots' network lacks: the demo's own backbone has one."""
+    page = folder / "model.py"
+    head = 'head=dict(type="SoftmaxHeatmapHead", in_channels=8, out_channels=17, deconv_out_channels=None,'
+    loss = ' loss=dict(type="SpatialCrossEntropyLoss"), decoder=codec)'
+    text = page.read_text().replace('head=dict(type="DotsHead", decoder=codec)', head + loss)
+    page.write_text(text.replace('dict(type="DotsBackbone")', 'dict(type="PoseNet", width=8)'))
+    work = tmp_path / "here"
+    words = ("--max-iters", "2", "--work-dir", str(work), "--seed", "3", "--cfg-options", "batch.labeled=3")
+    done = sagecache(folder, "train", "stage0", *words, "data.val=None", "optim_wrapper.optimizer.lr=0.125")
+    assert done.stderr.splitlines()[-1] == f"stage0: {work / 'iter_2.pth'}" and "2/2" in done.stderr
+    assert torch.load(work / "iter_2.pth", weights_only=False)["meta"]["seed"] == 3
+    (log,) = work.glob("*/vis_data/scalars.json")
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2] and {row["lr"] for row in rows} == {0.125}
+    (config,) = work.glob("*/vis_data/config.py")
+    assert "labeled=3" in config.read_text()
+    assert not (folder / "work_dirs").exists()
+
+
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        (("stage9",), "no recipe 'stage9'. did you mean 'stage0'"),
+        (("stage0", "max_iters"), "'max_iters' is no KEY=VALUE"),
+        (("stage0", "train_cfg={}"), "'train_cfg' is set to a dict"),
+        (("stage0", "batchs.labeled=3"), "did you mean 'batch'"),
+        (
+            ("stage1-full",),
+            "missing: stats of labeled, recipe of stage0.*precompute stats && .* train stage0$",
+        ),
+    ],
+)
+def test_what_is_wrong_is_told_before_anything_starts(folder, words, told):
+    with pytest.raises(SagecacheError, match=told):
+        sagecache(folder, "train", *words)
+    assert not (folder / "work_dirs").exists()
+
+
+def test_statistics_of_other_labels_stop_a_semi_supervised_run(folder):
+    save_checkpoint(Project.open(folder), folder / "work_dirs" / "stage0" / "iter_4.pth")
+    sagecache(folder, "precompute", "stats")
+    labels = folder / "data" / "labeled" / "annotations.json"
+    content = json.loads(labels.read_text())
+    content["annotations"].pop()
+    labels.write_text(json.dumps(content))
+    with pytest.raises(SagecacheError, match="skeleton_stats.json: .*made from other labels.*--force"):
+        sagecache(folder, "train", "stage1-full", "--max-iters", "1")
+
+
+def test_the_given_checkpoint_counts_else_the_newest(folder):
+    project = Project.open(folder)
+    with pytest.raises(SagecacheError, match="no checkpoint yet"):
+        newest_checkpoint(project, None)
+    for age, name in enumerate(("stage0", "stage1_full")):
+        path = save_checkpoint(project, folder / "work_dirs" / name / "iter_4.pth")
+        os.utime(path, (1000 - age, 1000 - age))
+    assert newest_checkpoint(project, None).parent.name == "stage0"
+    assert newest_checkpoint(project, path) == path
+
+
+@pytest.mark.parametrize("network, shift", [("ema_teacher", 1.0), ("student", 2.0)])
+def test_export_writes_one_network_without_prefix(folder, tmp_path, network, shift):
+    project = Project.open(folder)
+    save_checkpoint(
+        project, folder / "work_dirs" / "stage0" / "iter_4.pth", student=(2.0, 2.0), ema_teacher=(1.0, 1.0)
+    )
+    out = tmp_path / "plain.pth"
+    assert sagecache(folder, "export", str(out), "--network", network).stdout.strip() == str(out)
+    content = torch.load(out, weights_only=True)
+    assert list(content) == ["state_dict"] and content["state_dict"]["head.shift"].tolist() == [shift, shift]
+    assert {key.split(".")[0] for key in content["state_dict"]} == {"head"}
+    assert not list(tmp_path.glob(".*.tmp"))
