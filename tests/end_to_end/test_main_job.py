@@ -6,12 +6,11 @@ import json
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from tiny import COUNTS, write_tiny_project
+from typed import sagecache
 
-from sagecache.cli.main import cli
 from sagecache.errors import SagecacheError
 from sagecache.project import Project
 from sagecache.store import StoreReader
@@ -19,14 +18,6 @@ from sagecache.store import StoreReader
 pytest.importorskip("embreex", reason="renders infants")
 
 FEW = ("batch.workers=0", "batch.unlabeled=4", "train_cfg.log_interval=1")
-
-
-def sagecache(project, *words: str, code: int = 0) -> Result:
-    result = CliRunner().invoke(cli, ["--project", str(project), *words])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == code, result.output
-    return result
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +126,16 @@ def test_resume_goes_on_where_the_run_stopped(project, tmp_path):
     expected = [row["loss"] for row in scalars(whole)]
     assert len(expected) == 4
     assert [row["loss"] for row in scalars(cut)] == pytest.approx(expected, rel=1e-4)
+
+
+def test_teachers_are_measured_against_the_rendered_truth(project):
+    sagecache(project, "precompute", "geo", "--split", "val")
+    summary = json.loads(sagecache(project, "teachers", "--split", "val", "--json").stdout)
+    assert 1 <= summary["instances"] <= COUNTS["val"]  # those with pixels enough, 128 across
+    teacher, constant = summary["geometry"]["teacher"], summary["geometry"]["constant"]
+    assert teacher["normal_mean"] < constant["normal_mean"] and teacher["depth_rmse"] < constant["depth_rmse"]
+    assert 0.5 < teacher["mask_iou"] <= 1 and 0 <= summary["detector_ap50"] <= 1
+    assert "AP50" in sagecache(project, "teachers", "--split", "val").stdout
 
 
 def test_export_is_a_plain_mmpose_checkpoint(project, tmp_path):
