@@ -29,13 +29,19 @@ def teachers_command(project: Project, split: str | None, as_json: bool) -> None
         return
     emit_table("frozen networks", ("", ""), [(key, str(value)) for key, value in summary["teacher"].items()])
     if split is not None:
+        columns = list(summary["geometry"]["teacher"])  # a constant has no mask, so fewer figures
         rows = [
-            [name, *(f"{v:.3f}" if v < 1 else f"{v:.1f}" for v in row.values())]
+            [name, *(_figure(row.get(column)) for column in columns)]
             for name, row in summary["geometry"].items()
         ]
-        columns = ["", *next(iter(summary["geometry"].values()))]
-        emit_table(f"geometry on {split}, {summary['instances']} instances", columns, rows)
+        emit_table(f"geometry on {split}, {summary['instances']} instances", ["", *columns], rows)
         click.echo(f"person detector on {split}: AP50 {100 * summary['detector_ap50']:.1f}")
+
+
+def _figure(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if value < 1 else f"{value:.1f}"
 
 
 def describe(project: Project) -> dict:
