@@ -137,7 +137,9 @@ def test_teachers_are_measured_against_the_rendered_truth(project):
     assert teacher["depth_correlation"] > 0.3, "and would turn the depth round"
     assert constant.keys() == {"normal_mean", "normal_median", "depth_rmse"} < teacher.keys()
     assert 0.5 < teacher["mask_iou"] <= 1 and 0 <= summary["detector_ap50"] <= 1
-    assert "AP50" in sagecache(project, "teachers", "--split", "val").stdout
+    text = sagecache(project, "teachers", "--split", "val").stdout
+    rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.strip()}
+    assert len(rows["teacher"]) == len(rows["constant"]) == len(teacher) and "-" in rows["constant"]
 
 
 def test_export_is_a_plain_mmpose_checkpoint(project, tmp_path):
