@@ -172,7 +172,7 @@ def _store_summary(project: Project, split: str, reader: StoreReader | None) -> 
     from sagecache.teachers.base import build_teacher
 
     if reader is None:
-        return dict(status=f"none; run sagecache precompute geo --split {split}")
+        return dict(status="none; run " + project.command(f"sagecache precompute geo --split {split}"))
     differences = stale_parts(project, split, build_teacher(project.data.teacher))
     return dict(
         path=str(reader.root),

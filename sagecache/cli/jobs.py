@@ -78,10 +78,11 @@ def require_fresh(project: Project, recipe: Recipe) -> None:
     for split in [*recipe.data.labeled, recipe.data.unlabeled]:
         differences = stale_parts(project, split, teacher)
         if differences:
+            again = project.command(f"sagecache precompute geo --split {split} --force")
             raise SagecacheError(
                 f"the store was made with other settings: {differences}",
                 file=project.geometry_store(split),
-                fix=f"Run: sagecache precompute geo --split {split} --force, or set data.py back.",
+                fix=f"Run: {again}, or set data.py back.",
             )
 
 

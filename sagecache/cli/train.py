@@ -102,5 +102,6 @@ def newest_checkpoint(project: Project, checkpoint: Path | None) -> Path:
     """The given checkpoint, else the project's newest. Raises SagecacheError where there is none."""
     found = checkpoint or project.checkpoint()
     if found is None:
-        raise SagecacheError("no checkpoint yet", file=project.folder, fix="Run: sagecache train stage1-full")
+        fix = "Run: " + project.command("sagecache train stage1-full")
+        raise SagecacheError("no checkpoint yet", file=project.folder, fix=fix)
     return found

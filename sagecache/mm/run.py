@@ -15,7 +15,7 @@ import torch
 from mmengine.evaluator import Evaluator
 from mmengine.logging import MMLogger
 from mmengine.optim import OptimWrapper, build_optim_wrapper
-from mmengine.runner import Runner
+from mmengine.runner import Runner, find_latest_checkpoint
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -75,17 +75,27 @@ class TrainOptions:
 def train(project: Project, name: str, options: TrainOptions, report: Progress) -> Path:
     """Train a recipe; returns its best checkpoint. Everything it needs must be there."""
     recipe, model = project.recipe(name, options.overrides)
-    seed = recipe.seed if options.seed is None else options.seed
+    work_dir = options.work_dir or project.work_dir(name)
+    seed = next(
+        one for one in (options.seed, _resumed_seed(work_dir, options.resume), recipe.seed) if one is not None
+    )
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         init_cpu_distributed()
     torch.manual_seed(seed)
     estimator = build_estimator(project, recipe, model)
     loader = train_loader(project, recipe, model, seed)
-    work_dir = options.work_dir or project.work_dir(name)
     runner = _runner(project, recipe, options, estimator, loader, work_dir, seed, report)
     runner.train()
     best = sorted(work_dir.glob("best_*.pth"), key=lambda path: path.stat().st_mtime)
     return best[-1] if best else work_dir / f"iter_{runner.iter}.pth"
+
+
+def _resumed_seed(work_dir: Path, resume: bool) -> int | None:
+    """The seed of the run that goes on: batches and views are drawn from it, so it must stay."""
+    last = find_latest_checkpoint(str(work_dir)) if resume else None
+    if last is None:
+        return None
+    return torch.load(last, map_location="cpu", weights_only=False)["meta"].get("seed")
 
 
 def build_estimator(project: Project, recipe: Recipe, model: dict) -> SemiPoseEstimator:
@@ -121,7 +131,7 @@ def start_checkpoint(project: Project, recipe: Recipe) -> Path | None:
         if found is None:
             raise SagecacheError(
                 f"recipe '{recipe.load_from}' is not trained yet",
-                fix=f"Run: sagecache train {recipe.load_from}",
+                fix="Run: " + project.command(f"sagecache train {recipe.load_from}"),
             )
         return found
     return project.path(recipe.load_from)

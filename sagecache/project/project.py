@@ -196,7 +196,7 @@ class Project:
             self._need(needs, "recipe", "ddp-prior", "sagecache train ddp-prior", self.prior_file)
         if recipe.load_from in self.recipe_names():
             name = recipe.load_from
-            command = self._command(f"sagecache train {name}")
+            command = self.command(f"sagecache train {name}")
             needs[("recipe", name)] = Requirement(
                 "recipe", name, command, lambda: self.checkpoint(name) is not None
             )
@@ -223,9 +223,9 @@ class Project:
         self._need(needs, "geo", name, f"sagecache precompute geo --split {name}", complete)
 
     def _need(self, needs: dict, kind: str, what: str, command: str, file: Path) -> None:
-        needs[(kind, what)] = Requirement(kind, what, self._command(command), file.is_file)
+        needs[(kind, what)] = Requirement(kind, what, self.command(command), file.is_file)
 
-    def _command(self, command: str) -> str:
+    def command(self, command: str) -> str:
         """The command as it must be typed from any folder."""
         flag = "" if self.embedded else f" --project {self.folder}"
         return command.replace("sagecache", f"sagecache{flag}", 1)

@@ -118,10 +118,15 @@ def test_a_changed_setting_makes_the_store_stale_and_says_which(project, monkeyp
 
 
 def test_resume_goes_on_where_the_run_stopped(project, tmp_path):
+    """With the seed of the run that stopped, although the second command does not name it."""
     words = (*FEW, "data.val=None")
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    sagecache(project, "train", "stage1-full", "--max-iters", "4", "--work-dir", str(whole), *words)
-    sagecache(project, "train", "stage1-full", "--max-iters", "2", "--work-dir", str(cut), *words)
+    sagecache(
+        project, "train", "stage1-full", "--max-iters", "4", "--seed", "3", "--work-dir", str(whole), *words
+    )
+    sagecache(
+        project, "train", "stage1-full", "--max-iters", "2", "--seed", "3", "--work-dir", str(cut), *words
+    )
     sagecache(project, "train", "stage1-full", "--max-iters", "4", "--resume", "--work-dir", str(cut), *words)
     expected = [row["loss"] for row in scalars(whole)]
     assert len(expected) == 4
