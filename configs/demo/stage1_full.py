@@ -39,8 +39,8 @@ semi = dict(
     gate=dict(teacher_b="diffusion"),
     terms=dict(
         consistency=dict(weight=1.0, loss="kl", target="keypoints", normalise="all"),
-        diffusion=dict(weight=0.05),
-        cmgc_depth=dict(weight=0.02),
-        cmgc_normal=dict(weight=0.02),
+        diffusion=dict(weight=0.2),
+        cmgc_depth=dict(weight=0.2),
+        cmgc_normal=dict(weight=0.2),
     ),
 )
