@@ -169,7 +169,7 @@ def _row(reader: StoreReader | None, one: Instance) -> tuple[dict[str, Any], dic
 
 def _store_summary(project: Project, split: str, reader: StoreReader | None) -> dict[str, Any]:
     from sagecache.cli.jobs import stale_parts
-    from sagecache.teachers.base import build_teacher
+    from sagecache.teachers.registry import build_teacher
 
     if reader is None:
         return dict(status="none; run " + project.command(f"sagecache precompute geo --split {split}"))

@@ -68,7 +68,7 @@ def require_fresh(project: Project, recipe: Recipe) -> None:
     if not recipe.uses_unlabeled:
         return
     from sagecache.precompute.runner import run_stats
-    from sagecache.teachers.base import build_teacher
+    from sagecache.teachers.registry import build_teacher
 
     run_stats(stats_job(project))
     if not recipe.uses_geometry:

@@ -98,7 +98,7 @@ def detect(project: Project, split: str, options: RunOptions | None = None) -> S
     """Run the project's detector over a split; resumes."""
     from sagecache.cli.jobs import detect_job
     from sagecache.precompute.runner import RunOptions, run_detect
-    from sagecache.teachers.base import build_detector
+    from sagecache.teachers.registry import build_detector
 
     ensure(project, project.split_requirements(split)[:1])
     with progress(f"detect {split}") as report:
@@ -113,7 +113,7 @@ def geo(project: Project, split: str, options: RunOptions | None = None) -> Step
     """Run the project's geometry teacher over a split; resumes."""
     from sagecache.cli.jobs import geo_job
     from sagecache.precompute.runner import RunOptions, run_geo
-    from sagecache.teachers.base import build_teacher
+    from sagecache.teachers.registry import build_teacher
 
     ensure(project, project.split_requirements(split))
     with progress(f"geo {split}") as report:
@@ -145,7 +145,7 @@ def _options(**options) -> RunOptions:
 def _estimate(project: Project, split: str, options: RunOptions) -> dict:
     from sagecache.cli.jobs import geo_job
     from sagecache.precompute.runner import estimate_geo
-    from sagecache.teachers.base import build_teacher
+    from sagecache.teachers.registry import build_teacher
 
     ensure(project, project.split_requirements(split))
     job = geo_job(project, split)

@@ -45,7 +45,7 @@ def _figure(value: float | None) -> str:
 
 
 def describe(project: Project) -> dict:
-    from sagecache.teachers.base import build_teacher
+    from sagecache.teachers.registry import build_teacher
 
     teacher = build_teacher(project.data.teacher)
     return dict(teacher=teacher.spec.as_dict() | dict(fingerprint=teacher.fingerprint()))

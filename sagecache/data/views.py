@@ -8,13 +8,12 @@ photometric change never moves anything. Knows images and boxes; no files, no to
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 import cv2
 import numpy as np
 
-from sagecache.errors import SagecacheError, nearest
+from sagecache.errors import SagecacheError
 from sagecache.geometry.affine import Size, apply_affine, augment_affine, crop_affine
 
 # Blur and cut-outs are stated for a view of this height and grow with it.
@@ -62,15 +61,6 @@ class ViewConfig:
             raise SagecacheError(f"colour must lie in [0, 1], got {self.colour}", record="view")
         if self.cutout != int(self.cutout):
             raise SagecacheError(f"cutout is a count, got {self.cutout}", record="view")
-
-    @classmethod
-    def from_dict(cls, values: Mapping) -> ViewConfig:
-        """Build from a config's dict. Raises SagecacheError for an unknown key, naming the nearest one."""
-        known = {field.name for field in fields(cls)}
-        for key in values:
-            if key not in known:
-                raise SagecacheError(f"unknown key '{key}'", record="view", fix=nearest(str(key), known))
-        return cls(**values)
 
 
 # The strong view with which the demo's consistency gains were found (see docs/results.md for the figures).

@@ -22,7 +22,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from sagecache.errors import SagecacheError, nearest
-from sagecache.evaluation.bootstrap import RankedDetections
+from sagecache.evaluation.ranking import RankedDetections
 from sagecache.skeleton.definition import Skeleton
 
 AREA_RULES = {

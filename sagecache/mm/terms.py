@@ -16,7 +16,6 @@ from sagecache.geometry.affine import transform_points
 from sagecache.priors.cmgc import CMGCDepth, CMGCNormal, LimbReference, reference_log_ratios
 from sagecache.priors.diffusion import DiffusionGuidance, DiffusionPrior
 from sagecache.project import Project, Recipe
-from sagecache.project.strict import call_with
 from sagecache.semi.consistency import Consistency
 from sagecache.semi.filtering import KeypointFilter
 from sagecache.semi.gating import HybridGate, Plausibility, calibrate_threshold
@@ -24,6 +23,7 @@ from sagecache.semi.pseudo_labels import PseudoLabeler
 from sagecache.skeleton.definition import Skeleton
 from sagecache.skeleton.stats import SkeletonStats
 from sagecache.store.reader import StoreReader
+from sagecache.strict import call_with
 
 
 @dataclass(frozen=True)

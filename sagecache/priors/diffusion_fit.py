@@ -11,7 +11,7 @@ import copy
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sagecache.errors import SagecacheError, nearest
+from sagecache.errors import SagecacheError
 from sagecache.priors.denoiser import Denoiser, gaussian_noise
 from sagecache.priors.diffusion import DiffusionPrior, skeleton_frame
 from sagecache.skeleton.definition import Skeleton
+from sagecache.strict import build
 from sagecache.structures import Instance
 
 Progress = Callable[[int, int, str], None]
@@ -61,15 +62,6 @@ class FitConfig:
     patience: int = 5
     seed: int = 0
 
-    @classmethod
-    def of(cls, options: Mapping[str, Any]) -> FitConfig:
-        """From a recipe's section. Raises SagecacheError for an unknown key."""
-        known = [one.name for one in fields(cls)]
-        for key in options:
-            if key not in known:
-                raise SagecacheError(f"unknown key 'prior.{key}'", file="recipe", fix=nearest(key, known))
-        return cls(**options)
-
 
 def fit_from_instances(
     instances: Sequence[Instance],
@@ -84,7 +76,7 @@ def fit_from_instances(
     count = skeleton.num_keypoints
     keypoints = np.stack(labelled).astype(np.float32) if labelled else np.zeros((0, count, 3), np.float32)
     provenance = {"keypoints_sha256": hashlib.sha256(keypoints.tobytes()).hexdigest(), "count": len(labelled)}
-    config = FitConfig.of({"seed": seed, **(options or {})})
+    config = build(FitConfig, {"seed": seed, **(options or {})}, "recipe", "prior")
     prior, _ = fit(keypoints, skeleton, config, progress, provenance)
     prior.save(path)
     return Path(path)

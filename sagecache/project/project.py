@@ -21,8 +21,8 @@ from sagecache.data.coco import (
 from sagecache.errors import SagecacheError, nearest
 from sagecache.project.recipe import Recipe
 from sagecache.project.settings import DataSettings, SplitSettings
-from sagecache.project.strict import build
 from sagecache.skeleton.definition import COCO17, Skeleton
+from sagecache.strict import build
 from sagecache.structures import Instance
 
 PAGES = ("data", "model")

@@ -7,7 +7,7 @@ frame of the project (camera x right, y down, z away; normals face the camera, n
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
@@ -134,58 +134,3 @@ def file_hash(path: Path) -> str:
     """sha256 of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def check_keys(config: Mapping[str, object], known: Iterable[str], what: str) -> None:
-    """Raise SagecacheError for a key of a teacher's config that its builder does not know."""
-    known = tuple(known)
-    for key in config:
-        if key not in known:
-            raise SagecacheError(f"{what} has no setting '{key}'", fix=nearest(key, known))
-
-
-def _demo_geometry(config: Mapping[str, object]) -> Teacher:
-    from sagecache.teachers.demo import DemoGeometry
-
-    check_keys(config, ("flips", "map_size"), "the demo teacher")
-    return DemoGeometry(**config)
-
-
-def _torchscript(config: Mapping[str, object]) -> Teacher:
-    from sagecache.teachers.torchscript import TorchScriptSettings, TorchScriptTeacher
-
-    return TorchScriptTeacher(TorchScriptSettings.from_config(config))
-
-
-def _demo_detector(config: Mapping[str, object]) -> Detector:
-    from sagecache.teachers.demo import DemoDetector
-
-    check_keys(config, ("score", "nms", "limit"), "the demo detector")
-    return DemoDetector(**config)
-
-
-# Builders import their adapter when called: adapters import this module.
-TEACHERS: dict[str, Callable[[Mapping[str, object]], Teacher]] = {
-    "demo": _demo_geometry,
-    "torchscript": _torchscript,
-}
-DETECTORS: dict[str, Callable[[Mapping[str, object]], Detector]] = {"demo": _demo_detector}
-
-
-def build_teacher(config: Mapping[str, object]) -> Teacher:
-    """Teacher of a project's config, e.g. dict(type='demo', flips=4). Raises SagecacheError."""
-    return _build(config, TEACHERS, "teacher")
-
-
-def build_detector(config: Mapping[str, object]) -> Detector:
-    """Detector of a project's config, e.g. dict(type='demo', score=.3). Raises SagecacheError."""
-    return _build(config, DETECTORS, "detector")
-
-
-def _build(config: Mapping[str, object], builders: Mapping[str, Callable], what: str):
-    if "type" not in config:
-        raise SagecacheError(f"the {what} has no 'type'", fix=f"Known: {', '.join(sorted(builders))}")
-    kind = str(config["type"])
-    if kind not in builders:
-        raise SagecacheError(f"unknown {what} '{kind}'", fix=nearest(kind, builders))
-    return builders[kind]({key: value for key, value in config.items() if key != "type"})

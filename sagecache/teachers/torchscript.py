@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,6 @@ from sagecache.teachers.base import (
     NORMAL_AXES,
     TeacherSpec,
     check_crops,
-    check_keys,
     convert_normals,
     file_hash,
     resize_maps,
@@ -46,7 +45,7 @@ class TorchScriptSettings:
     device: where it runs; never part of the fingerprint.
     """
 
-    files: Mapping[str, str] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
     path: str | None = None
     outputs: tuple[str, ...] = ()
     input_size: tuple[int, int] = (768, 1024)
@@ -60,13 +59,6 @@ class TorchScriptSettings:
     mask: str = "everything"
     mask_range: tuple[float, float] | None = None
     device: str = "cpu"
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, object]) -> TorchScriptSettings:
-        """Check a config's keys and values. Raises SagecacheError."""
-        check_keys(config, [one.name for one in fields(cls)], "a TorchScript teacher")
-        plain = {key: tuple(v) if isinstance(v, list) else v for key, v in config.items()}
-        return cls(**plain)
 
     def __post_init__(self) -> None:
         if bool(self.files) == bool(self.path):

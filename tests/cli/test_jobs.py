@@ -14,7 +14,7 @@ from sagecache.errors import SagecacheError
 from sagecache.precompute.plan import CropRule
 from sagecache.precompute.runner import run_geo, run_stats
 from sagecache.project import Project
-from sagecache.teachers.base import build_teacher
+from sagecache.teachers.registry import build_teacher
 
 
 @pytest.fixture

@@ -300,9 +300,3 @@ def test_the_photo_is_left_untouched(config):
 def test_impossible_values_are_refused(values):
     with pytest.raises(SagecacheError, match=next(iter(values))):
         ViewConfig(**values)
-
-
-def test_an_unknown_key_names_the_nearest():
-    with pytest.raises(SagecacheError, match="unknown key 'rotate'.*did you mean 'rotation'"):
-        ViewConfig.from_dict({"rotate": 3})
-    assert ViewConfig.from_dict({"rotation": 3}) == ViewConfig(rotation=3)

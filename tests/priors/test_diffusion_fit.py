@@ -131,7 +131,7 @@ def test_from_instances_to_a_file(family, tmp_path):
     assert prior.provenance["count"] == 12 and prior.provenance["fit"]["seed"] == 3
     assert prior.provenance["keypoints_sha256"] == hashlib.sha256(family(12, seed=0).tobytes()).hexdigest()
     assert prior.report["bodies"]["fit"] == 10
-    with pytest.raises(SagecacheError, match="unknown key 'prior.widht'.*did you mean 'width'"):
+    with pytest.raises(SagecacheError, match="unknown key 'prior.widht'.*[Dd]id you mean 'width'"):
         fit_from_instances(bodies, COCO17, path, dict(widht=3))
     with pytest.raises(SagecacheError, match="0 of 0 bodies"):
         fit_from_instances(bodies[-1:], COCO17, path)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sagecache.data.views import ViewConfig
 from sagecache.errors import SagecacheError
 from sagecache.project.recipe import BatchSettings, Recipe, RecipeData, SemiSettings
-from sagecache.project.strict import build
+from sagecache.strict import build
 
 NAMES = ("consistency", "diffusion", "cmgc_depth", "cmgc_normal")
 WEIGHTS = st.dictionaries(st.sampled_from(NAMES), st.sampled_from([0, 0.0, 0.3, 1]))

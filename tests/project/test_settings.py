@@ -9,7 +9,7 @@ import pytest
 
 from sagecache.errors import SagecacheError
 from sagecache.project.settings import CropSettings, DataSettings, RenderSettings
-from sagecache.project.strict import build
+from sagecache.strict import build
 
 SPLIT = dict(images="images", annotations="labels.json")
 

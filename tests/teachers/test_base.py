@@ -7,8 +7,6 @@ import torch
 from sagecache.errors import SagecacheError
 from sagecache.teachers.base import (
     TeacherSpec,
-    build_detector,
-    build_teacher,
     check_crops,
     convert_normals,
     file_hash,
@@ -81,15 +79,6 @@ def test_crops_of_another_size_or_type_are_refused():
     for wrong in (np.zeros((2, 8, 16, 3), np.uint8), np.zeros((2, 16, 8, 3), np.float32)):
         with pytest.raises(SagecacheError, match="input_size"):
             check_crops(wrong, (8, 16))
-
-
-def test_builders_name_the_nearest_known():
-    with pytest.raises(SagecacheError, match="did you mean 'torchscript'"):
-        build_teacher(dict(type="torchscipt"))
-    with pytest.raises(SagecacheError, match="no 'type'"):
-        build_detector({})
-    with pytest.raises(SagecacheError, match="did you mean 'flips'"):
-        build_teacher(dict(type="demo", flip=4))
 
 
 def test_file_hash_follows_bytes_not_names(tmp_path):

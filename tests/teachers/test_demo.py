@@ -8,8 +8,9 @@ from torch import nn
 from sagecache.errors import SagecacheError
 from sagecache.models.convnet import GeometryNet
 from sagecache.models.weights import load_geometry_net
-from sagecache.teachers.base import build_detector, build_teacher, mirror_maps
+from sagecache.teachers.base import mirror_maps
 from sagecache.teachers.demo import DemoDetector, DemoGeometry, decode_boxes
+from sagecache.teachers.registry import build_detector, build_teacher
 
 
 @pytest.fixture(scope="module")

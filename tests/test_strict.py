@@ -7,7 +7,7 @@ from typing import Any, Literal
 import pytest
 
 from sagecache.errors import SagecacheError
-from sagecache.project.strict import build, call_with
+from sagecache.strict import build, call_with
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,22 @@
+import pytest
+
+from sagecache.errors import SagecacheError
+from sagecache.teachers.registry import build_detector, build_teacher
+
+
+def test_builders_name_the_nearest_known():
+    with pytest.raises(SagecacheError, match="[Dd]id you mean 'torchscript'"):
+        build_teacher(dict(type="torchscipt"))
+    with pytest.raises(SagecacheError, match="no 'type'"):
+        build_detector({})
+    with pytest.raises(SagecacheError, match="[Dd]id you mean 'flips'"):
+        build_teacher(dict(type="demo", flip=4))
+    with pytest.raises(SagecacheError, match="unknown key 'teacher.net'"):
+        build_teacher(dict(type="demo", net=None))
+
+
+def test_settings_reach_the_teacher():
+    once, four = (build_teacher(dict(type="demo", flips=flips)) for flips in (1, 4))
+    assert once.fingerprint()["preprocessing"] != four.fingerprint()["preprocessing"]
+    strict = build_detector(dict(type="demo", score=0.9)).fingerprint()
+    assert strict["rule"]["score"] == 0.9 and strict != build_detector(dict(type="demo")).fingerprint()
