@@ -24,8 +24,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from sagecache.cli import train  # noqa: E402
-from sagecache.cli.prepare import ensure  # noqa: E402
+from sagecache.cli.actions import ensure, train  # noqa: E402
 from sagecache.evaluation.bootstrap import paired_bootstrap  # noqa: E402
 from sagecache.evaluation.keypoints import KeypointReport  # noqa: E402
 from sagecache.mm.evaluate import score  # noqa: E402
@@ -82,7 +81,7 @@ def trained(project: Project, arm: str, seed: int, runs: Path) -> Path:
         if arm != "stage0":
             overrides["load_from"] = str(trained(project, "stage0", seed, runs).resolve())
         start = time.monotonic()
-        checkpoint = train.run(project, arm, overrides, seed=seed, work_dir=folder)
+        checkpoint = train(project, arm, overrides, seed=seed, work_dir=folder)
         seconds = round(time.monotonic() - start)
         finished.write_text(json.dumps(dict(checkpoint=checkpoint.name, seconds=seconds)))
     return folder / json.loads(finished.read_text())["checkpoint"]

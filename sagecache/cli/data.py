@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 import click
 
+from sagecache.cli.actions import ensure, synth
 from sagecache.cli.context import json_option, project_option
-from sagecache.cli.output import emit_json, emit_table, note, progress
-from sagecache.errors import SagecacheError, nearest
+from sagecache.cli.output import emit_json, emit_table, progress
+from sagecache.errors import SagecacheError
 
 if TYPE_CHECKING:
     from sagecache.project import Project
@@ -33,40 +33,6 @@ def synth_command(project: Project, splits: tuple[str, ...], workers: int | None
         synth(project, name, workers)
 
 
-def synth(project: Project, name: str, workers: int | None = None) -> None:
-    """Render one split unless it is there; deterministic for any number of workers."""
-    from sagecache.synth.looks import LOOKS
-    from sagecache.synth.write import write_split
-
-    split = project.split(name)
-    if split.render is None:
-        raise SagecacheError(
-            f"split '{name}' is your own data and its annotations are missing",
-            file=project.path(split.annotations),
-            fix="Correct the path in data.py.",
-        )
-    folder = project.path(split.annotations).parent
-    if project.path(split.annotations).is_file():
-        note(f"{name}: already at {folder}")
-        return
-    render = split.render
-    if render.look not in LOOKS:
-        raise SagecacheError(
-            f"unknown look '{render.look}'", record=f"split {name}", fix=nearest(render.look, LOOKS)
-        )
-    with progress(f"render {name}") as report:
-        write_split(
-            folder,
-            LOOKS[render.look],
-            render.count,
-            render.seed,
-            workers=workers or os.cpu_count() or 1,
-            progress=report,
-            size=render.size,
-            geometry=render.geometry,
-        )
-
-
 @data_command.command("check")
 @project_option
 @click.option("--split", "splits", multiple=True, help="Only these splits. Default: all; leakage needs two.")
@@ -75,7 +41,6 @@ def synth(project: Project, name: str, workers: int | None = None) -> None:
 @click.pass_context
 def check_command(context, project: Project, splits: tuple[str, ...], decode: bool, as_json: bool) -> None:
     """Verify that files, boxes, ids and splits are sound. Exit 1 on errors."""
-    from sagecache.cli.prepare import ensure
     from sagecache.data.check import check_splits, fold
 
     names = splits or _distinct(project)

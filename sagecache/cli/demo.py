@@ -39,14 +39,14 @@ def demo_command() -> None:
 
 def run(project: Project) -> dict[str, dict[str, float]]:
     """Everything that the two arms need, the two arms, their figures on the test split."""
-    from sagecache.cli import train
+    from sagecache.cli.actions import train
     from sagecache.cli.evaluate import evaluate
 
     measured = {}
     for arm in ARMS:
         checkpoint = project.checkpoint(arm)
         if checkpoint is None:
-            checkpoint = train.run(project, arm)
+            checkpoint = train(project, arm)
         else:
             note(f"{arm}: already trained, {checkpoint}")
         measured[arm] = evaluate(project, checkpoint, "test")

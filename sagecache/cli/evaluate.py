@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sagecache.cli.actions import detect, ensure, train
 from sagecache.cli.context import json_option, project_option
 from sagecache.cli.output import emit_json, emit_table, note, progress
-from sagecache.cli.prepare import ensure
 from sagecache.cli.train import newest_checkpoint
 
 if TYPE_CHECKING:
@@ -38,10 +38,8 @@ if TYPE_CHECKING:
 def eval_command(project: Project, checkpoint: Path | None, as_json: bool, **options) -> None:
     """COCO AP/AR and PCK of a checkpoint, overall and by joint."""
     if checkpoint is None and project.embedded and project.checkpoint() is None:
-        from sagecache.cli.train import run
-
         note("no checkpoint yet: sagecache train stage1-full")
-        run(project, "stage1-full")
+        train(project, "stage1-full")
     summary = evaluate(project, newest_checkpoint(project, checkpoint), **options)
     if as_json:
         emit_json(summary)
@@ -60,8 +58,6 @@ def evaluate(
     """Score a checkpoint, write its predictions as a COCO results file, return what there is to report."""
     ensure(project, project.split_requirements(split))
     if boxes == "detections" and not project.detections(split).is_file():
-        from sagecache.cli.precompute import detect
-
         detect(project, split)
     from sagecache.evaluation.keypoints import sort_predictions
     from sagecache.mm.evaluate import score

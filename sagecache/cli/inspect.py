@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sagecache.cli.actions import ensure
 from sagecache.cli.context import json_option, project_option
 from sagecache.cli.output import emit_json, emit_table
-from sagecache.cli.prepare import ensure
 from sagecache.errors import SagecacheError
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sagecache.cli.actions import detect, ensure, geo, stats
 from sagecache.cli.context import json_option, project_option
-from sagecache.cli.output import emit_json, emit_table, note, progress
-from sagecache.cli.prepare import ensure
+from sagecache.cli.output import emit_json, emit_table
 
 if TYPE_CHECKING:
     from sagecache.precompute.runner import RunOptions, StepReport
@@ -94,48 +94,6 @@ def all_command(context, project: Project, dry_run: bool, as_json: bool, **optio
     _finish(context, as_json, reports)
 
 
-def detect(project: Project, split: str, options: RunOptions | None = None) -> StepReport:
-    """Run the project's detector over a split; resumes."""
-    from sagecache.cli.jobs import detect_job
-    from sagecache.precompute.runner import RunOptions, run_detect
-    from sagecache.teachers.registry import build_detector
-
-    ensure(project, project.split_requirements(split)[:1])
-    with progress(f"detect {split}") as report:
-        result = run_detect(
-            detect_job(project, split), build_detector(project.data.detector), options or RunOptions(), report
-        )
-    _say(result)
-    return result
-
-
-def geo(project: Project, split: str, options: RunOptions | None = None) -> StepReport:
-    """Run the project's geometry teacher over a split; resumes."""
-    from sagecache.cli.jobs import geo_job
-    from sagecache.precompute.runner import RunOptions, run_geo
-    from sagecache.teachers.registry import build_teacher
-
-    ensure(project, project.split_requirements(split))
-    with progress(f"geo {split}") as report:
-        result = run_geo(
-            geo_job(project, split), build_teacher(project.data.teacher), options or RunOptions(), report
-        )
-    _say(result)
-    return result
-
-
-def stats(project: Project, options: RunOptions | None = None) -> StepReport:
-    """Write skeleton_stats.json of the labeled split, or check that it is of today's labels."""
-    from sagecache.cli.jobs import stats_job
-    from sagecache.precompute.runner import RunOptions, run_stats
-
-    ensure(project, project.split_requirements("labeled")[:1])
-    result = run_stats(stats_job(project), options or RunOptions())
-    if result.computed:
-        _say(result)
-    return result
-
-
 def _options(**options) -> RunOptions:
     from sagecache.precompute.runner import RunOptions
 
@@ -159,13 +117,6 @@ def _estimate(project: Project, split: str, options: RunOptions) -> dict:
         seconds=round(guess.seconds, 1),
         store=str(job.root),
     )
-
-
-def _say(report: StepReport) -> None:
-    size, speed = f"{report.bytes / 1e6:.1f} MB", f"{report.rate:.0f}/s" if report.computed else "all there"
-    note(f"{report.step}: {report.total} in {report.path}, {size}, {report.computed} computed ({speed})")
-    if report.replaced:
-        note(f"the former result is kept at {report.replaced}")
 
 
 def _show(as_json: bool, *rows: dict) -> None:

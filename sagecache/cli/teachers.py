@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sagecache.cli.actions import detect, ensure
 from sagecache.cli.context import json_option, project_option
 from sagecache.cli.output import emit_json, emit_table, progress
-from sagecache.cli.prepare import ensure
 from sagecache.errors import SagecacheError
 
 if TYPE_CHECKING:
@@ -55,7 +55,6 @@ def measure(project: Project, split: str) -> dict:
     """Geometry errors of the stored targets against the rendered truth, and the detector's AP50."""
     import json
 
-    from sagecache.cli.precompute import detect
     from sagecache.data.coco import load_coco
     from sagecache.teachers.measure import detection_ap50, mean_errors
 

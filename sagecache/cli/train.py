@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from sagecache.cli import actions
 from sagecache.cli.context import project_option
-from sagecache.cli.output import note, progress
-from sagecache.cli.prepare import ensure
 from sagecache.errors import SagecacheError
 
 if TYPE_CHECKING:
@@ -43,42 +41,7 @@ def train_command(
     from sagecache.project.overrides import parse_overrides
 
     overrides = parse_overrides([*cfg_options, *more_options])
-    run(project, recipe, overrides=overrides, **options)
-
-
-def run(project: Project, name: str, overrides: dict | None = None, **options) -> Path:
-    """Make sure of what the recipe needs, train it, say where the result lies. Returns the result's path."""
-    overrides = overrides or {}
-    recipe, _ = project.recipe(name, overrides)
-    ensure(project, project.requirements(recipe))
-    if recipe.kind == "prior":
-        result = _fit_prior(project, recipe, options.get("seed"))
-    else:
-        from sagecache.cli.jobs import require_fresh
-
-        require_fresh(project, recipe)
-        from sagecache.mm.run import TrainOptions, train
-
-        with progress(f"train {name}") as report:
-            result = train(project, name, TrainOptions(overrides=overrides, **options), report)
-    if int(os.environ.get("RANK", 0)) == 0:
-        note(f"{name}: {result}")
-    return result
-
-
-def _fit_prior(project: Project, recipe, seed: int | None) -> Path:
-    from sagecache.priors.diffusion_fit import fit_from_instances
-
-    instances = [item for split in recipe.data.labeled for item in project.instances(split)]
-    with progress("train ddp-prior") as report:
-        return fit_from_instances(
-            instances,
-            project.skeleton,
-            project.prior_file,
-            recipe.prior,
-            recipe.seed if seed is None else seed,
-            report,
-        )
+    actions.train(project, recipe, overrides=overrides, **options)
 
 
 @click.command("export")

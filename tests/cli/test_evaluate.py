@@ -64,7 +64,7 @@ def test_the_table_says_what_was_measured_and_how(folder):
 
 def test_without_a_checkpoint_the_command_that_makes_one_is_named(tmp_path):
     folder = write_dots_project(tmp_path / "mine")
-    with pytest.raises(SagecacheError, match="no checkpoint yet.*sagecache train"):
+    with pytest.raises(SagecacheError, match=f"no checkpoint yet.*sagecache --project {folder} train"):
         sagecache(folder, "eval")
 
 

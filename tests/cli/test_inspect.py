@@ -55,7 +55,7 @@ def test_the_picture_is_written_where_asked_one_panel_an_instance(folder, tmp_pa
 
 def test_without_a_store_it_shows_the_instance_and_the_command(folder):
     summary = inspect(folder, "301", "--split", "val")
-    assert "sagecache precompute geo --split val" in summary["store"]["status"]
+    assert f"sagecache --project {folder} precompute geo --split val" in summary["store"]["status"]
     assert {row["status"] for row in summary["instances"]} == {"no store"}
     assert summary["instances"][0]["bbox"] == "10.0 30.0 120.0 146.0" and summary["size"] == "320 x 200"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from dots import write_dots_project
 
-from sagecache.cli import data, precompute, train
-from sagecache.cli.prepare import ensure
+from sagecache.cli import actions
+from sagecache.cli.actions import ensure
 from sagecache.errors import SagecacheError
 from sagecache.project import Project, Requirement
 
@@ -48,9 +48,9 @@ def test_the_demo_makes_what_is_missing_in_order_and_says_so(monkeypatch, tmp_pa
     monkeypatch.delenv("SAGECACHE_PROJECT", raising=False)
     monkeypatch.chdir(tmp_path)
     made = []
-    for module, name in ((data, "synth"), (precompute, "detect"), (precompute, "geo"), (train, "run")):
-        monkeypatch.setattr(module, name, lambda project, what, name=name: made.append((name, what)))
-    monkeypatch.setattr(precompute, "stats", lambda project: made.append(("stats", None)))
+    for name in ("synth", "detect", "geo", "train"):
+        monkeypatch.setattr(actions, name, lambda project, what, name=name: made.append((name, what)))
+    monkeypatch.setattr(actions, "stats", lambda project: made.append(("stats", None)))
     project = Project.open()
     kinds = [
         ("split", "val"),
@@ -63,7 +63,7 @@ def test_the_demo_makes_what_is_missing_in_order_and_says_so(monkeypatch, tmp_pa
     needs.insert(1, Requirement("split", "test", "never", lambda: True))
     ensure(project, needs)
     assert made == [
-        ("synth", "val"), ("detect", "unlabeled"), ("geo", "labeled"), ("stats", None), ("run", "stage0"),
+        ("synth", "val"), ("detect", "unlabeled"), ("geo", "labeled"), ("stats", None), ("train", "stage0"),
     ]  # fmt: skip
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "split 'val' is not there yet: make split" and len(lines) == 5

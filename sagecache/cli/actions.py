@@ -1,0 +1,165 @@
+"""What commands do, callable from code: render, detect, cache, count, train.
+
+Each first makes sure of what it needs, and making that may be another of them: training stage 1 in the demo
+trains stage 0. Hence one file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sagecache.cli.output import note, progress
+from sagecache.errors import SagecacheError, nearest
+
+if TYPE_CHECKING:
+    from sagecache.precompute.runner import RunOptions, StepReport
+    from sagecache.project import Project, Recipe, Requirement
+
+
+def ensure(project: Project, requirements: Sequence[Requirement]) -> None:
+    """Make what is missing (demo), or raise SagecacheError with the exact commands (any other project)."""
+    if not project.embedded:
+        missing = [need for need in requirements if not need.present()]
+        if missing:
+            raise SagecacheError(
+                "missing: " + ", ".join(f"{need.kind} of {need.what}" for need in missing),
+                file=project.folder,
+                fix="Run: " + " && ".join(need.command for need in missing),
+            )
+        return
+    for need in requirements:
+        if not need.present():
+            note(f"{need.kind} '{need.what}' is not there yet: {need.command}")
+            _make(project, need)
+
+
+def _make(project: Project, need: Requirement) -> None:
+    makers = {
+        "split": lambda: synth(project, need.what),
+        "boxes": lambda: detect(project, need.what),
+        "geo": lambda: geo(project, need.what),
+        "stats": lambda: stats(project),
+        "recipe": lambda: train(project, need.what),
+    }
+    makers[need.kind]()
+
+
+def synth(project: Project, name: str, workers: int | None = None) -> None:
+    """Render one split unless it is there; deterministic for any number of workers."""
+    from sagecache.synth.looks import LOOKS
+    from sagecache.synth.write import write_split
+
+    split = project.split(name)
+    if split.render is None:
+        raise SagecacheError(
+            f"split '{name}' is your own data and its annotations are missing",
+            file=project.path(split.annotations),
+            fix="Correct the path in data.py.",
+        )
+    folder = project.path(split.annotations).parent
+    if project.path(split.annotations).is_file():
+        note(f"{name}: already at {folder}")
+        return
+    render = split.render
+    if render.look not in LOOKS:
+        raise SagecacheError(
+            f"unknown look '{render.look}'", record=f"split {name}", fix=nearest(render.look, LOOKS)
+        )
+    with progress(f"render {name}") as report:
+        write_split(
+            folder,
+            LOOKS[render.look],
+            render.count,
+            render.seed,
+            workers=workers or os.cpu_count() or 1,
+            progress=report,
+            size=render.size,
+            geometry=render.geometry,
+        )
+
+
+def detect(project: Project, split: str, options: RunOptions | None = None) -> StepReport:
+    """Run the project's detector over a split; resumes."""
+    from sagecache.cli.jobs import detect_job
+    from sagecache.precompute.runner import RunOptions, run_detect
+    from sagecache.teachers.registry import build_detector
+
+    ensure(project, project.split_requirements(split)[:1])
+    with progress(f"detect {split}") as report:
+        result = run_detect(
+            detect_job(project, split), build_detector(project.data.detector), options or RunOptions(), report
+        )
+    _say(result)
+    return result
+
+
+def geo(project: Project, split: str, options: RunOptions | None = None) -> StepReport:
+    """Run the project's geometry teacher over a split; resumes."""
+    from sagecache.cli.jobs import geo_job
+    from sagecache.precompute.runner import RunOptions, run_geo
+    from sagecache.teachers.registry import build_teacher
+
+    ensure(project, project.split_requirements(split))
+    with progress(f"geo {split}") as report:
+        result = run_geo(
+            geo_job(project, split), build_teacher(project.data.teacher), options or RunOptions(), report
+        )
+    _say(result)
+    return result
+
+
+def stats(project: Project, options: RunOptions | None = None) -> StepReport:
+    """Write skeleton_stats.json of the labeled split, or check that it is of today's labels."""
+    from sagecache.cli.jobs import stats_job
+    from sagecache.precompute.runner import RunOptions, run_stats
+
+    ensure(project, project.split_requirements("labeled")[:1])
+    result = run_stats(stats_job(project), options or RunOptions())
+    if result.computed:
+        _say(result)
+    return result
+
+
+def train(project: Project, name: str, overrides: dict | None = None, **options) -> Path:
+    """Make sure of what the recipe needs, train it, say where the result lies. Returns the result's path."""
+    overrides = overrides or {}
+    recipe, _ = project.recipe(name, overrides)
+    ensure(project, project.requirements(recipe))
+    if recipe.kind == "prior":
+        result = _fit_prior(project, recipe, options.get("seed"))
+    else:
+        from sagecache.cli.jobs import require_fresh
+
+        require_fresh(project, recipe)
+        from sagecache.mm import run
+
+        with progress(f"train {name}") as report:
+            result = run.train(project, name, run.TrainOptions(overrides=overrides, **options), report)
+    if int(os.environ.get("RANK", 0)) == 0:
+        note(f"{name}: {result}")
+    return result
+
+
+def _fit_prior(project: Project, recipe: Recipe, seed: int | None) -> Path:
+    from sagecache.priors.diffusion_fit import fit_from_instances
+
+    instances = [item for split in recipe.data.labeled for item in project.instances(split)]
+    with progress("train ddp-prior") as report:
+        return fit_from_instances(
+            instances,
+            project.skeleton,
+            project.prior_file,
+            recipe.prior,
+            recipe.seed if seed is None else seed,
+            report,
+        )
+
+
+def _say(report: StepReport) -> None:
+    size, speed = f"{report.bytes / 1e6:.1f} MB", f"{report.rate:.0f}/s" if report.computed else "all there"
+    note(f"{report.step}: {report.total} in {report.path}, {size}, {report.computed} computed ({speed})")
+    if report.replaced:
+        note(f"the former result is kept at {report.replaced}")
