@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from sagecache.cli.actions import detect, ensure, geo, stats
 from sagecache.cli.context import json_option, project_option
-from sagecache.cli.output import emit_json, emit_table
+from sagecache.cli.output import emit_json, emit_table, note
 
 if TYPE_CHECKING:
-    from sagecache.precompute.runner import RunOptions, StepReport
+    from sagecache.precompute.runner import Estimate, RunOptions, StepReport
     from sagecache.project import Project
 
 
@@ -43,11 +44,7 @@ def _run_options(function):
 def detect_command(context, project: Project, split: str, dry_run: bool, as_json: bool, **options) -> None:
     """Person boxes of a split, as a COCO detection JSON (mmpose's bbox_file)."""
     if dry_run:
-        from sagecache.cli.jobs import detect_job
-
-        ensure(project, project.split_requirements(split)[:1])
-        job = detect_job(project, split)
-        _show(as_json, dict(step="detect", images=len(job.images), result=str(job.result)))
+        _show(as_json, _estimate_detect(project, split, _options(**options)))
         return
     _finish(context, as_json, [detect(project, split, _options(**options))])
 
@@ -60,7 +57,7 @@ def detect_command(context, project: Project, split: str, dry_run: bool, as_json
 def geo_command(context, project: Project, split: str, dry_run: bool, as_json: bool, **options) -> None:
     """Depth, normals and mask of each instance of a split, into a Zarr store."""
     if dry_run:
-        _show(as_json, _estimate(project, split, _options(**options)))
+        _show(as_json, _estimate_geo(project, split, _options(**options)))
         return
     _finish(context, as_json, [geo(project, split, _options(**options))])
 
@@ -83,7 +80,7 @@ def all_command(context, project: Project, dry_run: bool, as_json: bool, **optio
     """Everything that the project's recipes need: boxes, geometry of labeled and unlabeled, statistics."""
     names = [name for name in ("labeled", "unlabeled") if name in project.data.splits]
     if dry_run:
-        _show(as_json, *[_estimate(project, name, _options(**options)) for name in names])
+        _show(as_json, *_estimate_all(project, names, _options(**options)))
         return
     reports = []
     for name in names:
@@ -100,7 +97,32 @@ def _options(**options) -> RunOptions:
     return RunOptions(**options)
 
 
-def _estimate(project: Project, split: str, options: RunOptions) -> dict:
+def _estimate_all(project: Project, splits: list[str], options: RunOptions) -> list[dict]:
+    """Geometry can't be guessed before there are boxes: such a split has a row for its boxes alone."""
+    rows = []
+    for split in splits:
+        detects = project.split(split).boxes == "detect"
+        if detects:
+            rows.append(_estimate_detect(project, split, options))
+        if detects and not project.detections(split).is_file():
+            note(f"geo {split}: known once its boxes are there")
+        else:
+            rows.append(_estimate_geo(project, split, options))
+    return rows
+
+
+def _estimate_detect(project: Project, split: str, options: RunOptions) -> dict:
+    from sagecache.cli.jobs import detect_job
+    from sagecache.precompute.runner import estimate_detect
+    from sagecache.teachers.registry import build_detector
+
+    ensure(project, project.split_requirements(split)[:1])
+    job = detect_job(project, split)
+    guess = estimate_detect(job, build_detector(project.data.detector), options)
+    return _estimate_row("detect", split, guess, job.result)
+
+
+def _estimate_geo(project: Project, split: str, options: RunOptions) -> dict:
     from sagecache.cli.jobs import geo_job
     from sagecache.precompute.runner import estimate_geo
     from sagecache.teachers.registry import build_teacher
@@ -108,14 +130,19 @@ def _estimate(project: Project, split: str, options: RunOptions) -> dict:
     ensure(project, project.split_requirements(split))
     job = geo_job(project, split)
     guess = estimate_geo(job, build_teacher(project.data.teacher), options)
+    return _estimate_row("geo", split, guess, job.root)
+
+
+def _estimate_row(step: str, split: str, guess: Estimate, result: Path) -> dict:
+    """total: images for detect, instances for geo."""
     return dict(
-        step="geo",
+        step=step,
         split=split,
-        instances=guess.total,
+        total=guess.total,
         missing=guess.missing,
         megabytes=round(guess.bytes / 1e6, 2),
         seconds=round(guess.seconds, 1),
-        store=str(job.root),
+        result=str(result),
     )
 
 

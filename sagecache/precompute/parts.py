@@ -23,26 +23,61 @@ PARTS_FIX = (
 )
 
 
-class PartsWriter:
-    """Collects ``count`` parts, each a list of records and a list of failures, into one result file."""
+class Parts:
+    """What is there of ``count`` parts and of the result that they become. Reads only."""
 
     def __init__(self, result: Path, identity: Mapping, count: int) -> None:
-        """Take up what is there. Raises SagecacheError where it was made from something else."""
+        """Raises SagecacheError where what is there was made from something else."""
         self.result, self.count = result, count
         self.meta = result.with_suffix(".meta.json")
         self._folder = result.with_suffix(".parts")
         self._identity = canonical(identity)
         self._refuse_other()
         self.finished = self._is_finished()
+
+    def missing(self) -> list[int]:
+        """Numbers of the parts still to be made."""
+        return [] if self.finished else [k for k in range(self.count) if not self._part(k).exists()]
+
+    @property
+    def _manifest(self) -> Path:
+        return self._folder / "manifest.json"
+
+    def _part(self, number: int) -> Path:
+        return self._folder / f"part-{number:06d}.json"
+
+    def _refuse_other(self) -> None:
+        known = None
+        if self.meta.exists():
+            known = json.loads(self.meta.read_bytes())["identity"]
+        elif self._manifest.exists():
+            known = json.loads(self._manifest.read_bytes())
+        elif self.result.exists():
+            raise SagecacheError("the file was not made by sagecache", file=self.result, fix=PARTS_FIX)
+        if known is not None and (differences := diff(known, self._identity)):
+            raise SagecacheError(
+                f"it was made from something else ({describe(differences)})", file=self.result, fix=PARTS_FIX
+            )
+
+    def _is_finished(self) -> bool:
+        if not (self.meta.exists() and self.result.exists()):
+            return False
+        if _sha256(self.result.read_bytes()) != json.loads(self.meta.read_bytes())["sha256"]:
+            raise SagecacheError("the file was changed after it was made", file=self.result, fix=PARTS_FIX)
+        return True
+
+
+class PartsWriter(Parts):
+    """Collects parts, each a list of records and a list of failures, into one result file."""
+
+    def __init__(self, result: Path, identity: Mapping, count: int) -> None:
+        """Take up what is there. Raises SagecacheError where it was made from something else."""
+        super().__init__(result, identity, count)
         self._folder.mkdir(parents=True, exist_ok=True)
         self._lock = FolderLock(self._folder, shared=False)
         remove_leftovers(self._folder)
         if not self.finished:
             write_whole(self._manifest, _json(self._identity))
-
-    def missing(self) -> list[int]:
-        """Numbers of the parts still to be made."""
-        return [] if self.finished else [k for k in range(self.count) if not self._part(k).exists()]
 
     def commit(self, part: int, records: list[dict], failed: list[dict]) -> None:
         write_whole(self._part(part), _json({"records": records, "failed": failed}))
@@ -74,33 +109,6 @@ class PartsWriter:
     def failed(self) -> list[dict]:
         """Failures of the finished result."""
         return json.loads(self.meta.read_bytes())["failed"]
-
-    @property
-    def _manifest(self) -> Path:
-        return self._folder / "manifest.json"
-
-    def _part(self, number: int) -> Path:
-        return self._folder / f"part-{number:06d}.json"
-
-    def _refuse_other(self) -> None:
-        known = None
-        if self.meta.exists():
-            known = json.loads(self.meta.read_bytes())["identity"]
-        elif self._manifest.exists():
-            known = json.loads(self._manifest.read_bytes())
-        elif self.result.exists():
-            raise SagecacheError("the file was not made by sagecache", file=self.result, fix=PARTS_FIX)
-        if known is not None and (differences := diff(known, self._identity)):
-            raise SagecacheError(
-                f"it was made from something else ({describe(differences)})", file=self.result, fix=PARTS_FIX
-            )
-
-    def _is_finished(self) -> bool:
-        if not (self.meta.exists() and self.result.exists()):
-            return False
-        if _sha256(self.result.read_bytes()) != json.loads(self.meta.read_bytes())["sha256"]:
-            raise SagecacheError("the file was changed after it was made", file=self.result, fix=PARTS_FIX)
-        return True
 
 
 def set_parts_aside(result: Path) -> Path | None:

@@ -5,6 +5,7 @@ Takes plain values and objects of the teacher protocols; knows no project and no
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ import numpy as np
 
 from sagecache.errors import SagecacheError
 from sagecache.precompute.engines import get_engine
-from sagecache.precompute.parts import PARTS_FIX, PartsWriter, set_parts_aside
+from sagecache.precompute.parts import PARTS_FIX, Parts, PartsWriter, set_parts_aside
 from sagecache.precompute.plan import CODE_FORMAT, CropRule, GeoPlan, hash_images, limited, plan_geo
 from sagecache.precompute.steps import FailedItem, GeoShard, detect_part, geo_shard
 from sagecache.skeleton.definition import Skeleton
@@ -152,6 +153,8 @@ def estimate_geo(
     """What ``run_geo`` would do; writes nothing, runs the teacher on ``sample`` instances of the whole."""
     root, plan = _plan(job, teacher, options, progress)
     total = len(plan.instances)
+    if total == 0:
+        return Estimate(0, 0, 0, 0.0)
     shards = range(-(-total // job.shard_size))
     if not options.force:
         shards = pending(root, plan.store, plan.fields, plan.fingerprint, job.shard_size)
@@ -164,6 +167,28 @@ def estimate_geo(
     chunk_bytes = sum(len(chunk) + 16 for row in encoded for chunk in row.chunks.values()) / len(rows)
     plan_bytes = 152 + 9  # ids, hash, box and affine; status and depth range
     return Estimate(total, missing, round((chunk_bytes + plan_bytes) * total), seconds * missing)
+
+
+def estimate_detect(
+    job: DetectJob, detector: Detector, options: RunOptions = RunOptions(), sample: int = 16
+) -> Estimate:
+    """What ``run_detect`` would do; writes nothing, runs the detector on ``sample`` images of the whole."""
+    result, images = limited(Path(job.result), job.images, options.limit)
+    if not images:
+        return Estimate(0, 0, 0, 0.0)
+    parts = [images[k : k + job.part_size] for k in range(0, len(images), job.part_size)]
+    numbers = range(len(parts))
+    if not options.force:
+        numbers = Parts(result, _detect_identity(images, detector, job.part_size), len(parts)).missing()
+    rows = np.unique(np.linspace(0, len(images) - 1, sample).astype(int)).tolist()
+    detect_part([images[rows[0]]], detector, job.batch_size)  # first pass: allocations, kernels chosen
+    began = time.perf_counter()
+    found = detect_part([images[row] for row in rows], detector, job.batch_size).detections
+    seconds = (time.perf_counter() - began) / len(rows)
+    missing = sum(len(parts[k]) for k in numbers)
+    return Estimate(
+        len(images), missing, round(len(json.dumps(found)) / len(rows) * len(images)), seconds * missing
+    )
 
 
 def run_detect(

@@ -84,11 +84,8 @@ def test_a_dry_run_counts_and_writes_nothing(folder, step):
     before = sorted(folder.rglob("*"))
     words = [] if step == "all" else ["--split", "val"]
     rows = answer(folder, step, *words, "--dry-run")
-    if step == "detect":
-        assert rows[0]["images"] == 2
-    else:
-        assert [row["instances"] for row in rows] == ([5, 6] if step == "all" else [3])
-        assert all(row["missing"] == row["instances"] and row["seconds"] >= 0 for row in rows)
+    assert [row["total"] for row in rows] == {"detect": [2], "geo": [3], "all": [5, 6]}[step]
+    assert all(row["missing"] == row["total"] and row["seconds"] >= 0 for row in rows)
     assert sorted(folder.rglob("*")) == before
     assert "dry run" in sagecache(folder, "precompute", step, *words, "--dry-run").stdout
 

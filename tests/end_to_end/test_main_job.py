@@ -164,7 +164,7 @@ def test_check_finds_nothing_wrong(project):
 def test_dry_run_counts_without_writing(project):
     before = sorted((project / "cache").rglob("*"))
     rows = json.loads(sagecache(project, "precompute", "geo", "--split", "val", "--dry-run", "--json").stdout)
-    assert rows[0]["instances"] >= COUNTS["val"] and rows[0]["megabytes"] > 0
+    assert rows[0]["total"] >= COUNTS["val"] and rows[0]["megabytes"] > 0
     assert sorted((project / "cache").rglob("*")) == before
 
 

@@ -11,6 +11,7 @@ from sagecache.errors import SagecacheError
 from sagecache.precompute.runner import (
     RunOptions,
     StatsJob,
+    estimate_detect,
     estimate_geo,
     run_detect,
     run_geo,
@@ -146,6 +147,18 @@ def test_an_estimate_writes_nothing_and_is_near_the_truth(tmp_path):
     assert estimate_geo(job, teacher, RunOptions(force=True)).missing == 120
     with pytest.raises(SagecacheError, match="teacher.version"):
         estimate_geo(job, ToyTeacher(version=2))
+
+
+def test_an_estimate_of_boxes_counts_what_is_missing_and_writes_nothing(images, tmp_path):
+    job, before = detect_job(tmp_path, images), sorted(tmp_path.rglob("*"))
+    guess = estimate_detect(job, ToyDetector())
+    assert (guess.total, guess.missing) == (7, 7) and sorted(tmp_path.rglob("*")) == before
+    report = run_detect(job, ToyDetector())
+    assert 0.7 < guess.bytes / report.bytes < 1.3
+    assert estimate_detect(job, ToyDetector()).missing == 0
+    assert estimate_detect(job, ToyDetector(), RunOptions(force=True)).missing == 7
+    assert estimate_detect(job, ToyDetector(), RunOptions(limit=3)).total == 3
+    assert estimate_detect(detect_job(tmp_path, []), ToyDetector()).total == 0
 
 
 def test_detections_are_read_back_and_made_once(images, tmp_path):
