@@ -19,7 +19,7 @@ ARMS = ("stage0", "stage1-full")
 SHOWN = ("AP", "AP50", "PCK@0.05", "PCK@0.1")
 
 
-@click.command("demo")
+@click.command("demo", short_help="The whole job on rendered infants, with pictures.")
 def demo_command() -> None:
     """Render infants, cache targets, train stage0 and stage1-full, compare them on test, draw pictures."""
     start = time.monotonic()

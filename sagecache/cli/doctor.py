@@ -48,7 +48,7 @@ class Finding:
     fix: str = ""
 
 
-@click.command("doctor")
+@click.command("doctor", short_help="Is this machine ready to train?")
 @click.option(
     "--project", "folder", type=click.Path(file_okay=False), help="Folder of the project to look at."
 )

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sagecache.project import Project
 
 
-@click.command("eval")
+@click.command("eval", short_help="AP, AR and PCK of a checkpoint.")
 @project_option
 @click.option(
     "--checkpoint", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Default: the newest."

@@ -10,7 +10,7 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
-@click.command("init")
+@click.command("init", short_help="Write a project for your own data.")
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--images", type=FOLDER, required=True, help="Folder of the labeled images.")
 @click.option("--labeled", type=FILE, required=True, help="COCO keypoint JSON of the labeled images.")

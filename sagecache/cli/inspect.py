@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sagecache.structures import Instance
 
 
-@click.command("inspect")
+@click.command("inspect", short_help="One image: picture, targets, provenance.")
 @click.argument("image_id", type=int)
 @project_option
 @click.option("--split", default="unlabeled", show_default=True)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sagecache.project import Project
 
 
-@click.group("precompute")
+@click.group("precompute", short_help="Run what is frozen once, into stores.")
 def precompute_command() -> None:
     """Run what is frozen once: person boxes, depth and normals, skeleton statistics."""
 

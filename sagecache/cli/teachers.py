@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sagecache.project import Project
 
 
-@click.command("teachers")
+@click.command("teachers", short_help="The frozen networks and their errors.")
 @project_option
 @click.option("--split", help="Measure the errors on this split; it needs ground-truth geometry (rendered).")
 @json_option

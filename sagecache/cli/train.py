@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sagecache.project import Project
 
 
-@click.command("train")
+@click.command("train", short_help="Train a recipe of the project.")
 @click.argument("recipe")
 @project_option
 @click.option(
@@ -44,7 +44,7 @@ def train_command(
     actions.train(project, recipe, overrides=overrides, **options)
 
 
-@click.command("export")
+@click.command("export", short_help="Write a plain mmpose checkpoint.")
 @project_option
 @click.option(
     "--checkpoint", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Default: the newest."
