@@ -83,12 +83,13 @@ class DemoGeometry:
 class DemoDetector:
     """Person boxes from PersonDetector.
 
-    score: least score of a box; nms: largest IoU of two boxes that both stay; limit: most boxes an image.
+    score: least score of a box; low, as AP needs the tail, and a split's min_score chooses among them later.
+    nms: largest IoU of two boxes that both stay. limit: most boxes an image.
     """
 
     def __init__(
         self,
-        score: float = 0.3,
+        score: float = 0.05,
         nms: float = 0.5,
         limit: int = 10,
         net: PersonDetector | None = None,

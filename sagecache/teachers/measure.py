@@ -23,9 +23,9 @@ def geometry_errors(
     true_depth: np.ndarray,
     true_normals: np.ndarray,
     true_mask: np.ndarray,
-    erosion: int = 2,
+    erosion: int | None = None,
 ) -> dict[str, float] | None:
-    """Errors of one instance inside its true mask, eroded by `erosion` pixels of the maps.
+    """Errors of one instance inside its true mask, eroded by `erosion` pixels (default: 1 in 64 rows).
 
     depth, true_depth (h, w), any unit: the prediction is first fitted by a scale (of either sign) and an
     offset in least squares; depth_rmse is divided by the true depth's range (quantiles .02 to .98).
@@ -37,7 +37,7 @@ def geometry_errors(
     (0, 0, -1): constant_normal_mean, constant_normal_median, constant_depth_rmse. None where fewer than
     MIN_PIXELS pixels remain.
     """
-    whole = _erode(true_mask, erosion)
+    whole = _erode(true_mask, len(true_mask) // 64 if erosion is None else erosion)
     inside = whole & np.isfinite(depth) & np.isfinite(normals).all(0)
     if inside.sum() < MIN_PIXELS:
         return None

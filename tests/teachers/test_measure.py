@@ -86,6 +86,16 @@ def test_only_the_eroded_mask_counts():
     assert geometry_errors(*args, erosion=1)["normal_mean"] > 1
 
 
+def test_the_margin_grows_with_the_maps():
+    """A wrong outline two pixels wide counts at 64 rows, where one is cut off, and not at 128."""
+    for rows, counts in ((64, True), (128, False)):
+        shape = np.ones((rows, rows), bool)
+        true = np.tile(np.array([0.0, 0.0, -1.0])[:, None, None], (1, rows, rows))
+        guess, depth = true.copy(), np.random.default_rng(0).random((rows, rows))
+        guess[:, :2] = np.array([1.0, 0.0, 0.0])[:, None, None]
+        assert (geometry_errors(depth, guess, shape, depth, true, shape)["normal_mean"] > 0) == counts
+
+
 def test_mask_iou_and_too_small_masks():
     depth, normals = tilted_plane(20)
     half = everywhere()
@@ -94,7 +104,7 @@ def test_mask_iou_and_too_small_masks():
     assert row["mask_iou"] == pytest.approx((SIZE // 2) / SIZE)
     small = np.zeros((SIZE, SIZE), bool)
     small[:9, :9] = True
-    assert geometry_errors(depth, normals, small, depth, normals, small) is None
+    assert geometry_errors(depth, normals, small, depth, normals, small, erosion=2) is None
 
 
 def test_pixels_without_a_prediction_are_left_out_and_counted():
