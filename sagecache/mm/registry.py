@@ -6,6 +6,7 @@ Registers: ``PoseNet`` (the demo's backbone), ``SoftmaxHeatmapHead``, ``SpatialC
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,8 @@ activate()  # spawned loader workers import this module to unpickle what it defi
 from mmpose.models.heads import HeatmapHead  # noqa: E402
 from mmpose.registry import MODELS  # noqa: E402
 
+from sagecache.errors import SagecacheError  # noqa: E402
+from sagecache.geometry.affine import heatmap_affine  # noqa: E402
 from sagecache.models.convnet import PoseNet  # noqa: E402
 
 MODELS.register_module(name="PoseNet", module=PoseNet)
@@ -84,8 +87,7 @@ def build_student(model: dict) -> nn.Module:
     from mmengine.logging import MMLogger
     from mmengine.registry import DefaultScope
 
-    from sagecache.errors import SagecacheError
-
+    codec_of(model)  # refuses what neither training nor evaluation could use
     MMLogger.get_current_instance().setLevel("WARNING")  # init_weights names every parameter
     with DefaultScope.overwrite_default_scope("mmpose"):
         try:
@@ -101,19 +103,33 @@ def build_student(model: dict) -> nn.Module:
 
 
 def codec_of(model: dict) -> dict:
-    """The codec of a model page: its head's decoder."""
-    return dict(model["head"]["decoder"])
+    """The codec of a model page: its head's decoder, which must be mmpose's UDPHeatmap.
+
+    Views, evaluation crops and the teacher's mirrored maps (x' = w - 1 - x) all map corner pixels to corner
+    pixels. Codecs that divide by the stride (MSRAHeatmap) would put a mirrored map off by 1 - 1/stride
+    heatmap pixels, and those without maps (SimCC, regression) give the teacher nothing to decode.
+    Raises SagecacheError that names the codec.
+    """
+    head = model.get("head")
+    codec = dict((head.get("decoder") if isinstance(head, Mapping) else None) or {})
+    kind = codec.get("type", "none")
+    if kind != "UDPHeatmap" or codec.get("heatmap_type", "gaussian") != "gaussian":
+        kind = kind if kind != "UDPHeatmap" else f"{kind} of type '{codec['heatmap_type']}'"
+        raise SagecacheError(
+            f"the head's decoder is {kind}, and only UDPHeatmap with Gaussian maps serves",
+            file="model.py",
+            fix="Set decoder=dict(type='UDPHeatmap', input_size=…, heatmap_size=…, sigma=…).",
+        )
+    missing = [key for key in ("input_size", "heatmap_size", "sigma") if key not in codec]
+    if missing:
+        raise SagecacheError(f"the head's decoder has no '{missing[0]}'", file="model.py", fix="Add it.")
+    return codec
 
 
 def heatmap_from_input(codec: dict) -> Tensor:
-    """(3, 3) float32: network input pixels -> heatmap pixels, by the rule of the codec.
+    """(3, 3) float32: network input pixels -> heatmap pixels, corner centres to corner centres (UDP).
 
-    UDP maps corner centres to corner centres; the others divide by the stride (mmpose codecs).
+    codec: as `codec_of` returns it.
     """
-    from sagecache.geometry.affine import heatmap_affine
-
-    (width, height), (map_width, map_height) = codec["input_size"], codec["heatmap_size"]
-    if codec["type"].startswith("UDP"):
-        matrix = heatmap_affine((width, height), (map_width, map_height))
-        return torch.from_numpy(matrix).float()
-    return torch.diag(torch.tensor([map_width / width, map_height / height, 1.0]))
+    matrix = heatmap_affine(tuple(codec["input_size"]), tuple(codec["heatmap_size"]))
+    return torch.from_numpy(matrix).float()

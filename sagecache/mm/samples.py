@@ -26,7 +26,7 @@ from mmpose.structures import PoseDataSample  # noqa: E402
 class LabelEncoder:
     """Adds ``data_samples`` to a collated labeled batch: what the codec makes of its keypoints.
 
-    Runs in the loader's workers. Any codec of mmpose serves: heatmaps, SimCC, regression.
+    Runs in the loader's workers. The codec is one that `registry.codec_of` lets through: UDP heatmaps.
     """
 
     def __init__(self, codec: dict, skeleton: Skeleton) -> None:

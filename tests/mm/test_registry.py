@@ -4,13 +4,17 @@ import math
 
 import pytest
 import torch
+from mmpose.registry import KEYPOINT_CODECS
 from mmpose.structures import PoseDataSample
 from torch.nn import functional as F
 
 from sagecache.errors import SagecacheError
-from sagecache.mm.registry import SpatialCrossEntropyLoss, build_student, heatmap_from_input
+from sagecache.geometry.affine import invert_affine, transform_points
+from sagecache.geometry.heatmap import decode, probability
+from sagecache.mm.registry import SpatialCrossEntropyLoss, build_student, codec_of, heatmap_from_input
 from sagecache.models.convnet import PIXEL_MEAN, PIXEL_STD
 from sagecache.project import Project
+from sagecache.semi.pseudo_labels import fuse_flip
 
 CODEC = dict(type="UDPHeatmap", input_size=(96, 128), heatmap_size=(24, 32), sigma=1.25)
 
@@ -66,13 +70,46 @@ def test_the_demo_page_feeds_the_student_what_it_was_pretrained_on(student):
     torch.testing.assert_close(got, (rgb - mean) / std)
 
 
+def test_heatmap_scale_maps_corners_to_corners():
+    moved = heatmap_from_input(CODEC) @ torch.tensor([95.0, 127.0, 1.0])
+    torch.testing.assert_close(moved, torch.tensor([23.0, 31.0, 1.0]))
+
+
+@pytest.mark.parametrize("x", [30.0, 40.0, 61.5])
+def test_perfect_maps_of_an_accepted_codec_fuse_with_their_mirror_to_the_true_place(x):
+    """MSRAHeatmap's would not: at x = 40 its pair fuses to 38.6."""
+    codec = dict(codec_of(Project.open().model))
+    encoder = KEYPOINT_CODECS.build(codec)
+    points = torch.tensor([[x, 60.0], [95 - x, 60.0]]).numpy()[:, None]  # the joint, and it in the mirror
+    plain, mirrored = (
+        torch.from_numpy(encoder.encode(one[None], torch.ones(1, 1).numpy())["heatmaps"])[None]
+        for one in points
+    )
+    fused = fuse_flip(probability(plain, "heatmap"), probability(mirrored, "heatmap"), torch.tensor([0]))
+    keypoints, _ = decode(fused, codec["sigma"])
+    back = transform_points(invert_affine(heatmap_from_input(codec))[None], keypoints)
+    assert back[0, 0, 0].item() == pytest.approx(x, abs=0.5)
+
+
 @pytest.mark.parametrize(
-    "codec, corner",
-    [(CODEC, (23.0, 31.0)), (dict(CODEC, type="MSRAHeatmap"), (95 / 4, 127 / 4))],
+    "change, told",
+    [
+        (dict(type="MSRAHeatmap"), "model.py: the head's decoder is MSRAHeatmap.*type='UDPHeatmap'"),
+        (dict(type="SimCCLabel"), "the head's decoder is SimCCLabel"),
+        (dict(heatmap_type="combined"), "UDPHeatmap of type 'combined'"),
+        (None, "the head's decoder is none"),
+        ({"heatmap_size": None}, "no 'heatmap_size'"),
+    ],
 )
-def test_heatmap_scale_follows_the_codec(codec, corner):
-    moved = heatmap_from_input(codec) @ torch.tensor([95.0, 127.0, 1.0])
-    torch.testing.assert_close(moved, torch.tensor([*corner, 1.0]))
+def test_a_codec_that_views_and_mirrored_maps_do_not_fit_is_refused(change, told):
+    model = Project.open().model
+    decoder = {key: one for key, one in {**CODEC, **(change or {})}.items() if one is not None}
+    head = dict(model["head"], decoder=decoder if change is not None else None)
+    for use in (codec_of, build_student):
+        with pytest.raises(SagecacheError, match=told):
+            use(dict(model, head=head))
+    with pytest.raises(SagecacheError, match="decoder is none"):
+        codec_of(dict(type="TopdownPoseEstimator"))
 
 
 def test_a_model_that_mmpose_does_not_know_is_one_clear_error():

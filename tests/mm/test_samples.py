@@ -25,14 +25,14 @@ def instance(tmp_path):
 
 
 def test_codec_labels_peak_where_the_keypoints_are():
-    codec = dict(type="MSRAHeatmap", input_size=SIZE, heatmap_size=(24, 32), sigma=2)
+    codec = dict(type="UDPHeatmap", input_size=SIZE, heatmap_size=(24, 32), sigma=2)
     xy = torch.tensor([[[40.0, 60.0]] * 17, [[8.0, 100.0]] * 17])
     batch = dict(image=torch.zeros(2, 3, 128, 96), keypoints=xy, visible=torch.ones(2, 17))
     batch["visible"][1, 4] = 0
     samples = LabelEncoder(codec, COCO17)(batch)["data_samples"]
     for sample, point in zip(samples, xy[:, 0], strict=True):
         y, x = np.unravel_index(int(sample.gt_fields.heatmaps[0].argmax()), (32, 24))
-        assert (x, y) == tuple((point / 4).round().int().tolist())
+        assert (x, y) == tuple((point * torch.tensor([23 / 95, 31 / 127])).round().int().tolist())
     assert samples[1].gt_instance_labels.keypoint_weights[0, 4] == 0
     assert samples[1].gt_instance_labels.keypoint_weights[0, 5] == 1
 
