@@ -11,8 +11,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import median
 
-from sagecache.data.coco import labelled_keypoints, person_categories
+from sagecache.data.coco import labelled_keypoints
 from sagecache.data.findings import FindingList, some
+from sagecache.skeleton.category import is_person, person_categories
 from sagecache.skeleton.definition import Skeleton
 
 MARGIN = 1.0  # px: labels count from pixel corners or from centres, and are rounded
@@ -64,7 +65,7 @@ def check_annotations(
         if annotation["image_id"] not in known:
             log.error("unknown_image", f"image_id {annotation['image_id']} is not among the images", where)
             continue
-        if persons is not None and annotation.get("category_id") not in persons | {None}:
+        if not is_person(annotation, persons):
             continue
         if annotation.get("id") == 0:
             log.warning(
@@ -176,9 +177,7 @@ def _check_lengths(coco: Mapping, skeleton: Skeleton | None, log: FindingList) -
 
 
 def _count_persons(coco: Mapping, persons: set[int] | None, log: FindingList) -> None:
-    annotations = [
-        a for a in coco["annotations"] if persons is None or a.get("category_id") in persons | {None}
-    ]
+    annotations = [a for a in coco["annotations"] if is_person(a, persons)]
     crowds = [a.get("id") for a in annotations if a.get("iscrowd")]
     bare = [a.get("id") for a in annotations if not a.get("iscrowd") and not labelled_keypoints(a)]
     message = f"{len(coco['images']):,} images, {len(annotations):,} persons"

@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 
 from sagecache.errors import SagecacheError
+from sagecache.skeleton.category import is_person, person_categories
 from sagecache.structures import Instance
 
 READ_FLAGS = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
@@ -66,9 +67,9 @@ def image_path(root: str | Path, record: dict) -> Path:
 def load_coco(path: str | Path) -> dict:
     """A COCO keypoint file as a dict with lists 'images', 'annotations', 'categories' (empty where absent).
 
-    Every image has an int id; every annotation an int image_id and a bbox of four finite numbers; keypoints,
-    where given, are flat triplets of finite numbers. Raises SagecacheError naming the file, the record and
-    what it should be. Other keys are passed through.
+    Every image has an int64 id; every annotation an int64 image_id and a bbox of four finite numbers;
+    keypoints, where given, are flat triplets of finite numbers. Raises SagecacheError naming the file, the
+    record and what it should be. Other keys are passed through.
     """
     content = _load_json(path)
     if not isinstance(content, dict) or "images" not in content:
@@ -111,12 +112,6 @@ def load_detections(path: str | Path) -> list[dict]:
     return content
 
 
-def person_categories(coco: dict) -> set[int] | None:
-    """Ids of the categories named 'person' or with keypoint names; None (all) where there are none."""
-    found = {c["id"] for c in coco["categories"] if c.get("name") == "person" or c.get("keypoints")}
-    return found or None
-
-
 def labelled_keypoints(annotation: dict) -> int:
     """How many keypoints have v > 0: counted, because num_keypoints may be missing or wrong."""
     return sum(1 for v in (annotation.get("keypoints") or [])[2::3] if v > 0)
@@ -139,8 +134,7 @@ def instances_from_annotations(
         _require_image(image_id, paths, f"annotations[{i}]", file)
         number = seen[image_id]
         seen[image_id] += 1
-        other = persons is not None and record.get("category_id", next(iter(persons))) not in persons
-        if other or record.get("iscrowd") or not _has_area(record["bbox"]):
+        if not is_person(record, persons) or record.get("iscrowd") or not _has_area(record["bbox"]):
             continue
         if not (keep_unlabeled or labelled_keypoints(record)):
             continue
@@ -151,7 +145,7 @@ def instances_from_annotations(
                 instance=number,
                 path=paths[image_id],
                 bbox=tuple(float(v) for v in record["bbox"]),
-                keypoints=None if keypoints is None else np.array(keypoints, dtype=np.float64).reshape(-1, 3),
+                keypoints=np.array(keypoints, dtype=np.float64).reshape(-1, 3) if keypoints else None,
                 area=None if record.get("area") is None else float(record["area"]),
                 annotation_id=record.get("id"),
             )
@@ -210,6 +204,8 @@ class _Record:
         value = self._required(key)
         if not _is_integer(value):
             self.fail(f"'{key}' must be an integer, not {_kind(value)} {value!r:.40}")
+        if not -(2**63) <= value < 2**63:
+            self.fail(f"'{key}' must be an integer of 64 bits, as stores hold it, not {value}")
 
     def number(self, key: str) -> None:
         value = self._required(key)

@@ -23,6 +23,7 @@ from pycocotools.cocoeval import COCOeval
 
 from sagecache.errors import SagecacheError, nearest
 from sagecache.evaluation.ranking import RankedDetections
+from sagecache.skeleton.category import is_person, person_categories
 from sagecache.skeleton.definition import Skeleton
 
 AREA_RULES = {
@@ -191,19 +192,20 @@ def prepare_ground_truth(ground_truth: Mapping, skeleton: Skeleton, area_rule: s
     """The COCO dict that pycocotools is given: one category, area by the rule, counted num_keypoints.
 
     Annotation ids become 1, 2, ... because pycocotools takes a match with id 0 for none; the old one stays
-    as 'source_id'. Annotations without 'keypoints' are left out.
+    as 'source_id'. Other categories than persons are left out, as in training. A person without keypoints
+    gets zeros: pycocotools ignores it, and a prediction on it is no false positive.
     """
     known = {image["id"] for image in ground_truth["images"]}
+    persons, count = person_categories(ground_truth), 3 * skeleton.num_keypoints
     annotations = []
     for i, source in enumerate(ground_truth["annotations"]):
-        if source.get("keypoints") is None:
+        if not is_person(source, persons):
             continue
         where = f"annotations[{i}] (id {source.get('id')})"
-        if len(source["keypoints"]) != 3 * skeleton.num_keypoints:
+        keypoints = list(source.get("keypoints") or [0] * count)
+        if len(keypoints) != count:
             raise SagecacheError(
-                f"has {len(source['keypoints'])} keypoint numbers, the skeleton needs "
-                f"{3 * skeleton.num_keypoints}",
-                record=where,
+                f"has {len(keypoints)} keypoint numbers, the skeleton needs {count}", record=where
             )
         if source["image_id"] not in known:
             raise SagecacheError(f"image_id {source['image_id']} is not among the images", record=where)
@@ -216,8 +218,8 @@ def prepare_ground_truth(ground_truth: Mapping, skeleton: Skeleton, area_rule: s
                 "bbox": list(source["bbox"]),
                 "area": _area(source, area_rule, where),
                 "iscrowd": int(bool(source.get("iscrowd", 0))),
-                "keypoints": list(source["keypoints"]),
-                "num_keypoints": sum(v > 0 for v in source["keypoints"][2::3]),
+                "keypoints": keypoints,
+                "num_keypoints": sum(v > 0 for v in keypoints[2::3]),
             }
         )
     images = [{"id": image["id"]} for image in ground_truth["images"]]

@@ -134,6 +134,7 @@ def minimal():
     [
         (lambda c: c["images"][0].pop("id"), r"images\[0\]: lacks 'id'"),
         (lambda c: c["images"][0].update(id="1"), r"images\[0\]: 'id' must be an integer, not a string '1'"),
+        (lambda c: c["images"][0].update(id=2**70), r"images\[0\].*must be an integer of 64 bits"),
         (lambda c: c["images"][0].update(id=True), "must be an integer, not a boolean"),
         (lambda c: c["images"][0].update(file_name=3), r"images\[0\] \(id 1\): 'file_name' must be a string"),
         (lambda c: c["images"].append(7), r"images\[1\]: must be a dict, not a int"),
@@ -238,6 +239,8 @@ def test_fields_of_an_instance():
     bare = coco_of(person(1, 7))
     del bare["annotations"][0]["keypoints"], bare["annotations"][0]["id"]
     (one,) = instances_from_annotations(bare, "root", keep_unlabeled=True)
+    (empty,) = instances_from_annotations(coco_of(person(1, 7, keypoints=[])), "root", keep_unlabeled=True)
+    assert empty.keypoints is None
     assert one.keypoints is None and one.annotation_id is None and one.area is None
 
 

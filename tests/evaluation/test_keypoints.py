@@ -300,6 +300,34 @@ def test_a_missing_area_is_refused_only_where_it_is_needed():
         prepare_ground_truth(truth, COCO17, "annotation")
 
 
+@pytest.mark.parametrize("bare", [{}, {"keypoints": None}, {"keypoints": []}])
+def test_a_person_without_keypoints_is_ignored_as_pycocotools_does(bare, tmp_path):
+    rng = np.random.default_rng(3)
+    truth = random_persons(rng)
+    results = sort_predictions(guesses(truth, rng, noise=4))
+    unlabelled = truth["annotations"][2]
+    same = json.loads(json.dumps(truth))
+    same["annotations"][2].update(keypoints=[0] * 51, num_keypoints=0)
+    del unlabelled["keypoints"], unlabelled["num_keypoints"]
+    unlabelled.update(bare)
+    report = evaluate(results, truth, COCO17, area_rule="annotation")
+    for name, value in official(same, results, tmp_path).items():
+        assert report.coco[name] == pytest.approx(value, abs=1e-12), name
+    assert report.persons == len(truth["annotations"]) - 1
+
+
+def test_a_dog_with_keypoints_is_no_missed_person():
+    rng = np.random.default_rng(4)
+    truth = random_persons(rng)
+    results = guesses(truth, rng, noise=0)
+    assert evaluate(results, truth, COCO17).AP == pytest.approx(1)
+    dog = {**truth["annotations"][0], "id": 900, "category_id": 18, "bbox": [300, 300, 50, 50]}
+    truth["annotations"].append(dog)
+    truth["categories"].append({"id": 18, "name": "dog"})
+    report = evaluate(results, truth, COCO17)
+    assert (report.AP, report.unmatched) == (pytest.approx(1), 0)
+
+
 @pytest.mark.skipif(not REAL.is_dir(), reason="the shared photographs are not beside the checkout")
 def test_real_annotations_agree_with_pycocotools(tmp_path):
     truth = json.loads((REAL / "annotations" / "person_keypoints.json").read_text())
