@@ -20,8 +20,12 @@ if TYPE_CHECKING:
 
 
 def ensure(project: Project, requirements: Sequence[Requirement]) -> None:
-    """Make what is missing (demo), or raise SagecacheError with the exact commands (any other project)."""
-    if not project.embedded:
+    """Make what is missing (demo), or raise SagecacheError with the exact commands (any other project).
+
+    Under torchrun nothing is made either: one process would work while the others time out.
+    """
+    together = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    if together or not project.embedded:
         missing = [need for need in requirements if not need.present()]
         if missing:
             raise SagecacheError(
@@ -42,7 +46,7 @@ def _make(project: Project, need: Requirement) -> None:
         "boxes": lambda: detect(project, need.what),
         "geo": lambda: geo(project, need.what),
         "stats": lambda: stats(project),
-        "recipe": lambda: train(project, need.what),
+        "recipe": lambda: train(project, need.what, resume=project.checkpoint(need.what) is not None),
     }
     makers[need.kind]()
 

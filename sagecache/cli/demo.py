@@ -44,13 +44,21 @@ def run(project: Project) -> dict[str, dict[str, float]]:
 
     measured = {}
     for arm in ARMS:
-        checkpoint = project.checkpoint(arm)
-        if checkpoint is None:
-            checkpoint = train(project, arm)
-        else:
-            note(f"{arm}: already trained, {checkpoint}")
-        measured[arm] = evaluate(project, checkpoint, "test")
+        if not _trained(project, arm):
+            train(project, arm, resume=project.checkpoint(arm) is not None)
+        measured[arm] = evaluate(project, project.checkpoint(arm), "test")
     return measured
+
+
+def _trained(project: Project, arm: str) -> bool:
+    """In full: a trial of a few iterations is trained on."""
+    from sagecache.project.runs import finished_run
+
+    run = finished_run(project.work_dir(arm))
+    if run is None or run.iterations < project.recipe(arm)[0].train_cfg.max_iters:
+        return False
+    note(f"{arm}: already trained, {project.checkpoint(arm)}")
+    return True
 
 
 def pictures(project: Project) -> list[Path]:

@@ -40,6 +40,7 @@ from sagecache.mm.samples import EncodedSteps, LabelEncoder
 from sagecache.mm.terms import build_labeler, build_terms, load_prior
 from sagecache.models.weights import weights_path
 from sagecache.project import Project, Recipe
+from sagecache.project.runs import FinishedRun, mark_finished, unmark
 from sagecache.store.reader import StoreReader
 
 logger = logging.getLogger(__name__)
@@ -85,9 +86,13 @@ def train(project: Project, name: str, options: TrainOptions, report: Progress) 
     estimator = build_estimator(project, recipe, model)
     loader = train_loader(project, recipe, model, seed)
     runner = _runner(project, recipe, options, estimator, loader, work_dir, seed, report)
+    unmark(work_dir)
     runner.train()
-    best = sorted(work_dir.glob("best_*.pth"), key=lambda path: path.stat().st_mtime)
-    return best[-1] if best else work_dir / f"iter_{runner.iter}.pth"
+    best = runner.message_hub.runtime_info.get("best_ckpt")
+    checkpoint = Path(best) if best else work_dir / f"iter_{runner.iter}.pth"
+    if runner.rank == 0:
+        mark_finished(work_dir, FinishedRun(runner.iter, checkpoint.name))
+    return checkpoint
 
 
 def _resumed_seed(work_dir: Path, resume: bool) -> int | None:
@@ -131,7 +136,7 @@ def start_checkpoint(project: Project, recipe: Recipe) -> Path | None:
         if found is None:
             raise SagecacheError(
                 f"recipe '{recipe.load_from}' is not trained yet",
-                fix="Run: " + project.command(f"sagecache train {recipe.load_from}"),
+                fix=f"Run: {project.train_command(recipe.load_from)}",
             )
         return found
     return project.path(recipe.load_from)

@@ -20,6 +20,7 @@ from sagecache.data.coco import (
 )
 from sagecache.errors import SagecacheError, nearest
 from sagecache.project.recipe import Recipe
+from sagecache.project.runs import finished_run, newest_work_dir, standing_checkpoint
 from sagecache.project.settings import DataSettings, SplitSettings
 from sagecache.skeleton.definition import COCO17, Skeleton
 from sagecache.strict import build
@@ -173,11 +174,9 @@ class Project:
         return self.path(self.data.work_root) / recipe.replace("-", "_")
 
     def checkpoint(self, recipe: str | None = None) -> Path | None:
-        """Best checkpoint of a recipe (else its last); without a name, the newest of the project."""
-        roots = [self.work_dir(recipe)] if recipe else sorted(self.path(self.data.work_root).glob("*"))
-        found = [path for root in roots for path in root.glob("best_*.pth")]
-        found = found or [path for root in roots for path in root.glob("iter_*.pth")]
-        return max(found, key=lambda path: path.stat().st_mtime, default=None)
+        """The checkpoint that stands for a recipe's run, finished or not; without a name, for the newest."""
+        work_dir = self.work_dir(recipe) if recipe else newest_work_dir(self.path(self.data.work_root))
+        return standing_checkpoint(work_dir) if work_dir else None
 
     # -- what is missing --------------------------------------------------------------------------
     def requirements(self, recipe: Recipe) -> list[Requirement]:
@@ -196,9 +195,11 @@ class Project:
             self._need(needs, "recipe", "ddp-prior", "sagecache train ddp-prior", self.prior_file)
         if recipe.load_from in self.recipe_names():
             name = recipe.load_from
-            command = self.command(f"sagecache train {name}")
             needs[("recipe", name)] = Requirement(
-                "recipe", name, command, lambda: self.checkpoint(name) is not None
+                "recipe",
+                name,
+                self.train_command(name),
+                lambda: finished_run(self.work_dir(name)) is not None,
             )
         return list(needs.values())
 
@@ -224,6 +225,11 @@ class Project:
 
     def _need(self, needs: dict, kind: str, what: str, command: str, file: Path) -> None:
         needs[(kind, what)] = Requirement(kind, what, self.command(command), file.is_file)
+
+    def train_command(self, recipe: str) -> str:
+        """How to train a recipe; a run that was cut off goes on."""
+        resume = " --resume" if self.checkpoint(recipe) and not finished_run(self.work_dir(recipe)) else ""
+        return self.command(f"sagecache train {recipe}{resume}")
 
     def command(self, command: str) -> str:
         """The command as it must be typed from any folder."""

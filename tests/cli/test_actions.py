@@ -49,7 +49,7 @@ def test_the_demo_makes_what_is_missing_in_order_and_says_so(monkeypatch, tmp_pa
     monkeypatch.chdir(tmp_path)
     made = []
     for name in ("synth", "detect", "geo", "train"):
-        monkeypatch.setattr(actions, name, lambda project, what, name=name: made.append((name, what)))
+        monkeypatch.setattr(actions, name, lambda project, what, name=name, **_: made.append((name, what)))
     monkeypatch.setattr(actions, "stats", lambda project: made.append(("stats", None)))
     project = Project.open()
     kinds = [
@@ -67,3 +67,13 @@ def test_the_demo_makes_what_is_missing_in_order_and_says_so(monkeypatch, tmp_pa
     ]  # fmt: skip
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "split 'val' is not there yet: make split" and len(lines) == 5
+
+
+def test_under_torchrun_nothing_is_made_on_the_way(monkeypatch, tmp_path):
+    monkeypatch.delenv("SAGECACHE_PROJECT", raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    project = Project.open()
+    with pytest.raises(SagecacheError, match="split of labeled.*Run: sagecache data synth --split labeled"):
+        ensure(project, project.requirements(project.recipe("stage0")[0]))
+    assert list(tmp_path.iterdir()) == []

@@ -13,6 +13,7 @@ from typed import sagecache
 
 from sagecache.cli import demo
 from sagecache.project import Project
+from sagecache.project.runs import FinishedRun, mark_finished
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +23,8 @@ def folder(tmp_path_factory) -> Path:
     project = Project.open(folder)
     for name, shift in (("stage0", 2.0), ("stage1-full", 0.0)):
         save_checkpoint(project, project.work_dir(name) / "best_iter_4.pth", ema_teacher=(0.0, shift))
+        steps = project.recipe(name)[0].train_cfg.max_iters
+        mark_finished(project.work_dir(name), FinishedRun(steps, "best_iter_4.pth"))
     sagecache(folder, "precompute", "stats")
     return folder
 
@@ -55,6 +58,17 @@ def test_the_committed_reference_is_shown_beside_it(folder):
     reference = text[text.index("committed reference, mean of 3 seeds (make arms)") :]
     assert rows(reference)["oracle"] == ["50.0", "50.1", "50.2", "50.3"]
     assert rows(text[: text.index("committed")])["stage1-full"] == ["100.0"] * 4
+
+
+def test_a_trial_of_a_few_iterations_is_not_taken_for_the_arm(folder, monkeypatch):
+    project, trained = Project.open(folder), []
+    mark = project.work_dir("stage0") / "finished.json"
+    monkeypatch.setattr("sagecache.cli.actions.train", lambda *a, **options: trained.append((a[1], options)))
+    before = mark.read_text()
+    mark_finished(mark.parent, FinishedRun(2, "best_iter_4.pth"))
+    demo.run(project)
+    mark.write_text(before)
+    assert trained == [("stage0", {"resume": True})]
 
 
 def test_figures_are_shown_in_percent_in_the_order_of_the_columns():

@@ -133,7 +133,7 @@ def test_load_from_is_the_committed_student_a_recipe_or_a_file(project):
 
 
 def test_a_recipe_that_is_not_trained_yet_is_named_with_its_command(project):
-    with pytest.raises(SagecacheError, match="'stage1-full' is not trained yet.*sagecache train stage1-full"):
+    with pytest.raises(SagecacheError, match="'stage1-full' is not trained yet.*sagecache --project .* train stage1-full"):
         start(project, "stage1-full")
 
 

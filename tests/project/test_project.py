@@ -12,6 +12,7 @@ from dots import write_dots_project
 
 from sagecache.errors import SagecacheError
 from sagecache.project import Project, embedded_project
+from sagecache.project.runs import FinishedRun, mark_finished
 from sagecache.skeleton.definition import COCO17
 
 
@@ -158,17 +159,28 @@ def test_the_demo_writes_where_the_command_runs(tmp_path, monkeypatch):
     assert Project.open().cache_root == tmp_path / "cache" / "demo"
 
 
-def test_the_best_checkpoint_counts_then_the_last_then_the_newest_of_all(project):
+def test_a_run_stands_by_its_best_checkpoint_and_the_project_by_its_newest_run(project):
     assert project.checkpoint() is None and project.checkpoint("stage0") is None
-    places = ["stage0/iter_9.pth", "stage0/best_a_iter_1.pth", "stage1_full/best_b_iter_2.pth"]
+    places = ["stage0/best_a_iter_1.pth", "stage0/iter_9.pth", "stage1_full/iter_2.pth"]
     for age, place in enumerate(places):
         path = project.folder / "work_dirs" / place
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("")
-        os.utime(path, (100 - age, 100 - age))
-        expected = places[min(age, 1)]
+        os.utime(path, (100 + age, 100 + age))
+        expected = places[2] if age == 2 else places[0]
         assert project.checkpoint() == project.folder / "work_dirs" / expected
-    assert project.checkpoint("stage1-full").name == "best_b_iter_2.pth"
+    assert project.checkpoint("stage0").name == "best_a_iter_1.pth"
+
+
+def test_a_killed_run_does_not_count_as_trained_and_is_to_be_resumed(project):
+    needs = lambda: {n.what: n for n in project.requirements(project.recipe("stage1-full")[0])}  # noqa: E731
+    work_dir = project.work_dir("stage0")
+    assert needs()["stage0"].command.endswith("train stage0")
+    work_dir.mkdir(parents=True)
+    (work_dir / "iter_1.pth").write_text("")
+    assert not needs()["stage0"].present() and needs()["stage0"].command.endswith("train stage0 --resume")
+    mark_finished(work_dir, FinishedRun(2, "iter_1.pth"))
+    assert needs()["stage0"].present()
 
 
 # -- instances -----------------------------------------------------------------------------------------
@@ -259,6 +271,7 @@ def test_a_requirement_looks_again_and_its_command_names_the_project(project, fo
     assert missing["stats"].present()
     (folder / "work_dirs" / "stage0").mkdir(parents=True)
     (folder / "work_dirs" / "stage0" / "iter_4.pth").write_text("")
+    mark_finished(folder / "work_dirs" / "stage0", FinishedRun(4, "iter_4.pth"))
     assert needs(project, "stage1-full") == []
 
 

@@ -1,0 +1,65 @@
+"""Work dirs: which run has ended as asked, and which checkpoint stands for it.
+
+mmengine leaves ``best_*.pth`` and ``iter_*.pth`` behind however a run ends. A run that ended by itself also
+has a marker with its length and its checkpoint; without one it was killed and can be resumed.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+MARKER = "finished.json"
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """iterations: how many were run. checkpoint: file name in the work dir."""
+
+    iterations: int
+    checkpoint: str
+
+
+def mark_finished(work_dir: Path, run: FinishedRun) -> None:
+    """Write the marker, whole or not at all."""
+    temporary = work_dir / f".{MARKER}.tmp"
+    temporary.write_text(json.dumps(asdict(run)) + "\n")
+    temporary.replace(work_dir / MARKER)
+
+
+def unmark(work_dir: Path) -> None:
+    """A new or resumed run is not finished."""
+    (work_dir / MARKER).unlink(missing_ok=True)
+
+
+def finished_run(work_dir: Path) -> FinishedRun | None:
+    """None for a run that was killed, and where the checkpoint is gone."""
+    marker = work_dir / MARKER
+    if not marker.is_file():
+        return None
+    run = FinishedRun(**json.loads(marker.read_text()))
+    return run if (work_dir / run.checkpoint).is_file() else None
+
+
+def standing_checkpoint(work_dir: Path) -> Path | None:
+    """The finished run's checkpoint, else the newest best one, else the last."""
+    run = finished_run(work_dir)
+    if run is not None:
+        return work_dir / run.checkpoint
+    for pattern in ("best_*.pth", "iter_*.pth"):
+        found = max(work_dir.glob(pattern), key=_written, default=None)
+        if found is not None:
+            return found
+    return None
+
+
+def newest_work_dir(root: Path) -> Path | None:
+    """The folder below root whose checkpoints are the youngest."""
+    saved = [path for pattern in ("best_*.pth", "iter_*.pth") for path in root.glob(f"*/{pattern}")]
+    newest = max(saved, key=_written, default=None)
+    return None if newest is None else newest.parent
+
+
+def _written(path: Path) -> float:
+    return path.stat().st_mtime

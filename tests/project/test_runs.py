@@ -1,0 +1,49 @@
+import os
+
+import pytest
+
+from sagecache.project.runs import (
+    FinishedRun,
+    finished_run,
+    mark_finished,
+    newest_work_dir,
+    standing_checkpoint,
+    unmark,
+)
+
+
+def save(path, second: int):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"")
+    os.utime(path, (second, second))
+    return path
+
+
+def test_a_run_is_finished_by_its_marker_not_by_its_checkpoints(tmp_path):
+    save(tmp_path / "best_x_iter_2.pth", 2)
+    assert finished_run(tmp_path) is None
+    mark_finished(tmp_path, FinishedRun(2, "best_x_iter_2.pth"))
+    assert finished_run(tmp_path) == FinishedRun(2, "best_x_iter_2.pth")
+    unmark(tmp_path)
+    unmark(tmp_path)
+    assert finished_run(tmp_path) is None
+    mark_finished(tmp_path, FinishedRun(4, "iter_4.pth"))
+    assert finished_run(tmp_path) is None  # its file is gone
+
+
+def test_the_marker_wins_over_older_leftovers_then_best_then_last(tmp_path):
+    assert standing_checkpoint(tmp_path) is None
+    last = save(tmp_path / "iter_9.pth", 9)
+    assert standing_checkpoint(tmp_path) == last
+    best = save(tmp_path / "best_x_iter_3.pth", 3)
+    assert standing_checkpoint(tmp_path) == best
+    mark_finished(tmp_path, FinishedRun(9, "iter_9.pth"))  # trained again without validation
+    assert standing_checkpoint(tmp_path) == last
+
+
+@pytest.mark.parametrize("name", ["best_x_iter_1.pth", "iter_1.pth"])
+def test_the_newest_work_dir_has_the_youngest_checkpoint_of_either_kind(tmp_path, name):
+    assert newest_work_dir(tmp_path) is None
+    save(tmp_path / "a" / "best_y_iter_5.pth", 5)
+    save(tmp_path / "b" / name, 7)
+    assert newest_work_dir(tmp_path) == tmp_path / "b"
