@@ -52,7 +52,7 @@ def _make(project: Project, need: Requirement) -> None:
 
 
 def synth(project: Project, name: str, workers: int | None = None) -> None:
-    """Render one split unless it is there; deterministic for any number of workers."""
+    """Render one split, or check that what is there is what the page asks for; same for any workers."""
     from sagecache.synth.looks import LOOKS
     from sagecache.synth.write import write_split
 
@@ -63,15 +63,12 @@ def synth(project: Project, name: str, workers: int | None = None) -> None:
             file=project.path(split.annotations),
             fix="Correct the path in data.py.",
         )
-    folder = project.path(split.annotations).parent
-    if project.path(split.annotations).is_file():
-        note(f"{name}: already at {folder}")
-        return
-    render = split.render
+    folder, render = project.path(split.annotations).parent, split.render
     if render.look not in LOOKS:
         raise SagecacheError(
             f"unknown look '{render.look}'", record=f"split {name}", fix=nearest(render.look, LOOKS)
         )
+    there = project.path(split.annotations).is_file()
     with progress(f"render {name}") as report:
         write_split(
             folder,
@@ -83,6 +80,8 @@ def synth(project: Project, name: str, workers: int | None = None) -> None:
             size=render.size,
             geometry=render.geometry,
         )
+    if there:
+        note(f"{name}: already at {folder}")
 
 
 def detect(project: Project, split: str, options: RunOptions | None = None) -> StepReport:
@@ -133,7 +132,7 @@ def train(project: Project, name: str, overrides: dict | None = None, **options)
     recipe, _ = project.recipe(name, overrides)
     ensure(project, project.requirements(recipe))
     if recipe.kind == "prior":
-        result = _fit_prior(project, recipe, options.get("seed"))
+        result = _fit_prior(project, recipe, **options)
     else:
         from sagecache.cli.jobs import require_fresh
 
@@ -147,13 +146,20 @@ def train(project: Project, name: str, overrides: dict | None = None, **options)
     return result
 
 
-def _fit_prior(project: Project, recipe: Recipe, seed: int | None) -> Path:
+def _fit_prior(project: Project, recipe: Recipe, seed: int | None = None, **options) -> Path:
+    """A fit of seconds, made anew each time. Raises SagecacheError for options of long trainings."""
+    from sagecache.cli.jobs import prior_instances
     from sagecache.priors.diffusion_fit import fit_from_instances
 
-    instances = [item for split in recipe.data.labeled for item in project.instances(split)]
+    meant = [f"--{key.replace('_', '-')}" for key, value in options.items() if value]
+    if meant:
+        raise SagecacheError(
+            f"fitting the prior knows no {', '.join(meant)}",
+            fix="Its length is prior.steps; its place is the project's cache.",
+        )
     with progress("train ddp-prior") as report:
         return fit_from_instances(
-            instances,
+            prior_instances(project, recipe),
             project.skeleton,
             project.prior_file,
             recipe.prior,

@@ -1,4 +1,4 @@
-"""Who may write in a store folder: one writer alone, or several that share the shards among them."""
+"""Who may write in a folder: one writer alone, or several that share the shards among them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class FolderLock:
         self.alone = self._try(fcntl.LOCK_EX)
         if not self.alone and not (shared and self._wait_for_share()):
             raise SagecacheError(
-                "another process is writing this store",
+                "another process is writing here",
                 file=self._path.parent,
                 fix="Wait until it has finished, or stop it; what it has committed is kept.",
             )

@@ -27,6 +27,7 @@ import numpy as np
 
 from sagecache.errors import SagecacheError
 from sagecache.skeleton.definition import COCO17
+from sagecache.store.lock import FolderLock
 from sagecache.synth.body import Body
 from sagecache.synth.looks import Look
 from sagecache.synth.render import Rendering, render
@@ -66,22 +67,31 @@ def write_split(
     workers: processes (default: one a core); progress(done, count) is called in this process. Image ids
     run from start_id. Pixel (x, y) centres are integers in all annotations. Call it from a module that
     is safe to import (``if __name__ == "__main__"``), as workers are spawned.
-    Raises SagecacheError when the folder holds another split.
+    Raises SagecacheError when the folder holds another split, or when another process renders there.
     """
     job = _Job(Path(folder), look, int(seed), int(start_id), bool(geometry), tuple(map(int, size)))
     target = job.folder / "annotations.json"
     settings = _settings(job, count)
-    if target.is_file():
-        _check_same(json.loads(target.read_text()).get("info", {}).get("settings", {}), settings, target)
-        shutil.rmtree(job.folder / PARTS, ignore_errors=True)
-        return target
+    if not target.is_file() or (job.folder / PARTS).exists():
+        job.folder.mkdir(parents=True, exist_ok=True)
+        lock = FolderLock(job.folder, shared=False)
+        try:
+            if not target.is_file():  # the last owner of the lock may have finished it
+                _render_split(job, settings, target, workers or os.cpu_count() or 1, progress)
+            shutil.rmtree(job.folder / PARTS, ignore_errors=True)
+        finally:
+            lock.release()
+    _check_same(_rendered_settings(target), settings, target)
+    return target
+
+
+def _render_split(job: _Job, settings: dict, target: Path, workers: int, progress: Callable | None) -> None:
+    count = settings["count"]
     _prepare(job, settings)
     missing = [index for index in range(count) if not _part_path(job, index).is_file()]
-    _run(job, missing, count, workers or os.cpu_count() or 1, progress)
+    _run(job, missing, count, workers, progress)
     parts = [json.loads(_part_path(job, index).read_text()) for index in range(count)]
     _write_atomically(target, json.dumps(_coco(parts, settings)).encode())
-    shutil.rmtree(job.folder / PARTS)
-    return target
 
 
 def read_geometry(folder: Path, image: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -116,6 +126,16 @@ def _settings(job: _Job, count: int) -> dict:
     settings = {"look": asdict(job.look), "seed": job.seed, "count": count, "start_id": job.start_id}
     settings |= {"geometry": job.geometry, "size": list(job.size)}
     return json.loads(json.dumps(settings))
+
+
+def _rendered_settings(path: Path) -> dict:
+    """What an annotation file says it was rendered from. Raises SagecacheError where it says nothing."""
+    try:
+        return json.loads(path.read_text())["info"]["settings"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise SagecacheError(
+            "these annotations were not rendered", file=path, fix="Choose another folder, or drop 'render'"
+        ) from error
 
 
 def _check_same(found: dict, wanted: dict, path: Path) -> None:

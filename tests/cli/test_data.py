@@ -9,7 +9,6 @@ from dots import write_dots_project
 from typed import sagecache
 
 from sagecache.errors import SagecacheError
-from sagecache.project import Project
 
 
 @pytest.fixture
@@ -72,13 +71,25 @@ def test_synth_leaves_one_s_own_data_alone(folder):
         sagecache(folder, "data", "synth", "--split", "val")
 
 
-def test_synth_keeps_what_is_there_and_refuses_an_unknown_look(folder):
+def test_synth_keeps_what_is_there_and_refuses_other_settings(folder):
     page = folder / "data.py"
     before = page.read_text()
-    page.write_text(before.replace("val=dict(", 'val=dict(render=dict(look="targt", count=1, seed=0), '))
-    labels = (folder / "data/val/annotations.json").read_bytes()
-    done = sagecache(folder, "data", "synth")
-    assert "val: already at" in done.stderr and (folder / "data/val/annotations.json").read_bytes() == labels
-    Project.open(folder).path("data/val/annotations.json").unlink()
+
+    def ask(render: str) -> None:
+        page.write_text(before.replace("val=dict(", f"val=dict(render=dict({render}, size=(64, 48)), "))
+
+    ask('look="target", count=1, seed=0')
+    with pytest.raises(SagecacheError, match="these annotations were not rendered"):
+        sagecache(folder, "data", "synth")
+    labels = folder / "data/val/annotations.json"
+    labels.unlink()
+    assert "already" not in sagecache(folder, "data", "synth", "--workers", "1").stderr
+    made = labels.read_bytes()
+    assert "val: already at" in sagecache(folder, "data", "synth").stderr
+    ask('look="target", count=1, seed=5')
+    with pytest.raises(SagecacheError, match="differs in seed"):
+        sagecache(folder, "data", "synth")
+    ask('look="targt", count=1, seed=0')
     with pytest.raises(SagecacheError, match="split val: unknown look 'targt'. did you mean 'target'"):
         sagecache(folder, "data", "synth")
+    assert labels.read_bytes() == made

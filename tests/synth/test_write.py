@@ -12,6 +12,7 @@ import pytest
 from pycocotools.coco import COCO
 
 from sagecache.errors import SagecacheError
+from sagecache.store.lock import FolderLock
 from sagecache.synth.looks import LOOKS
 from sagecache.synth.render import render
 from sagecache.synth.write import image_rng, read_geometry, write_split
@@ -108,10 +109,30 @@ def test_one_worker_a_kill_and_a_resume_give_the_same_bytes(split, tmp_path):
 
 def test_a_complete_split_is_kept_and_another_is_refused(split):
     before = {path: path.stat().st_mtime_ns for path in split.rglob("*")}
+    (split / ".parts").mkdir()  # of a run that was killed in its last moment
     write_split(split, LOOKS["target"], COUNT, 9, workers=1, start_id=11, size=SIZE)
     assert before == {path: path.stat().st_mtime_ns for path in split.rglob("*")}
     with pytest.raises(SagecacheError, match="differs in look, seed"):
         write_split(split, LOOKS["source"], COUNT, 10, workers=1, start_id=11, size=SIZE)
+
+
+def test_annotations_that_nobody_rendered_are_never_taken_for_a_split(tmp_path):
+    for text in ("{", "[]", "{}", '{"info": null}'):
+        (tmp_path / "annotations.json").write_text(text)
+        with pytest.raises(SagecacheError, match="annotations.json: these annotations were not rendered"):
+            write_split(tmp_path, LOOKS["target"], 1, 9, workers=1, size=SIZE)
+        assert (tmp_path / "annotations.json").read_text() == text
+
+
+def test_two_renderings_of_one_folder_do_not_meet(tmp_path):
+    (tmp_path / "images").mkdir()
+    half = tmp_path / "images" / ".000000000001.jpg.1"
+    half.write_bytes(b"half a picture of the first")
+    first = FolderLock(tmp_path, shared=False)
+    with pytest.raises(SagecacheError, match="another process is writing"):
+        write_split(tmp_path, LOOKS["target"], 1, 9, workers=1, size=SIZE)
+    first.release()
+    assert half.read_bytes() == b"half a picture of the first"
 
 
 def test_missing_geometry_names_the_file(tmp_path):
