@@ -44,7 +44,12 @@ def build(cls: type[T], values: object, file: str | Path, where: str = "") -> T:
         if required and name not in built:
             dotted = f"{where}.{name}" if where else name
             raise SagecacheError(f"missing key '{dotted}'", file=file, fix="Add it.")
-    return cls(**built)
+    try:
+        return cls(**built)
+    except SagecacheError as error:  # its own check of ranges, which knows no file
+        if error.file is not None:
+            raise
+        raise SagecacheError(error.message, file=file, record=where or None, fix=error.fix) from None
 
 
 def convert(annotation: Any, value: Any, file: str | Path, where: str) -> Any:
@@ -102,7 +107,10 @@ def _convert_scalar(annotation: Any, value: Any, file: str | Path, where: str) -
 
 
 def call_with(function: Callable[..., T], options: Mapping, file: str | Path, where: str, **given: Any) -> T:
-    """Call ``function(**given, **options)``; an option that it doesn't know, or that we give, is an error."""
+    """Call ``function(**given, **options)``; an option that it doesn't know, or that we give, is an error.
+
+    Options arrive as the function's annotations say, as far as `convert` knows these.
+    """
     parameters = inspect.signature(function).parameters
     known = [name for name in parameters if name not in given and name != "self"]
     for key in options:
@@ -113,7 +121,32 @@ def call_with(function: Callable[..., T], options: Mapping, file: str | Path, wh
     ]
     if missing:
         raise SagecacheError(f"missing key '{where}.{missing[0]}'", file=file, fix="Add it.")
-    return function(**given, **options)
+    hints = _hints(function)
+    values = {
+        key: convert(hints[key], value, file, f"{where}.{key}") if _known(hints.get(key)) else value
+        for key, value in options.items()
+    }
+    return function(**given, **values)
+
+
+def _hints(function: Callable) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
+    except NameError:  # annotated with what is imported for type checkers alone
+        return {}
+
+
+def _known(annotation: Any) -> bool:
+    """Whether `convert` can judge it: plain values, and lists, dicts and options of them."""
+    if annotation in (Any, int, float, str, bool, Path, dict) or dataclasses.is_dataclass(annotation):
+        return True
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    inner = [one for one in arguments if one is not type(None)]
+    if origin in (typing.Union, types.UnionType):
+        return len(inner) == 1 and _known(inner[0])
+    if origin is tuple:
+        return all(one is ... or _known(one) for one in arguments)
+    return origin is typing.Literal or (origin is dict and _known(arguments[1]))
 
 
 def _suggest(name: object, known) -> str:

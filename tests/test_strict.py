@@ -79,3 +79,46 @@ def test_call_with_checks_options_against_the_signature():
         call_with(term, dict(weight=1, edges=3), "p", "terms.t", edges="E")
     with pytest.raises(SagecacheError, match="missing key 'terms.t.weight'"):
         call_with(term, {}, "p", "terms.t", edges="E")
+
+
+class Term:
+    def __init__(
+        self,
+        edges: list,
+        temperature: float = 1.0,
+        size: tuple[int, int] | None = None,
+        mode: Literal["kl", "js"] = "kl",
+        spread: float | str = 1.0,
+    ) -> None:
+        self.options = (temperature, size, mode, spread)
+
+
+def test_options_arrive_as_the_annotations_say():
+    term = call_with(Term, dict(temperature=2, size=[3, 4], spread="wide"), "p", "terms.t", edges=[])
+    assert term.options == (2.0, (3, 4), "kl", "wide") and isinstance(term.options[0], float)
+    for options, told in (
+        (dict(temperature="hot"), "p: 'terms.t.temperature' should be float, got 'hot'"),
+        (dict(size=5), "'terms.t.size' should be a list, got 5"),
+        (dict(mode="k1"), "'terms.t.mode' can't be 'k1'"),
+    ):
+        with pytest.raises(SagecacheError, match=told):
+            call_with(Term, options, "p", "terms.t", edges=[])
+
+
+@dataclass(frozen=True)
+class Share:
+    value: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.value > 1:
+            raise SagecacheError(f"value {self.value} is above 1", fix="Lower it.")
+
+
+@dataclass(frozen=True)
+class Page:
+    share: Share = Share()
+
+
+def test_a_class_s_own_check_tells_where_the_value_stands():
+    with pytest.raises(SagecacheError, match=r"^page.py, share: value 2.0 is above 1. Lower it.$"):
+        build(Page, dict(share=dict(value=2)), "page.py")

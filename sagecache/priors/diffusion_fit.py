@@ -62,6 +62,14 @@ class FitConfig:
     patience: int = 5
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for name in ("width", "blocks", "timesteps", "steps", "batch_size", "evaluate_every", "patience"):
+            if getattr(self, name) < 1:
+                raise SagecacheError(f"{name} is {getattr(self, name)}, it must be at least 1")
+        for name in ("dropout", "ema_decay", "drop_joints", "held_out"):
+            if not 0 <= getattr(self, name) < 1:
+                raise SagecacheError(f"{name} is {getattr(self, name)}, it must be in [0, 1)")
+
 
 def fit_from_instances(
     instances: Sequence[Instance],

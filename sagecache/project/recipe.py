@@ -7,6 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sagecache.data.views import ViewConfig
+from sagecache.errors import SagecacheError
+
+
+def _at_least(name: str, value: int, low: int) -> None:
+    if value < low:
+        raise SagecacheError(f"{name} is {value}, it must be at least {low}")
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,11 @@ class BatchSettings:
     unlabeled: int = 0
     workers: int = 1
 
+    def __post_init__(self) -> None:
+        _at_least("labeled", self.labeled, 1)  # every step has a supervised loss
+        _at_least("unlabeled", self.unlabeled, 0)
+        _at_least("workers", self.workers, 0)
+
 
 @dataclass(frozen=True)
 class ViewSettings:
@@ -42,6 +53,11 @@ class ViewSettings:
     num_strong: int = 1
     padding: float = 1.25
 
+    def __post_init__(self) -> None:
+        _at_least("num_strong", self.num_strong, 1)  # the student's views: without one no term has an input
+        if not self.padding > 0:
+            raise SagecacheError(f"padding is {self.padding}, it must be positive")
+
 
 @dataclass(frozen=True)
 class TrainSettings:
@@ -51,6 +67,12 @@ class TrainSettings:
     val_interval: int = 0
     checkpoint_interval: int = 0
     log_interval: int = 10
+
+    def __post_init__(self) -> None:
+        _at_least("max_iters", self.max_iters, 1)
+        _at_least("val_interval", self.val_interval, 0)
+        _at_least("checkpoint_interval", self.checkpoint_interval, 0)
+        _at_least("log_interval", self.log_interval, 1)
 
 
 @dataclass(frozen=True)
@@ -91,6 +113,9 @@ class Recipe:
     custom_hooks: Any = None
     env_cfg: dict[str, Any] = field(default_factory=dict)
     vis_backends: Any = None
+
+    def __post_init__(self) -> None:
+        _at_least("seed", self.seed, 0)
 
     @property
     def terms(self) -> dict[str, dict[str, Any]]:

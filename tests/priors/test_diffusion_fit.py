@@ -135,3 +135,17 @@ def test_from_instances_to_a_file(family, tmp_path):
         fit_from_instances(bodies, COCO17, path, dict(widht=3))
     with pytest.raises(SagecacheError, match="0 of 0 bodies"):
         fit_from_instances(bodies[-1:], COCO17, path)
+
+
+@pytest.mark.parametrize(
+    "options, told",
+    [
+        (dict(steps=0), "recipe, prior: steps is 0, it must be at least 1"),
+        (dict(evaluate_every=0), "evaluate_every is 0"),
+        (dict(width="abc"), "'prior.width' should be int, got 'abc'"),
+        (dict(dropout=1.0), "dropout is 1.0, it must be in"),
+    ],
+)
+def test_settings_out_of_range_are_named(tmp_path, options, told):
+    with pytest.raises(SagecacheError, match=told):
+        fit_from_instances([], COCO17, tmp_path / "prior", options)

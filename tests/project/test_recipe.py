@@ -83,3 +83,20 @@ def test_a_page_becomes_a_recipe_with_defaults_where_it_is_silent():
 def test_what_a_page_says_wrong_is_named(values, told):
     with pytest.raises(SagecacheError, match=f"page.py: {told}"):
         page(**values)
+
+
+@pytest.mark.parametrize(
+    "values, told",
+    [
+        (dict(batch=dict(labeled=0)), "page.py, batch: labeled is 0, it must be at least 1"),
+        (dict(batch=dict(workers=-1)), "workers is -1"),
+        (dict(views=dict(num_strong=0)), "page.py, views: num_strong is 0, it must be at least 1"),
+        (dict(views=dict(padding=0)), "padding is 0.0"),
+        (dict(train_cfg=dict(max_iters=0)), "page.py, train_cfg: max_iters is 0"),
+        (dict(train_cfg=dict(max_iters=5, log_interval=0)), "log_interval is 0"),
+        (dict(seed=-1), "page.py: seed is -1, it must be at least 0"),
+    ],
+)
+def test_a_number_out_of_its_range_is_named_with_its_section(values, told):
+    with pytest.raises(SagecacheError, match=told):
+        page(**values)

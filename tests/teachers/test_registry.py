@@ -20,3 +20,16 @@ def test_settings_reach_the_teacher():
     assert once.fingerprint()["preprocessing"] != four.fingerprint()["preprocessing"]
     strict = build_detector(dict(type="demo", score=0.9)).fingerprint()
     assert strict["rule"]["score"] == 0.9 and strict != build_detector(dict(type="demo")).fingerprint()
+
+
+@pytest.mark.parametrize(
+    "builder, options, told",
+    [
+        (build_teacher, dict(map_size=5), "'teacher.map_size' should be a list, got 5"),
+        (build_teacher, dict(flips="all"), "'teacher.flips' should be int, got 'all'"),
+        (build_detector, dict(score="a"), "'detector.score' should be float, got 'a'"),
+    ],
+)
+def test_a_setting_of_the_wrong_type_is_named(builder, options, told):
+    with pytest.raises(SagecacheError, match=told):
+        builder(dict(type="demo", **options))
