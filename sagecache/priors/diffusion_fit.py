@@ -80,14 +80,24 @@ def fit_from_instances(
     progress: Progress | None = None,
 ) -> Path:
     """Fit on the labelled instances and save the prior at path, which is returned. options: FitConfig's."""
-    labelled = [one.keypoints for one in instances if one.keypoints is not None]
-    count = skeleton.num_keypoints
-    keypoints = np.stack(labelled).astype(np.float32) if labelled else np.zeros((0, count, 3), np.float32)
-    provenance = {"keypoints_sha256": hashlib.sha256(keypoints.tobytes()).hexdigest(), "count": len(labelled)}
+    keypoints = _labelled(instances, skeleton)
+    provenance = {"keypoints_sha256": labels_sha256(instances, skeleton), "count": len(keypoints)}
     config = build(FitConfig, {"seed": seed, **(options or {})}, "recipe", "prior")
     prior, _ = fit(keypoints, skeleton, config, progress, provenance)
     prior.save(path)
     return Path(path)
+
+
+def labels_sha256(instances: Sequence[Instance], skeleton: Skeleton) -> str:
+    """Of the keypoints that a prior is fitted on: ``provenance['keypoints_sha256']`` of a fresh prior."""
+    return hashlib.sha256(_labelled(instances, skeleton).tobytes()).hexdigest()
+
+
+def _labelled(instances: Sequence[Instance], skeleton: Skeleton) -> np.ndarray:
+    """(N, K, 3) float32, image pixels."""
+    labelled = [one.keypoints for one in instances if one.keypoints is not None]
+    shape = (len(labelled), skeleton.num_keypoints, 3)
+    return np.array(labelled, np.float32).reshape(shape)
 
 
 def fit(

@@ -6,6 +6,7 @@ import hashlib
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from dots import write_dots_project
 
@@ -13,6 +14,7 @@ from sagecache.cli import jobs
 from sagecache.errors import SagecacheError
 from sagecache.precompute.plan import CropRule
 from sagecache.precompute.runner import run_geo, run_stats
+from sagecache.priors.diffusion_fit import FitConfig, fit, labels_sha256
 from sagecache.project import Project
 from sagecache.teachers.registry import build_teacher
 
@@ -117,3 +119,25 @@ def test_training_is_refused_stale_statistics_and_stale_targets(folder):
     with pytest.raises(SagecacheError, match="skeleton_stats.json"):
         jobs.require_fresh(project, plain)
     jobs.require_fresh(project, replace(plain, batch=supervised.batch))  # no unlabeled images, no statistics
+
+
+def test_training_is_refused_a_prior_of_other_labels(folder):
+    (folder / "ddp_prior.py").write_text('kind = "prior"')
+    project = Project.open(folder)
+    run_stats(jobs.stats_job(project))
+    with_prior, _ = project.recipe("stage1-full", {"semi.terms.diffusion.weight": 0.1})
+    page = project.recipe("ddp-prior")[0]
+    instances = jobs.prior_instances(project, page)
+    bodies = [replace(instances[0], keypoints=one.keypoints) for one in instances for _ in range(2)]
+    prior, _ = fit(
+        np.array([one.keypoints for one in bodies], np.float32),
+        project.skeleton,
+        FitConfig(steps=2, width=8, blocks=1),
+        provenance={"keypoints_sha256": labels_sha256(instances, project.skeleton)},
+    )
+    prior.save(project.prior_file)
+    jobs.require_fresh(project, with_prior)
+    prior.provenance["keypoints_sha256"] = labels_sha256(instances[:-1], project.skeleton)
+    prior.save(project.prior_file)
+    with pytest.raises(SagecacheError, match="ddp_prior.*other labels.*train ddp-prior"):
+        jobs.require_fresh(project, with_prior)

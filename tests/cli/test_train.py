@@ -14,6 +14,7 @@ from typed import sagecache
 from sagecache.cli.train import newest_checkpoint
 from sagecache.errors import SagecacheError
 from sagecache.project import Project
+from sagecache.project.runs import FinishedRun, mark_finished
 
 
 @pytest.fixture
@@ -61,7 +62,9 @@ def test_what_is_wrong_is_told_before_anything_starts(folder, words, told):
 
 
 def test_statistics_of_other_labels_stop_a_semi_supervised_run(folder):
-    save_checkpoint(Project.open(folder), folder / "work_dirs" / "stage0" / "iter_4.pth")
+    work_dir = folder / "work_dirs" / "stage0"
+    save_checkpoint(Project.open(folder), work_dir / "iter_4.pth")
+    mark_finished(work_dir, FinishedRun(4, "iter_4.pth"))
     sagecache(folder, "precompute", "stats")
     labels = folder / "data" / "labeled" / "annotations.json"
     content = json.loads(labels.read_text())
@@ -94,3 +97,10 @@ def test_export_writes_one_network_without_prefix(folder, tmp_path, network, shi
     assert list(content) == ["state_dict"] and content["state_dict"]["head.shift"].tolist() == [shift, shift]
     assert {key.split(".")[0] for key in content["state_dict"]} == {"head"}
     assert not list(tmp_path.glob(".*.tmp"))
+
+
+@pytest.mark.parametrize("words", [("--max-iters", "3"), ("--resume",), ("--amp",), ("--work-dir", "x")])
+def test_the_prior_refuses_options_that_it_does_not_follow(folder, words):
+    (folder / "ddp_prior.py").write_text('kind = "prior"')
+    with pytest.raises(SagecacheError, match=f"knows no {words[0]}.*prior.steps"):
+        sagecache(folder, "train", "ddp-prior", *words)
