@@ -13,6 +13,8 @@ from sagecache.cli.output import emit_json, emit_table
 from sagecache.errors import SagecacheError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from sagecache.project import Project
     from sagecache.store import StoreReader
     from sagecache.structures import Instance
@@ -55,44 +57,21 @@ def inspect(
     out: Path | None = None,
 ) -> dict[str, Any]:
     """Draw the picture, return what the table says."""
-    import cv2
-    import numpy as np
-
     from sagecache.data.coco import read_image
-    from sagecache.visualization.report import inspect_panel
 
     ensure(project, project.split_requirements(split))
     chosen = _find(project, split, image_id, instance)
     reader = _reader(project, split)
     predictions = _predictions(project, recipe, checkpoint, chosen)
     image = read_image(chosen[0].path)
-    spec = reader.field_attributes("depth") if reader is not None and "depth" in reader.fields else {}
     panels, rows = [], []
     for one in chosen:
         row, targets = _row(reader, one)
         predicted = predictions.get(one.key)
-        panels.append(
-            inspect_panel(
-                image,
-                _with_annotation(project, split, one),
-                project.skeleton,
-                targets,
-                predicted,
-                depth_kind=spec.get("kind", "affine"),
-                unit=spec.get("unit"),
-            )
-        )
+        panels.append(_panel(project, split, reader, one, image, targets, predicted))
         rows.append(row | _predicted_row(predicted))
-    width = max(panel.shape[1] for panel in panels)
-    sheet = np.concatenate([np.pad(p, ((0, 0), (0, width - p.shape[1]), (0, 0))) for p in panels])
     out = out or project.cache_root / "inspect" / f"{split}_{image_id}.png"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        written = cv2.imwrite(str(out), sheet[..., ::-1])
-    except cv2.error:  # no writer for such a name
-        written = False
-    if not written:
-        raise SagecacheError("can't write the picture", file=out, fix="Give --out a name that ends in .png.")
+    _write_picture(out, panels)
     return dict(
         image_id=image_id,
         split=split,
@@ -102,6 +81,45 @@ def inspect(
         instances=rows,
         picture=str(out),
     )
+
+
+def _panel(
+    project: Project,
+    split: str,
+    reader: StoreReader | None,
+    one: Instance,
+    image: np.ndarray,
+    targets: dict | None,
+    predicted: Any,
+) -> np.ndarray:
+    from sagecache.visualization.report import inspect_panel
+
+    about = reader.field_attributes("depth") if reader is not None and "depth" in reader.fields else {}
+    return inspect_panel(
+        image,
+        _with_annotation(project, split, one),
+        project.skeleton,
+        targets,
+        predicted,
+        depth_kind=about.get("kind", "affine"),
+        unit=about.get("unit"),
+    )
+
+
+def _write_picture(path: Path, panels: list[np.ndarray]) -> None:
+    """Panels below each other. Raises SagecacheError for a name of no picture."""
+    import cv2
+    import numpy as np
+
+    width = max(panel.shape[1] for panel in panels)
+    sheet = np.concatenate([np.pad(p, ((0, 0), (0, width - p.shape[1]), (0, 0))) for p in panels])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        written = cv2.imwrite(str(path), sheet[..., ::-1])
+    except cv2.error:  # no writer for such a name
+        written = False
+    if not written:
+        raise SagecacheError("can't write the picture", file=path, fix="Give --out a name that ends in .png.")
 
 
 def _find(project: Project, split: str, image_id: int, instance: int | None) -> list[Instance]:

@@ -132,4 +132,5 @@ class Recipe:
 
     @property
     def uses_unlabeled(self) -> bool:
-        return self.data.unlabeled is not None and self.batch.unlabeled > 0
+        """Without a term no unlabeled image is read, whatever the batch says."""
+        return self.data.unlabeled is not None and self.batch.unlabeled > 0 and bool(self.terms)

@@ -44,10 +44,12 @@ def test_a_gate_that_corrects_poses_needs_the_prior_too(teacher_b, needed):
 
 
 @pytest.mark.parametrize(
-    "split, batch, used", [(None, 8, False), ("unlabeled", 0, False), ("unlabeled", 8, True)]
+    "split, batch, weight, used",
+    [(None, 8, 1, False), ("unlabeled", 0, 1, False), ("unlabeled", 8, 0, False), ("unlabeled", 8, 1, True)],
 )
-def test_unlabeled_images_are_used_where_there_is_a_split_and_a_share_of_the_batch(split, batch, used):
-    recipe = Recipe(data=RecipeData(unlabeled=split), batch=BatchSettings(unlabeled=batch))
+def test_unlabeled_images_are_read_where_split_batch_and_a_term_ask_for_them(split, batch, weight, used):
+    semi = SemiSettings(terms=dict(consistency=dict(weight=weight)))
+    recipe = Recipe(data=RecipeData(unlabeled=split), batch=BatchSettings(unlabeled=batch), semi=semi)
     assert recipe.uses_unlabeled is used
 
 
