@@ -1,12 +1,16 @@
 from __future__ import annotations
 
-import pytest
+import json
 
+import pytest
+from dots import write_dots_project
+
+from sagecache.cli.jobs import stats_job
 from sagecache.errors import SagecacheError
-from sagecache.mm.terms import TERMS, _tubes, build_terms
+from sagecache.mm.terms import TERMS, build_labeler, build_terms
+from sagecache.precompute.runner import run_stats
 from sagecache.project import Project, Recipe
 from sagecache.project.recipe import SemiSettings
-from sagecache.skeleton.definition import COCO17
 
 
 def recipe(**terms) -> Recipe:
@@ -32,6 +36,8 @@ def test_options_reach_the_term_and_its_weight_stays_outside():
     [
         (dict(consistancy=dict(weight=0)), "unknown term 'consistancy'.*consistency"),
         (dict(consistency=dict(weight=-1)), "weight -1.0 of term 'consistency' is negative"),
+        (dict(consistency=dict(weight="abc")), "'semi.terms.consistency.weight' should be float, got 'abc'"),
+        (dict(consistency=dict(temperature="hot")), "'semi.terms.consistency.temperature' should be float"),
         (dict(consistency=dict(los="kl")), "unknown key 'semi.terms.consistency.los'. Did you mean 'loss'"),
         (dict(consistency=dict(sigma=2)), "unknown key 'semi.terms.consistency.sigma'"),
     ],
@@ -41,7 +47,30 @@ def test_what_is_wrong_is_named(terms, told):
         build_terms(Project.open(), recipe(**terms), 1.25, None)
 
 
-def test_arms_and_legs_are_tubes_and_the_trunk_is_not():
-    tubes = {name for name, tube in zip(COCO17.limb_names, _tubes(COCO17), strict=True) if tube}
-    assert len(tubes) == 8
-    assert all("knee" in name or "elbow" in name for name in tubes)
+def test_a_recipe_without_a_confidence_calibrates_as_its_filter_judges(tmp_path):
+    project = Project.open(write_dots_project(tmp_path / "dots"))
+    run_stats(stats_job(project))
+
+    def threshold(gate: dict, **labels) -> float:
+        semi = SemiSettings(gate=gate, pseudo_labels=labels)
+        return build_labeler(project, Recipe(semi=semi), 1.25).gate.threshold_plausibility
+
+    low, high = threshold({}, threshold=0.2), threshold({}, threshold=0.9)
+    # five bodies are too few to judge limbs and angles by: KPS is confidence alone
+    assert (low, high) == pytest.approx((0.2, 0.9), abs=1e-6)
+    assert threshold(dict(threshold_confidence=0.9)) == high
+    assert threshold(dict(threshold_plausibility=0.25)) == 0.25
+    with pytest.raises(SagecacheError, match="'semi.gate.threshold_confidence' should be float, got 'abc'"):
+        threshold(dict(threshold_confidence="abc"))
+
+
+def test_labels_without_a_single_pose_are_refused(tmp_path):
+    project = Project.open(write_dots_project(tmp_path / "dots"))
+    run_stats(stats_job(project))
+    page = project.path(project.split("labeled").annotations)
+    content = json.loads(page.read_text())
+    for one in content["annotations"]:
+        del one["keypoints"]
+    page.write_text(json.dumps(content))
+    with pytest.raises(SagecacheError, match="no labelled body"):
+        build_labeler(project, Recipe(), 1.25)

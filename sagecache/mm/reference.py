@@ -1,0 +1,118 @@
+"""What CMGC may compare with: stores of the right targets, and the labeled bodies' limb ratios in them.
+
+Both terms fall silent, without an error of their own, where depth has no gain or limbs no reference. So
+everything that would make them so is looked for before training starts.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from sagecache.data.targets import dequantise
+from sagecache.errors import SagecacheError
+from sagecache.geometry.affine import transform_points
+from sagecache.priors.cmgc import HIGHEST_SPREAD, MIN_BODIES, MIN_LIMBS, LimbReference, reference_log_ratios
+from sagecache.project import Project
+from sagecache.skeleton.definition import Skeleton
+from sagecache.store.reader import StoreReader
+
+logger = logging.getLogger(__name__)
+
+SILENCE = "or give the cmgc terms weight 0"
+NEEDED = ("depth", "normal")
+
+
+def check_store(project: Project, split: str) -> None:
+    """Raise SagecacheError unless the split's store has depth and normals, and a depth that grows away."""
+    root = project.geometry_store(split)
+    reader = StoreReader(root)
+    missing = [name for name in NEEDED if name not in reader.fields]
+    if missing:
+        raise SagecacheError(
+            f"CMGC compares with depth and normals, and the teacher of this store gave no {missing[0]}",
+            file=root,
+            fix=f"Choose a teacher of both and run '{_geo(project, split)}', {SILENCE}.",
+        )
+    kind = reader.field_attributes("depth")["kind"]
+    if kind == "disparity":
+        raise SagecacheError(
+            "this store's depth is a disparity, which falls away from the camera and is no affine depth: "
+            "no gain fits its normals, and CMGC would be silent",
+            file=root,
+            fix=f"Choose a teacher of metric or affine depth and run '{_geo(project, split)}', {SILENCE}.",
+        )
+
+
+def limb_edges(skeleton: Skeleton, tubes: bool = False) -> torch.Tensor:
+    """(E, 2): the skeleton's limbs; tubes: only those whose two ends lie on one side of the body.
+
+    Arms and legs are near cylinders, and the edges of the trunk are not; a skeleton names its trunk's
+    corners by torso_joints. Raises SagecacheError where there is none.
+    """
+    edges = skeleton.limb_edges
+    if tubes and len(edges):
+        trunk = set() if skeleton.torso_joints is None else set(skeleton.torso_joints.ravel().tolist())
+        edges = edges[np.array([not {int(a), int(b)} <= trunk for a, b in edges])]
+    if len(edges) == 0:
+        what = "arm or leg" if tubes else "limb"
+        raise SagecacheError(
+            f"the skeleton '{skeleton.name}' has no {what}, and CMGC compares limbs",
+            file="data.py",
+            fix=f"Name a dataset_info with a skeleton_info, {SILENCE}.",
+        )
+    return torch.tensor(edges)
+
+
+def labeled_reference(project: Project, splits: Sequence[str], edges: torch.Tensor) -> LimbReference:
+    """Limb ratios of the labeled bodies in their own cached depth: the same teacher, the same function.
+
+    edges (E, 2). Warns of limbs without a reference; raises SagecacheError where too few have one for the
+    term to say anything.
+    """
+    bodies = [_bodies(project, split) for split in splits]
+    points, seen, depth, normals, mask = (torch.cat(parts) for parts in zip(*bodies, strict=True))
+    reference = reference_log_ratios(points, seen, depth, normals, mask, edges)
+    usable = reference.spread <= HIGHEST_SPREAD
+    if usable.sum() < MIN_LIMBS:
+        raise SagecacheError(
+            f"{int(usable.sum())} of {len(edges)} limbs have a reference in {len(points)} labeled bodies, "
+            f"and cmgc_depth needs {MIN_LIMBS}: seen at both ends on {MIN_BODIES} bodies that agree",
+            file=", ".join(splits),
+            fix="Label more bodies, or give cmgc_depth weight 0.",
+        )
+    if not usable.all():
+        names = project.skeleton.names
+        lost = [f"{names[a]}-{names[b]}" for a, b in edges[~usable].tolist()]
+        logger.warning("cmgc_depth leaves out limbs without a reference: %s", ", ".join(lost))
+    return reference
+
+
+def _bodies(project: Project, split: str) -> tuple[torch.Tensor, ...]:
+    """Points (N, K, 2) in target pixels, whether they are seen (N, K), depth, normals, mask of a split."""
+    if project.split(split).boxes != "annotations":
+        raise SagecacheError(
+            f"the labeled split '{split}' has detected boxes, whose targets are not the annotated persons'",
+            file="data.py",
+            fix=f"Set boxes='annotations' and run '{_geo(project, split)}', {SILENCE}.",
+        )
+    reader = StoreReader(project.geometry_store(split))
+    kept = [one for one in project.instances(split) if one.keypoints is not None and one.key in reader]
+    if not kept:
+        raise SagecacheError(
+            f"no labeled body of '{split}' has targets",
+            file=project.geometry_store(split),
+            fix=f"Run '{_geo(project, split)}', {SILENCE}.",
+        )
+    raw = {name: torch.from_numpy(value) for name, value in reader.read_many([i.key for i in kept]).items()}
+    maps = dequantise(raw)
+    keypoints = torch.from_numpy(np.stack([one.keypoints for one in kept])).float()
+    points = transform_points(raw["target_from_image"].float(), keypoints[..., :2])
+    return points, (keypoints[..., 2] == 2).float(), maps["depth"], maps["normal"], maps["mask"]
+
+
+def _geo(project: Project, split: str) -> str:
+    return project.command(f"sagecache precompute geo --split {split}")
