@@ -99,27 +99,32 @@ def detect(project: Project, split: str, options: RunOptions | None = None) -> S
     return result
 
 
-def geo(project: Project, split: str, options: RunOptions | None = None) -> StepReport:
-    """Run the project's geometry teacher over a split; resumes."""
+def geo(
+    project: Project, split: str, options: RunOptions | None = None, boxes: Path | None = None
+) -> StepReport:
+    """Run the project's geometry teacher over a split; resumes. boxes: a trial's, see ``geo_job``."""
     from sagecache.cli.jobs import geo_job
     from sagecache.precompute.runner import RunOptions, run_geo
     from sagecache.teachers.registry import build_teacher
 
-    ensure(project, project.split_requirements(split))
+    ensure(project, project.split_requirements(split)[: 1 if boxes else None])
     with progress(f"geo {split}") as report:
         result = run_geo(
-            geo_job(project, split), build_teacher(project.data.teacher), options or RunOptions(), report
+            geo_job(project, split, boxes),
+            build_teacher(project.data.teacher),
+            options or RunOptions(),
+            report,
         )
     _say(result)
     return result
 
 
 def stats(project: Project, options: RunOptions | None = None) -> StepReport:
-    """Write skeleton_stats.json of the labeled split, or check that it is of today's labels."""
+    """Write skeleton_stats.json of data.py's stats_splits, or check that it is of today's labels."""
     from sagecache.cli.jobs import stats_job
     from sagecache.precompute.runner import RunOptions, run_stats
 
-    ensure(project, project.split_requirements("labeled")[:1])
+    ensure(project, [project.split_requirements(name)[0] for name in project.data.stats_splits])
     result = run_stats(stats_job(project), options or RunOptions())
     if result.computed:
         _say(result)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sagecache.errors import SagecacheError
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     from sagecache.precompute.plan import CropRule
     from sagecache.precompute.runner import DetectJob, GeoJob, StatsJob
     from sagecache.project import Project, Recipe
+    from sagecache.structures import Instance
 
 
 def crop_rule(project: Project) -> CropRule:
@@ -18,8 +20,11 @@ def crop_rule(project: Project) -> CropRule:
     return CropRule(padding=project.data.crop.padding, border=project.data.crop.border)
 
 
-def box_source(project: Project, split: str) -> dict[str, Any]:
-    """What a store's fingerprint says of its boxes: content and thresholds, never a path."""
+def box_source(project: Project, split: str, boxes: Path | None = None) -> dict[str, Any]:
+    """What a store's fingerprint says of its boxes: content and thresholds, never a path.
+
+    boxes: a detection file instead of the split's own.
+    """
     from sagecache.store.fingerprint import file_sha256
 
     settings = project.split(split)
@@ -27,20 +32,22 @@ def box_source(project: Project, split: str) -> dict[str, Any]:
         return dict(kind="annotations", sha256=file_sha256(project.path(settings.annotations)))
     return dict(
         kind="detections",
-        sha256=file_sha256(project.detections(split)),
+        sha256=file_sha256(boxes or project.detections(split)),
         min_score=settings.min_score,
         max_per_image=settings.max_per_image,
     )
 
 
-def geo_job(project: Project, split: str) -> GeoJob:
+def geo_job(project: Project, split: str, boxes: Path | None = None) -> GeoJob:
+    """boxes: a detection file of a trial, whose targets go into a store named after it."""
     from sagecache.precompute.runner import GeoJob
 
+    root = project.geometry_store(split)
     return GeoJob(
-        root=project.geometry_store(split),
-        instances=project.instances(split),
+        root=root if boxes is None else root.with_name(f"{root.name}-of-{boxes.stem}"),
+        instances=project.instances(split, detections=boxes),
         crop=crop_rule(project),
-        box_source=box_source(project, split),
+        box_source=box_source(project, split, boxes),
         attributes=dict(split=split, command=f"sagecache precompute geo --split {split}"),
         shard_size=project.data.shard_size,
     )
@@ -60,17 +67,25 @@ def detect_job(project: Project, split: str) -> DetectJob:
 def stats_job(project: Project) -> StatsJob:
     from sagecache.precompute.runner import StatsJob
 
-    return StatsJob(project.stats_file, project.instances("labeled", "annotations"), project.skeleton)
+    instances = [one for name in project.data.stats_splits for one in project.instances(name, "annotations")]
+    return StatsJob(project.stats_file, instances, project.skeleton)
+
+
+def prior_instances(project: Project, recipe: Recipe) -> list[Instance]:
+    """The labeled persons that the diffusion prior is fitted on."""
+    return [one for split in recipe.data.labeled for one in project.instances(split, "annotations")]
 
 
 def require_fresh(project: Project, recipe: Recipe) -> None:
-    """Refuse statistics of other labels and stores of other settings than today's, naming what differs."""
+    """Refuse statistics and a prior of other labels, and stores of other settings, naming what differs."""
     if not recipe.uses_unlabeled:
         return
     from sagecache.precompute.runner import run_stats
     from sagecache.teachers.registry import build_teacher
 
     run_stats(stats_job(project))
+    if recipe.uses_prior:
+        _require_fresh_prior(project)
     if not recipe.uses_geometry:
         return
 
@@ -84,6 +99,20 @@ def require_fresh(project: Project, recipe: Recipe) -> None:
                 file=project.geometry_store(split),
                 fix=f"Run: {again}, or set data.py back.",
             )
+
+
+def _require_fresh_prior(project: Project) -> None:
+    from sagecache.priors.diffusion import DiffusionPrior
+    from sagecache.priors.diffusion_fit import labels_sha256
+
+    prior = DiffusionPrior.load(project.prior_file, project.skeleton)
+    instances = prior_instances(project, project.recipe("ddp-prior")[0])
+    if prior.provenance.get("keypoints_sha256") != labels_sha256(instances, project.skeleton):
+        raise SagecacheError(
+            "the diffusion prior was fitted on other labels than today's",
+            file=project.prior_file,
+            fix="Run: " + project.command("sagecache train ddp-prior"),
+        )
 
 
 def stale_parts(project: Project, split: str, teacher: Any) -> str:

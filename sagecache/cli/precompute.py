@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from sagecache.cli.actions import detect, ensure, geo, stats
+from sagecache.cli.actions import detect, geo, stats
 from sagecache.cli.context import json_option, project_option
 from sagecache.cli.output import emit_json, emit_table, note
 
 if TYPE_CHECKING:
     from sagecache.precompute.runner import Estimate, RunOptions, StepReport
-    from sagecache.project import Project
+    from sagecache.project import Project, Requirement
 
 
 @click.group("precompute", short_help="Run what is frozen once, into stores.")
@@ -68,7 +69,7 @@ def geo_command(context, project: Project, split: str, dry_run: bool, as_json: b
 @json_option
 @click.pass_context
 def stats_command(context, project: Project, force: bool, as_json: bool) -> None:
-    """Limb lengths, joint angles and visibility of the labeled split: skeleton_stats.json."""
+    """Limb lengths, joint angles and visibility of the labels: skeleton_stats.json."""
     _finish(context, as_json, [stats(project, _options(force=force))])
 
 
@@ -78,15 +79,13 @@ def stats_command(context, project: Project, force: bool, as_json: bool) -> None
 @click.pass_context
 def all_command(context, project: Project, dry_run: bool, as_json: bool, **options) -> None:
     """Everything that the project's recipes need: boxes, geometry of labeled and unlabeled, statistics."""
-    names = [name for name in ("labeled", "unlabeled") if name in project.data.splits]
+    names = project.precomputed_splits()
     if dry_run:
         _show(as_json, *_estimate_all(project, names, _options(**options)))
         return
     reports = []
     for name in names:
-        if project.split(name).boxes == "detect":
-            reports.append(detect(project, name, _options(**options)))
-        reports.append(geo(project, name, _options(**options)))
+        reports += _detect_and_geo(project, name, options)
     reports.append(stats(project, _options(force=options["force"])))
     _finish(context, as_json, reports)
 
@@ -97,52 +96,78 @@ def _options(**options) -> RunOptions:
     return RunOptions(**options)
 
 
+def _detect_and_geo(project: Project, split: str, options: dict) -> list[StepReport]:
+    """Boxes where the split wants them, then targets; after a limited detect, of all boxes that it found."""
+    if project.split(split).boxes != "detect":
+        return [geo(project, split, _options(**options))]
+    boxes = detect(project, split, _options(**options))
+    if boxes.path == project.detections(split):
+        return [boxes, geo(project, split, _options(**options))]
+    return [boxes, geo(project, split, _options(**options | dict(limit=None)), boxes.path)]
+
+
 def _estimate_all(project: Project, splits: list[str], options: RunOptions) -> list[dict]:
-    """Geometry can't be guessed before there are boxes: such a split has a row for its boxes alone."""
     rows = []
     for split in splits:
-        detects = project.split(split).boxes == "detect"
-        if detects:
+        boxes = None
+        if project.split(split).boxes == "detect":
             rows.append(_estimate_detect(project, split, options))
-        if detects and not project.detections(split).is_file():
-            note(f"geo {split}: known once its boxes are there")
-        else:
-            rows.append(_estimate_geo(project, split, options))
+            boxes = Path(rows[-1]["result"])
+        rows.append(_estimate_geo(project, split, options, boxes))
     return rows
 
 
 def _estimate_detect(project: Project, split: str, options: RunOptions) -> dict:
     from sagecache.cli.jobs import detect_job
+    from sagecache.precompute.plan import limited
     from sagecache.precompute.runner import estimate_detect
     from sagecache.teachers.registry import build_detector
 
-    ensure(project, project.split_requirements(split)[:1])
+    result = project.cache_root / split / "detections.json"
+    if first := _first(project.split_requirements(split)[:1]):
+        return _estimate_row("detect", split, None, result, first)
     job = detect_job(project, split)
     guess = estimate_detect(job, build_detector(project.data.detector), options)
-    return _estimate_row("detect", split, guess, job.result)
+    return _estimate_row("detect", split, guess, limited(job.result, job.images, options.limit)[0])
 
 
-def _estimate_geo(project: Project, split: str, options: RunOptions) -> dict:
+def _estimate_geo(project: Project, split: str, options: RunOptions, boxes: Path | None = None) -> dict:
+    """boxes: the detection file that would come first; None for the split's own boxes."""
     from sagecache.cli.jobs import geo_job
+    from sagecache.precompute.plan import limited
     from sagecache.precompute.runner import estimate_geo
     from sagecache.teachers.registry import build_teacher
 
-    ensure(project, project.split_requirements(split))
-    job = geo_job(project, split)
+    trial = boxes is not None and boxes != project.detections(split)
+    first = _first(project.split_requirements(split)[: 1 if trial else None])
+    if trial and not boxes.is_file():
+        first = first or project.command(
+            f"sagecache precompute detect --split {split} --limit {options.limit}"
+        )
+    if first:
+        return _estimate_row("geo", split, None, project.geometry_store(split), first)
+    job = geo_job(project, split, boxes if trial else None)
+    options = replace(options, limit=None) if trial else options
     guess = estimate_geo(job, build_teacher(project.data.teacher), options)
-    return _estimate_row("geo", split, guess, job.root)
+    return _estimate_row("geo", split, guess, limited(job.root, job.instances, options.limit)[0])
 
 
-def _estimate_row(step: str, split: str, guess: Estimate, result: Path) -> dict:
-    """total: images for detect, instances for geo."""
+def _first(needs: list[Requirement]) -> str:
+    """The command that must run before anything can be counted; '' where all is there."""
+    return next((need.command for need in needs if not need.present()), "")
+
+
+def _estimate_row(step: str, split: str, guess: Estimate | None, result: Path, first: str = "") -> dict:
+    """total: images for detect, instances for geo. Without a guess, the command that must run first."""
     return dict(
         step=step,
         split=split,
-        total=guess.total,
-        missing=guess.missing,
-        megabytes=round(guess.bytes / 1e6, 2),
-        seconds=round(guess.seconds, 1),
+        total=guess and guess.total,
+        missing=guess and guess.missing,
+        megabytes=guess and round(guess.bytes / 1e6, 2),
+        seconds=guess and round(guess.seconds, 1),
         result=str(result),
+        run_first=first,
     )
 
 
@@ -150,7 +175,12 @@ def _show(as_json: bool, *rows: dict) -> None:
     if as_json:
         emit_json(list(rows))
         return
-    emit_table("dry run", list(rows[0]), [list(row.values()) for row in rows])
+    columns = [name for name in rows[0] if name != "run_first"] if rows else []
+    shown = [["-" if row[name] is None else row[name] for name in columns] for row in rows]
+    emit_table("dry run", columns, shown)
+    for row in rows:
+        if row["run_first"]:
+            note(f"{row['step']} {row['split']}: known after: {row['run_first']}")
 
 
 def _finish(context: click.Context, as_json: bool, reports: list[StepReport]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,11 @@ class Project:
             raise SagecacheError(
                 "no 'model' in it", file=folder / "model.py", fix="Set model = dict(type=…)."
             )
-        return cls(folder, data, model["model"], embedded)
+        project = cls(folder, data, model["model"], embedded)
+        project.data = replace(
+            data, teacher=project._with_paths(data.teacher), detector=project._with_paths(data.detector)
+        )
+        return project
 
     # -- pages ---------------------------------------------------------------------------------
     def recipe_names(self) -> list[str]:
@@ -125,16 +129,19 @@ class Project:
             )
         return self.data.splits[name]
 
-    def instances(self, name: str, boxes: str | None = None) -> list[Instance]:
+    def instances(
+        self, name: str, boxes: str | None = None, detections: Path | None = None
+    ) -> list[Instance]:
         """Instances of a split, ordered by (image_id, instance).
 
-        boxes: 'annotations' | 'detections' overrides the split's own box source.
+        boxes: 'annotations' | 'detections' overrides the split's own box source; detections: the file to
+        read them from instead of the split's own.
         """
         split = self.split(name)
         annotations, images = self.path(split.annotations), self.path(split.images)
         if (boxes or split.boxes) == "annotations":
             return instances_from_annotations(load_coco(annotations), images, file=annotations)
-        detections = self.detections(name)
+        detections = detections or self.detections(name)
         return instances_from_detections(
             load_detections(detections),
             load_coco(annotations),
@@ -148,6 +155,15 @@ class Project:
     def path(self, path: str | Path) -> Path:
         """Absolute path of what data.py names: from the project folder; from here in the demo."""
         return (Path.cwd() if self.embedded else self.folder) / Path(path).expanduser()
+
+    def _with_paths(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """A teacher's or detector's config with absolute paths; everything else as it is."""
+        config = dict(config)
+        if isinstance(config.get("path"), str):
+            config["path"] = str(self.path(config["path"]))
+        if isinstance(config.get("files"), Mapping):
+            config["files"] = {name: str(self.path(path)) for name, path in config["files"].items()}
+        return config
 
     @property
     def cache_root(self) -> Path:
@@ -187,11 +203,12 @@ class Project:
             if name is not None:
                 self._need_boxes(needs, name)
         if recipe.uses_unlabeled:
-            self._need(needs, "stats", "labeled", "sagecache precompute stats", self.stats_file)
+            splits = ", ".join(self.data.stats_splits)
+            self._need(needs, "stats", splits, "sagecache precompute stats", self.stats_file)
             if recipe.uses_geometry:
                 for name in [*labeled, recipe.data.unlabeled]:
                     self._need_geometry(needs, name)
-        if recipe.uses_prior:
+        if recipe.uses_unlabeled and recipe.uses_prior:
             self._need(needs, "recipe", "ddp-prior", "sagecache train ddp-prior", self.prior_file)
         if recipe.load_from in self.recipe_names():
             name = recipe.load_from
@@ -202,6 +219,14 @@ class Project:
                 lambda: finished_run(self.work_dir(name)) is not None,
             )
         return list(needs.values())
+
+    def precomputed_splits(self) -> list[str]:
+        """Splits whose targets the recipes with unlabeled images read: those of ``precompute all``."""
+        names: dict[str, None] = {}
+        for recipe, _ in map(self.recipe, self.recipe_names()):
+            if recipe.uses_unlabeled:
+                names |= dict.fromkeys([*recipe.data.labeled, recipe.data.unlabeled])
+        return [name for name in names if name in self.data.splits]
 
     def split_requirements(self, name: str, geometry: bool = False) -> list[Requirement]:
         """What reading a split needs: its files, its boxes, with ``geometry`` its targets too."""

@@ -56,7 +56,11 @@ class EvaluationSettings:
 
 @dataclass(frozen=True)
 class DataSettings:
-    """A project's ``data.py``. Relative paths start at the project folder (embedded demo: here)."""
+    """A project's ``data.py``. Relative paths start at the project folder (embedded demo: here).
+
+    That holds for ``path`` and ``files`` of the teacher and the detector too. stats_splits: whose
+    annotations skeleton_stats.json summarises.
+    """
 
     splits: dict[str, SplitSettings]
     teacher: dict[str, Any]
@@ -66,4 +70,5 @@ class DataSettings:
     work_root: Path = Path("work_dirs")
     crop: CropSettings = CropSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+    stats_splits: tuple[str, ...] = ("labeled",)
     shard_size: int = 256

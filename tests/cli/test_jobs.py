@@ -78,6 +78,8 @@ def test_statistics_are_of_the_labeled_split_s_annotations(folder):
     project = edit(folder, "labeled=dict(", 'labeled=dict(boxes="detect", ')
     job = jobs.stats_job(project)
     assert len(job.instances) == 5 and all(one.keypoints is not None for one in job.instances)
+    both = edit(folder, "shard_size = 4", 'shard_size = 4\nstats_splits = ("labeled", "val")')
+    assert len(jobs.stats_job(both).instances) == 8
 
 
 def test_what_is_stale_is_named_old_to_new_and_what_fits_is_not(folder):

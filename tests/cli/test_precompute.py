@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
+from click.testing import CliRunner
 from dots import write_dots_project
 from typed import sagecache
 
+from sagecache.cli.main import cli
 from sagecache.project import Project
 from sagecache.skeleton.definition import COCO17
 
@@ -90,12 +92,70 @@ def test_a_dry_run_counts_and_writes_nothing(folder, step):
     assert "dry run" in sagecache(folder, "precompute", step, *words, "--dry-run").stdout
 
 
-def test_all_makes_whatever_the_recipes_need(folder):
+def detect_unlabeled(folder) -> None:
     """A detector that is sure of nothing and gives its best box all the same: there are no persons here."""
     text = (folder / "data.py").read_text()
     text = text.replace("unlabeled=dict(", 'unlabeled=dict(boxes="detect", min_score=0.0, ')
     text = text.replace('detector = dict(type="demo")', 'detector = dict(type="demo", score=0.0, limit=1)')
     (folder / "data.py").write_text(text)
+
+
+def test_a_dry_run_of_the_empty_demo_makes_nothing_and_names_what_comes_first(tmp_path, monkeypatch):
+    monkeypatch.delenv("SAGECACHE_PROJECT", raising=False)
+    monkeypatch.chdir(tmp_path)
+    for step in ("detect", "geo", "all"):
+        words = ["precompute", step, "--dry-run"]
+        done = CliRunner().invoke(cli, [*words, "--json"], catch_exceptions=False)
+        rows = json.loads(done.stdout)
+        assert done.exit_code == 0 and {row["total"] for row in rows} == {None}
+        assert rows[-1]["run_first"] == "sagecache data synth --split unlabeled"
+        assert [row["step"] for row in rows] == (["geo", "detect", "geo"] if step == "all" else [step])
+        done = CliRunner().invoke(cli, words, catch_exceptions=False)
+        assert f"{rows[0]['step']} {rows[0]['split']}: known after: sagecache data synth" in done.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_says_which_boxes_it_waits_for(folder):
+    detect_unlabeled(folder)
+    before = sorted(folder.rglob("*"))
+    rows = answer(folder, "all", "--dry-run", "--limit", "2")
+    assert [row["total"] for row in rows] == [2, 2, None]
+    assert rows[1]["result"].endswith("unlabeled/detections-first2.json")
+    assert rows[2]["run_first"].endswith("precompute detect --split unlabeled --limit 2")
+    assert answer(folder, "all", "--dry-run")[2]["run_first"].endswith("detect --split unlabeled")
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_all_with_a_limit_is_a_trial_of_each_step_beside_the_real_places(folder):
+    detect_unlabeled(folder)
+    rows = answer(folder, "all", "--limit", "2")
+    names = [Path(row["path"]).name for row in rows]
+    assert names == [
+        "geo-first2",
+        "detections-first2.json",
+        "geo-of-detections-first2",
+        "skeleton_stats.json",
+    ]
+    assert [row["total"] for row in rows[:3]] == [2, 2, 2]
+    assert [row["total"] for row in answer(folder, "all", "--limit", "2", "--dry-run")] == [2, 2, 2]
+    cache = folder / "cache"
+    assert not (cache / "unlabeled" / "geo").exists() and not (cache / "unlabeled/detections.json").exists()
+    assert [row["total"] for row in answer(folder, "all", "--limit", "99")[1:3]] == [4, 4]
+    assert (cache / "unlabeled" / "geo" / "complete.json").is_file()
+
+
+def test_all_goes_over_the_splits_that_recipes_name(folder):
+    text = (folder / "data.py").read_text().replace("    labeled=dict(", "    infants=dict(")
+    (folder / "data.py").write_text(text + 'stats_splits = ("infants",)\n')
+    page = folder / "stage0.py"
+    page.write_text(page.read_text() + 'data = dict(labeled=("infants",))\n')
+    rows = answer(folder, "all")
+    assert [(row["step"], row["total"]) for row in rows] == [("geo", 5), ("geo", 6), ("stats", 5)]
+    assert Path(rows[0]["path"]).parent.name == "infants"
+
+
+def test_all_makes_whatever_the_recipes_need(folder):
+    detect_unlabeled(folder)
     rows = answer(folder, "all")
     assert [row["step"] for row in rows] == ["geo", "detect", "geo", "stats"]
     project = Project.open(folder)

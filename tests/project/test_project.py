@@ -153,6 +153,28 @@ def test_paths_start_at_the_folder_wherever_the_command_runs(folder, tmp_path, m
     assert project.path("~/x") == Path(os.path.expanduser("~/x"))
 
 
+def test_teachers_are_looked_for_from_the_folder_too(folder, tmp_path, monkeypatch):
+    append(
+        folder, "data", 'teacher = dict(type="torchscript", files=dict(depth="nets/d.pt", normal="/n.pt"))'
+    )
+    append(folder, "data", 'detector = dict(type="mine", path="nets/found.pt", score=0.5)')
+    monkeypatch.chdir(tmp_path)
+    data = Project.open("mine").data
+    assert data.teacher["files"] == dict(depth=str(folder / "nets/d.pt"), normal="/n.pt")
+    assert data.detector == dict(type="mine", path=str(folder / "nets/found.pt"), score=0.5)
+
+
+def test_statistics_are_of_the_splits_that_the_page_names(folder):
+    append(folder, "data", 'stats_splits = ("labeled", "val")')
+    assert ("stats", "labeled, val") in needs(Project.open(folder), "stage1-full")
+
+
+def test_precomputed_are_the_splits_that_recipes_name_and_the_page_has(folder):
+    assert Project.open(folder).precomputed_splits() == ["labeled", "unlabeled"]
+    append(folder, "stage1_full", 'data = dict(labeled=("test", "val"), unlabeled="elsewhere")')
+    assert Project.open(folder).precomputed_splits() == ["test", "val"]
+
+
 def test_the_demo_writes_where_the_command_runs(tmp_path, monkeypatch):
     monkeypatch.delenv("SAGECACHE_PROJECT", raising=False)
     monkeypatch.chdir(tmp_path)
@@ -211,6 +233,9 @@ def test_detections_are_cut_by_score_and_number(folder):
     (one,) = project.instances("unlabeled")
     assert (one.key, one.score, one.bbox[2]) == ((201, 2), 0.9, 12)
     assert len(project.instances("unlabeled", "annotations")) == 6
+    (folder / "others.json").write_text(json.dumps(boxes[:2]))
+    (one,) = project.instances("unlabeled", detections=folder / "others.json")
+    assert one.score == 0.6
 
 
 def test_another_skeleton_comes_from_a_dataset_info_page(folder):
