@@ -102,9 +102,11 @@ class SemiPoseEstimator(BaseModel):
     def term_losses(self, batch: UnlabeledBatch) -> dict[str, Tensor]:
         """Weighted losses under ``loss_<term>``, and what terms and gate counted."""
         labels = batch.pseudo_labels
+        by_b = ~labels.teacher_a & (labels.weights > 0).any(-1)
         logged = {
             "num_use_teacherA": labels.teacher_a.sum().float(),
-            "num_use_teacherB": (~labels.teacher_a).sum().float(),
+            "num_use_teacherB": by_b.sum().float(),
+            "num_unused": (~labels.teacher_a & ~by_b).sum().float(),  # refused, and nothing to learn from B
             "keep_mean": labels.keep.float().mean(),
             "confidence_mean": labels.confidence.mean(),
             "plausibility_mean": labels.plausibility.mean(),

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -86,7 +88,25 @@ def test_terms_are_weighted_and_ramped_and_their_scalars_named(estimator, step, 
     probe = estimator.terms["probe"]
     torch.testing.assert_close(losses["loss_probe"], ramp * 0.5 * probe.batch.student_keypoints.mean())
     assert losses["probe_seen"] == 3
-    assert losses["num_use_teacherA"] + losses["num_use_teacherB"] == 6  # counted by strong view
+    counts = [losses[name] for name in ("num_use_teacherA", "num_use_teacherB", "num_unused")]
+    assert sum(counts) == 6  # counted by strong view
+
+
+def test_a_refused_sample_without_weight_is_not_teacher_b_s(estimator):
+    labels = dict(
+        teacher_a=torch.tensor([True, True, False, False, False, False]),
+        weights=torch.tensor([[1.0, 1.0], [0.0, 0.0], [0.3, 0.0], [0.0, 0.0], [0.0, 0.3], [0.0, 0.0]]),
+        keep=torch.ones(6, 2, dtype=torch.bool),
+        confidence=torch.ones(6, 2),
+        plausibility=torch.ones(6),
+    )
+    estimator.terms.clear()
+    logged = estimator.term_losses(SimpleNamespace(pseudo_labels=SimpleNamespace(**labels)))
+    assert [logged[name].item() for name in ("num_use_teacherA", "num_use_teacherB", "num_unused")] == [
+        2,
+        2,
+        2,
+    ]
 
 
 def test_the_gradient_reaches_the_student_and_never_the_teacher(estimator):
