@@ -2,7 +2,7 @@
 
 One fixed threshold for now. The running mean and variance by joint, on which dynamic thresholds rest, are
 kept already: as buffers, over kept and dropped joints alike (over the kept alone they would drift upward),
-so that they are saved, resumed and logged.
+so that they are saved and resumed.
 """
 
 from __future__ import annotations
