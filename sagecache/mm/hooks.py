@@ -12,6 +12,8 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS, LOOPS
 from mmengine.runner import IterBasedTrainLoop
 
+from sagecache.mm.samples import unpacked
+
 
 def unwrap(model):
     return model.module if is_model_wrapper(model) else model
@@ -19,7 +21,7 @@ def unwrap(model):
 
 @HOOKS.register_module()
 class SemiHook(Hook):
-    """Tells the model its step, makes a step's randomness a function of (seed, rank, step), updates the EMA.
+    """Tells the model its optimiser step, updates the EMA, seeds each step with (seed, rank, iteration).
 
     The seed makes a resumed run draw what the undisturbed run would have drawn.
     """
@@ -30,7 +32,8 @@ class SemiHook(Hook):
         self.seed, self.rank = seed, rank
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
-        unwrap(runner.model).step = runner.iter
+        # micro-steps of an accumulated gradient belong to one optimiser step
+        unwrap(runner.model).step = runner.iter // runner.optim_wrapper._accumulative_counts
         torch.manual_seed((self.seed * 1000 + self.rank) * 10_000_019 + runner.iter)
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
@@ -93,5 +96,6 @@ class StreamTrainLoop(IterBasedTrainLoop):
         done = self._iter
         self.dataloader.sampler.start_step = done
         # The parent drops `done` batches before it starts: hand it that many empty ones.
-        self.dataloader_iterator = itertools.chain(itertools.repeat({}, done), iter(self.dataloader))
+        batches = map(unpacked, self.dataloader)
+        self.dataloader_iterator = itertools.chain(itertools.repeat({}, done), batches)
         return super().run()

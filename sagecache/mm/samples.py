@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from sagecache.data.coco import read_image
 from sagecache.data.dataset import CachedTargetDataset, StepDraws
 from sagecache.data.views import warp_image
+from sagecache.errors import SagecacheError
 from sagecache.geometry.affine import crop_affine
 from sagecache.mm.registry import activate
 from sagecache.skeleton.definition import Skeleton
@@ -63,14 +64,30 @@ class LabelEncoder:
 
 
 class EncodedSteps(Dataset):
-    """A cached-target dataset whose labeled batches carry what the codec makes of them."""
+    """A cached-target dataset whose labeled batches carry what the codec makes of them.
+
+    In a loader's worker a SagecacheError is the item: raised there, torch would wrap its one line in two
+    tracebacks. Whoever iterates such a loader lets each item through `unpacked`.
+    """
 
     def __init__(self, steps: CachedTargetDataset, encode: LabelEncoder) -> None:
         self.steps, self.encode = steps, encode
 
-    def __getitem__(self, draws: StepDraws) -> dict:
-        batch = self.steps[draws]
-        return {**batch, "labeled": self.encode(batch["labeled"])}
+    def __getitem__(self, draws: StepDraws) -> dict | SagecacheError:
+        try:
+            batch = self.steps[draws]
+            return {**batch, "labeled": self.encode(batch["labeled"])}
+        except SagecacheError as error:
+            if get_worker_info() is None:
+                raise
+            return error
+
+
+def unpacked(item: dict | SagecacheError) -> dict:
+    """The batch, or raise what the worker met."""
+    if isinstance(item, SagecacheError):
+        raise item
+    return item
 
 
 class EvaluationCrops(Dataset):

@@ -5,8 +5,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mmengine.logging import MessageHub
+from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
+from sagecache.errors import SagecacheError
 from sagecache.mm.hooks import IntervalRuntimeInfoHook, ProgressHook, SemiHook, StreamTrainLoop
+from sagecache.mm.samples import EncodedSteps
 
 
 class Wrapper:
@@ -20,7 +23,7 @@ class Wrapper:
 
 
 @pytest.mark.parametrize("counts, expected", [(1, [0, 1, 2, 3]), (2, [0, 1])])
-def test_the_ema_moves_once_per_optimiser_step(counts, expected):
+def test_steps_and_moves_of_the_ema_are_counted_by_optimiser_step(counts, expected):
     updates: list[int] = []
     model = SimpleNamespace(step=-1, update_ema=updates.append)
     runner = SimpleNamespace(model=model, optim_wrapper=Wrapper(counts), iter=0)
@@ -28,7 +31,7 @@ def test_the_ema_moves_once_per_optimiser_step(counts, expected):
     for iteration in range(4):
         runner.iter = iteration
         hook.before_train_iter(runner, iteration)
-        assert model.step == iteration
+        assert model.step == iteration // counts
         runner.optim_wrapper.done += 1
         hook.after_train_iter(runner, iteration)
     assert updates == expected
@@ -36,7 +39,7 @@ def test_the_ema_moves_once_per_optimiser_step(counts, expected):
 
 def test_a_step_s_randomness_is_a_function_of_seed_rank_and_step():
     def draw(seed, rank, step):
-        runner = SimpleNamespace(model=SimpleNamespace(step=0), iter=step)
+        runner = SimpleNamespace(model=SimpleNamespace(step=0), optim_wrapper=Wrapper(1), iter=step)
         SemiHook(seed, rank).before_train_iter(runner, step)
         return torch.rand(3).tolist()
 
@@ -122,3 +125,23 @@ def test_a_resumed_stream_starts_at_its_step_and_reads_nothing_before():
     loop.run()
     assert seen == [3, 4]
     assert loader.read == [3, 4]
+
+
+class Failing(Dataset):
+    def __getitem__(self, index):
+        raise SagecacheError("can't be read", file="a.jpg", fix="Mend it.")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_a_loader_s_worker_met_stays_one_line(workers):
+    steps = EncodedSteps(Failing(), encode=None)
+    loader = DataLoader(steps, batch_size=None, sampler=SequentialSampler([0, 1]), num_workers=workers)
+    runner = SimpleNamespace(
+        visualizer=SimpleNamespace(dataset_meta=None),
+        call_hook=lambda *a, **k: None,
+        model=SimpleNamespace(train=lambda: None),
+    )
+    loader.dataset.metainfo = None
+    with pytest.raises(SagecacheError, match=r"^a.jpg: can't be read. Mend it.$") as caught:
+        StreamTrainLoop(runner, loader, max_iters=2).run()
+    assert caught.value.fix == "Mend it."
