@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     "--max-iters", type=click.IntRange(1), help="Stop after this many; the schedule stays the recipe's."
 )
 @click.option("--amp", is_flag=True, help="bfloat16 autocast in the forward passes.")
-@click.option("--seed", type=int, help="Seed of views, batches and heads. Default: the recipe's.")
+@click.option(
+    "--seed", type=click.IntRange(0), help="Seed of views, batches and heads. Default: the recipe's."
+)
 @click.option(
     "--cfg-options",
     multiple=True,

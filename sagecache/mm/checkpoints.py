@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from mmengine.runner import find_latest_checkpoint
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sagecache.errors import SagecacheError
 from sagecache.mm.compat import activate
 
+logger = logging.getLogger(__name__)
+
 PREFIXES = ("student.", "ema_teacher.")
+FOREIGN = "Give a .pth of this project's training or of mmpose, or a .safetensors."
+
+
+@dataclass(frozen=True)
+class Resumable:
+    """A checkpoint from which a run can go on, and the seed of that run."""
+
+    path: Path
+    seed: int | None
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -18,15 +34,52 @@ def read_state(path: Path) -> dict[str, Tensor]:
     activate()  # allows mmengine's own meta types
     if not path.is_file():
         raise SagecacheError("no such checkpoint", file=path, fix="Train one: sagecache train stage0.")
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
     try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen types on a cut or foreign file
-        raise SagecacheError(f"can't be read as a checkpoint: {error}", file=path) from error
-    return content.get("state_dict", content)
+        told = str(error).split("\n")[0]
+        raise SagecacheError(f"can't be read as a checkpoint: {told}", file=path, fix=FOREIGN) from error
+    state = content.get("state_dict", content) if isinstance(content, Mapping) else content
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise SagecacheError(f"holds a {type(content).__name__}, no tensors by name", file=path, fix=FOREIGN)
+    return state
+
+
+def newest_readable(work_dir: Path) -> Resumable | None:
+    """The newest checkpoint of a run that can be read whole; None where there is none at all.
+
+    mmengine writes checkpoints in place, so a kill may leave the last one cut: it stays, one warning names
+    it, and the one before it is taken. Raises SagecacheError where all are cut.
+    """
+    activate()
+    named = find_latest_checkpoint(str(work_dir))
+    candidates = sorted(work_dir.glob("iter_*.pth"), key=_iteration, reverse=True)
+    if named is not None and Path(named).is_file() and Path(named) not in candidates:
+        candidates.insert(0, Path(named))
+    cut = []
+    for path in candidates:
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=False)
+            found = Resumable(path, content["meta"].get("seed"))
+        except Exception:  # as in read_state; what was wrong is told below
+            cut.append(path)
+            continue
+        if cut:
+            names = ", ".join(one.name for one in cut)
+            logger.warning("%s can't be read (a killed run leaves such): going on from %s", names, path.name)
+        return found
+    if cut:
+        raise SagecacheError(
+            "none of its checkpoints can be read", file=work_dir, fix="Train anew: leave --resume out."
+        )
+    return None
+
+
+def _iteration(path: Path) -> int:
+    number = path.stem.removeprefix("iter_")
+    return int(number) if number.isdigit() else -1
 
 
 def network_state(path: Path, network: str) -> dict[str, Tensor]:

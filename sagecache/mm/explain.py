@@ -10,6 +10,7 @@ import torch
 
 from sagecache.data.coco import read_image
 from sagecache.data.views import warp_image
+from sagecache.errors import SagecacheError
 from sagecache.geometry.affine import compose, crop_affine, invert_affine, transform_points
 from sagecache.geometry.heatmap import decode, probability
 from sagecache.mm.checkpoints import load_network
@@ -27,8 +28,14 @@ def explain(
 ) -> dict[tuple[int, int], Explained]:
     """(image_id, instance) -> student and ema_teacher (K, 3) in image pixels with confidence, keep (K,),
     plausibility, teacher_a, corrected (K, 2) or None; by the filter and gate of a semi-supervised recipe.
+    Raises SagecacheError for a recipe without these.
     """
     recipe, model = project.recipe(recipe_name, {"load_from": None})
+    if not recipe.uses_unlabeled:
+        raise SagecacheError(
+            f"recipe '{recipe_name}' learns from no unlabeled images, so it has no filter and no gate",
+            fix="Name one that does: --recipe stage1-full.",
+        )
     estimator = build_estimator(project, recipe, model)
     load_network(estimator.student, checkpoint, "student")
     load_network(estimator.ema_teacher, checkpoint, "ema_teacher")

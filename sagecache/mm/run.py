@@ -15,7 +15,8 @@ import torch
 from mmengine.evaluator import Evaluator
 from mmengine.logging import MMLogger
 from mmengine.optim import OptimWrapper, build_optim_wrapper
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.registry import PARAM_SCHEDULERS
+from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -28,8 +29,8 @@ from sagecache.data.dataset import (
     UnlabeledViews,
     build_loader,
 )
-from sagecache.errors import SagecacheError
-from sagecache.mm.checkpoints import load_network
+from sagecache.errors import SagecacheError, nearest
+from sagecache.mm.checkpoints import Resumable, load_network, newest_readable
 from sagecache.mm.compat import ddp_wrapper_cfg, init_cpu_distributed
 from sagecache.mm.estimator import SemiPoseEstimator
 from sagecache.mm.evaluate import evaluation_crops, evaluation_loader
@@ -77,15 +78,20 @@ def train(project: Project, name: str, options: TrainOptions, report: Progress) 
     """Train a recipe; returns its best checkpoint. Everything it needs must be there."""
     recipe, model = project.recipe(name, options.overrides)
     work_dir = options.work_dir or project.work_dir(name)
-    seed = next(
-        one for one in (options.seed, _resumed_seed(work_dir, options.resume), recipe.seed) if one is not None
-    )
+    if recipe.train_cfg is None:
+        raise SagecacheError(
+            "the recipe has no train_cfg", file=f"recipe {name}", fix="Set train_cfg = dict(max_iters=…)."
+        )
+    last = newest_readable(work_dir) if options.resume else None
+    # Batches and views are drawn from the seed, so a run that goes on keeps its own.
+    seeds = (options.seed, None if last is None else last.seed, recipe.seed)
+    seed = next(one for one in seeds if one is not None)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         init_cpu_distributed()
     torch.manual_seed(seed)
     estimator = build_estimator(project, recipe, model)
     loader = train_loader(project, recipe, model, seed)
-    runner = _runner(project, recipe, options, estimator, loader, work_dir, seed, report)
+    runner = _runner(project, recipe, options, estimator, loader, work_dir, seed, report, last)
     unmark(work_dir)
     runner.train()
     best = runner.message_hub.runtime_info.get("best_ckpt")
@@ -93,14 +99,6 @@ def train(project: Project, name: str, options: TrainOptions, report: Progress) 
     if runner.rank == 0:
         mark_finished(work_dir, FinishedRun(runner.iter, checkpoint.name))
     return checkpoint
-
-
-def _resumed_seed(work_dir: Path, resume: bool) -> int | None:
-    """The seed of the run that goes on: batches and views are drawn from it, so it must stay."""
-    last = find_latest_checkpoint(str(work_dir)) if resume else None
-    if last is None:
-        return None
-    return torch.load(last, map_location="cpu", weights_only=False)["meta"].get("seed")
 
 
 def build_estimator(project: Project, recipe: Recipe, model: dict) -> SemiPoseEstimator:
@@ -139,7 +137,14 @@ def start_checkpoint(project: Project, recipe: Recipe) -> Path | None:
                 fix=f"Run: {project.train_command(recipe.load_from)}",
             )
         return found
-    return project.path(recipe.load_from)
+    path = project.path(recipe.load_from)
+    if not path.is_file():
+        raise SagecacheError(
+            f"load_from '{recipe.load_from}' is neither a recipe nor a file",
+            file=path,
+            fix=nearest(recipe.load_from, ["demo", *project.recipe_names()]),
+        )
+    return path
 
 
 def train_loader(project: Project, recipe: Recipe, model: dict, seed: int) -> DataLoader:
@@ -187,6 +192,7 @@ def _runner(
     work_dir: Path,
     seed: int,
     report: Progress,
+    last: Resumable | None,
 ) -> Runner:
     settings = recipe.train_cfg
     max_iters = options.max_iters or settings.max_iters
@@ -217,7 +223,8 @@ def _runner(
         param_scheduler=_schedule(recipe.param_scheduler, settings.max_iters),
         default_hooks=hooks | recipe.default_hooks,
         custom_hooks=[*own_hooks, *(recipe.custom_hooks or [])],
-        resume=options.resume,
+        load_from=None if last is None else str(last.path),
+        resume=last is not None,
         launcher="pytorch" if distributed else "none",
         randomness=dict(seed=seed),
         env_cfg=dict(dist_cfg=dict(backend="nccl" if torch.cuda.is_available() else "gloo")) | recipe.env_cfg,
@@ -263,7 +270,22 @@ def _schedule(schedulers: Any, max_iters: int) -> list[dict] | None:
     if not schedulers:
         return None
     schedulers = [schedulers] if isinstance(schedulers, Mapping) else schedulers
-    return [dict(dict(by_epoch=False, end=max_iters), **scheduler) for scheduler in schedulers]
+    schedulers = [dict(dict(by_epoch=False, end=max_iters), **scheduler) for scheduler in schedulers]
+    for scheduler in schedulers:
+        _try_schedule(scheduler)
+    return schedulers
+
+
+def _try_schedule(scheduler: dict[str, Any]) -> None:
+    """Build it once for nothing: mmengine builds the real one after the first networks are on the device."""
+    if scheduler.get("convert_to_iter_based"):  # needs the length of an epoch
+        return
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0, momentum=0.9)
+    try:
+        PARAM_SCHEDULERS.build(dict(scheduler, optimizer=optimizer))
+    except (KeyError, TypeError, ValueError, AssertionError) as error:
+        told = str(error).strip('"').split("\n")[0]
+        raise SagecacheError(f"param_scheduler can't be built: {told}", record=str(scheduler)) from error
 
 
 def _backends(recipe: Recipe) -> list[dict]:

@@ -61,6 +61,11 @@ def test_what_is_wrong_is_told_before_anything_starts(folder, words, told):
     assert not (folder / "work_dirs").exists()
 
 
+def test_a_negative_seed_is_refused(folder):
+    refused = sagecache(folder, "train", "stage0", "--seed=-1", code=2)
+    assert "-1 is not in the range" in refused.output
+
+
 def test_statistics_of_other_labels_stop_a_semi_supervised_run(folder):
     work_dir = folder / "work_dirs" / "stage0"
     save_checkpoint(Project.open(folder), work_dir / "iter_4.pth")

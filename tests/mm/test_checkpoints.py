@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sagecache.errors import SagecacheError
-from sagecache.mm.checkpoints import export_network, load_network, network_state
+from sagecache.mm.checkpoints import Resumable, export_network, load_network, network_state, newest_readable
 
 
 @pytest.fixture
@@ -63,3 +63,50 @@ def test_unreadable_files_are_named(tmp_path):
     torn.write_bytes(b"PK\x03\x04 torn")
     with pytest.raises(SagecacheError, match="torn.pth: can't be read"):
         network_state(torn, "student")
+
+
+def test_files_that_are_no_checkpoints_are_one_line(ours, tmp_path):
+    half, foreign, numbers = tmp_path / "w.safetensors", tmp_path / "list.pth", tmp_path / "numbers.pth"
+    save_file({"weight": torch.ones(64, 64)}, half)
+    half.write_bytes(half.read_bytes()[:100])
+    torch.save([torch.ones(2)], foreign)
+    torch.save({"weight": 3}, numbers)
+    for path, told in (
+        (half, "can't be read"),
+        (foreign, "holds a list"),
+        (numbers, "holds a dict, no tensors"),
+    ):
+        with pytest.raises(SagecacheError, match=f"{path.name}: {told}.*Give a .pth") as caught:
+            load_network(nn.Linear(3, 2), path)
+        assert "\n" not in str(caught.value)
+
+
+def write_run(folder, *iterations: int) -> None:
+    for number in iterations:
+        torch.save(
+            {"state_dict": {}, "meta": {"iter": number, "seed": 40 + number}}, folder / f"iter_{number}.pth"
+        )
+    (folder / "last_checkpoint").write_text(str(folder / f"iter_{iterations[-1]}.pth"))
+
+
+def cut(path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def test_a_run_goes_on_from_its_newest_checkpoint(tmp_path):
+    assert newest_readable(tmp_path) is None
+    write_run(tmp_path, 9, 10)  # by number, not by letter
+    assert newest_readable(tmp_path) == Resumable(tmp_path / "iter_10.pth", 50)
+
+
+def test_a_cut_checkpoint_stays_and_the_one_before_is_taken(tmp_path, caplog):
+    write_run(tmp_path, 9, 10)
+    cut(tmp_path / "iter_10.pth")
+    assert newest_readable(tmp_path) == Resumable(tmp_path / "iter_9.pth", 49)
+    assert caplog.messages == [
+        "iter_10.pth can't be read (a killed run leaves such): going on from iter_9.pth"
+    ]
+    assert (tmp_path / "iter_10.pth").is_file()
+    cut(tmp_path / "iter_9.pth")
+    with pytest.raises(SagecacheError, match="none of its checkpoints can be read.*leave --resume out"):
+        newest_readable(tmp_path)

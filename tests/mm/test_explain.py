@@ -8,6 +8,7 @@ from dots import true_joints, write_dots_project
 from dots_network import PIXELS, save_checkpoint
 
 from sagecache.cli.jobs import stats_job
+from sagecache.errors import SagecacheError
 from sagecache.mm.explain import explain
 from sagecache.precompute.runner import run_stats
 from sagecache.project import Project
@@ -73,3 +74,8 @@ def test_the_recipe_decides_what_is_kept(project, explained):
     strict = explain(project, "strict", path, some)[some[0].key]
     assert explained[some[0].key]["keep"].all() and not strict["keep"].any()
     np.testing.assert_allclose(strict["ema_teacher"], explained[some[0].key]["ema_teacher"], atol=1e-3)
+
+
+def test_a_recipe_without_a_gate_is_refused(project, explained):
+    with pytest.raises(SagecacheError, match="recipe 'stage0' learns from no unlabeled images"):
+        explain(project, "stage0", project.folder / "dots.pth", project.instances("unlabeled"))

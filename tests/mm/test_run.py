@@ -94,16 +94,30 @@ def test_a_schedule_goes_by_iteration_and_ends_with_the_training():
     given = [
         dict(type="LinearLR", end=30),
         dict(type="CosineAnnealingLR", begin=30),
-        dict(type="X", by_epoch=True),
+        dict(type="ConstantLR", by_epoch=True),
     ]
     assert run._schedule(given, 500) == [
         dict(type="LinearLR", by_epoch=False, end=30),
         dict(type="CosineAnnealingLR", by_epoch=False, begin=30, end=500),
-        dict(type="X", by_epoch=True, end=500),
+        dict(type="ConstantLR", by_epoch=True, end=500),
     ]
     assert given[1] == dict(type="CosineAnnealingLR", begin=30)
     assert run._schedule(dict(type="LinearLR"), 7) == [dict(type="LinearLR", by_epoch=False, end=7)]
     assert run._schedule(None, 5) is None and run._schedule([], 5) is None
+
+
+@pytest.mark.parametrize(
+    "scheduler, told",
+    [
+        (dict(type="CosinLR"), "param_scheduler can't be built.*CosinLR"),
+        (dict(type="LinearLR", start=0.1), "start"),
+        (dict(type="LinearLR", start_factor=3.0), "[Ss]tart"),
+    ],
+)
+def test_a_schedule_that_cannot_be_built_is_told_in_one_line(scheduler, told):
+    with pytest.raises(SagecacheError, match=told) as caught:
+        run._schedule([scheduler], 10)
+    assert "\n" not in str(caught.value)
 
 
 def test_log_writers_are_fresh_for_each_run(project):
@@ -126,15 +140,23 @@ def start(project: Project, load_from: str | None):
 def test_load_from_is_the_committed_student_a_recipe_or_a_file(project):
     assert start(project, None) is None
     assert start(project, "demo") == weights_path("student") and weights_path("student").is_file()
-    assert start(project, "nets/pretrained.pth") == project.folder / "nets" / "pretrained.pth"
+    own = save_checkpoint(project, project.folder / "nets" / "pretrained.pth")
+    assert start(project, "nets/pretrained.pth") == own
     for name in ("iter_4.pth", "best_keypoints_PCK_iter_2.pth"):  # the best counts, else the last
         save_checkpoint(project, project.folder / "work_dirs" / "stage1_full" / name)
         assert start(project, "stage1-full").name == name
 
 
 def test_a_recipe_that_is_not_trained_yet_is_named_with_its_command(project):
-    with pytest.raises(SagecacheError, match="'stage1-full' is not trained yet.*sagecache --project .* train stage1-full"):
+    with pytest.raises(
+        SagecacheError, match="'stage1-full' is not trained yet.*sagecache --project .* train stage1-full"
+    ):
         start(project, "stage1-full")
+
+
+def test_a_start_that_is_nowhere_names_the_nearest_recipe(project):
+    with pytest.raises(SagecacheError, match="load_from 'stage1-ful' is neither.*did you mean 'stage1-full'"):
+        start(project, "stage1-ful")
 
 
 def test_student_and_teacher_start_from_the_teacher_of_the_checkpoint(project):
@@ -195,3 +217,24 @@ def test_training_learns_logs_validates_and_returns_the_best_checkpoint(project)
     (validated,) = [row for row in rows if "keypoints/AP" in row]
     assert validated["keypoints/PCK@0.1"] == 1.0
     assert project.checkpoint("stage0") == best
+
+
+def test_a_recipe_without_train_cfg_says_so(project):
+    page = project.folder / "bare.py"
+    page.write_text('optim_wrapper = dict(optimizer=dict(type="SGD", lr=0.01))\n')
+    with pytest.raises(SagecacheError, match="recipe bare: the recipe has no train_cfg"):
+        run.train(project, "bare", run.TrainOptions(), lambda *words: None)
+
+
+def test_a_cut_checkpoint_resumes_from_the_one_before(project, caplog):
+    """With the seed of the run, and up to the same end."""
+    words = {"train_cfg.checkpoint_interval": 1, "data.val": None}
+    first = run.TrainOptions(overrides=words, seed=7)
+    last = run.train(project, "stage0", first, lambda *words: None)
+    whole = torch.load(last, weights_only=True)["state_dict"]
+    last.write_bytes(last.read_bytes()[:500])
+    again = run.train(project, "stage0", run.TrainOptions(overrides=words, resume=True), lambda *words: None)
+    assert again == last and "iter_4.pth can't be read" in caplog.text
+    resumed = torch.load(last, weights_only=True)["state_dict"]
+    for name, value in whole.items():
+        torch.testing.assert_close(resumed[name], value, atol=1e-6, rtol=1e-5)
