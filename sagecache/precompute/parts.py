@@ -22,6 +22,8 @@ PARTS_FIX = (
     "(nothing is deleted) and computes all anew."
 )
 
+_DAMAGED_FIX = "Run with --force: it sets what is there aside under another name and computes all anew."
+
 
 class Parts:
     """What is there of ``count`` parts and of the result that they become. Reads only."""
@@ -49,9 +51,9 @@ class Parts:
     def _refuse_other(self) -> None:
         known = None
         if self.meta.exists():
-            known = json.loads(self.meta.read_bytes())["identity"]
+            known = self._read_meta()["identity"]
         elif self._manifest.exists():
-            known = json.loads(self._manifest.read_bytes())
+            known = _read(self._manifest)
         elif self.result.exists():
             raise SagecacheError("the file was not made by sagecache", file=self.result, fix=PARTS_FIX)
         if known is not None and (differences := diff(known, self._identity)):
@@ -59,10 +61,13 @@ class Parts:
                 f"it was made from something else ({describe(differences)})", file=self.result, fix=PARTS_FIX
             )
 
+    def _read_meta(self) -> dict:
+        return _read(self.meta, "identity", "sha256", "failed")
+
     def _is_finished(self) -> bool:
         if not (self.meta.exists() and self.result.exists()):
             return False
-        if _sha256(self.result.read_bytes()) != json.loads(self.meta.read_bytes())["sha256"]:
+        if _sha256(self.result.read_bytes()) != self._read_meta()["sha256"]:
             raise SagecacheError("the file was changed after it was made", file=self.result, fix=PARTS_FIX)
         return True
 
@@ -73,6 +78,9 @@ class PartsWriter(Parts):
     def __init__(self, result: Path, identity: Mapping, count: int) -> None:
         """Take up what is there. Raises SagecacheError where it was made from something else."""
         super().__init__(result, identity, count)
+        self._lock = None
+        if self.finished and not self._folder.exists():
+            return  # nothing to write, not even a lock: the folder may be read-only
         self._folder.mkdir(parents=True, exist_ok=True)
         self._lock = FolderLock(self._folder, shared=False)
         remove_leftovers(self._folder)
@@ -85,7 +93,7 @@ class PartsWriter(Parts):
     def finish(self) -> None:
         """Join the parts in order. The result appears first, then its meta file; then the parts go."""
         if not self.finished:
-            parts = [json.loads(self._part(k).read_bytes()) for k in range(self.count)]
+            parts = [_read(self._part(k), "records", "failed") for k in range(self.count)]
             data = _json_lines([record for part in parts for record in part["records"]])
             failed = [item for part in parts for item in part["failed"]]
             write_whole(self.result, data)
@@ -94,10 +102,14 @@ class PartsWriter(Parts):
             self.finished = True
 
     def close(self) -> None:
-        self._lock.release()
-        if self.finished:
-            shutil.rmtree(self._folder)
-            sync_folder(self._folder.parent)
+        if self._lock is None:
+            return
+        try:
+            if self.finished:  # under the lock: nobody may start parts in a folder that is going
+                shutil.rmtree(self._folder)
+                sync_folder(self._folder.parent)
+        finally:
+            self._lock.release()
 
     def __enter__(self) -> PartsWriter:
         return self
@@ -108,7 +120,7 @@ class PartsWriter(Parts):
     @property
     def failed(self) -> list[dict]:
         """Failures of the finished result."""
-        return json.loads(self.meta.read_bytes())["failed"]
+        return self._read_meta()["failed"]
 
 
 def set_parts_aside(result: Path) -> Path | None:
@@ -123,6 +135,17 @@ def set_parts_aside(result: Path) -> Path | None:
         path.rename(folder / path.name)
     sync_folder(result.parent)
     return folder
+
+
+def _read(path: Path, *keys: str) -> dict:
+    """A JSON object with these keys. Raises SagecacheError for a file that is cut or holds something else."""
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError:
+        content = None
+    if not isinstance(content, dict) or any(key not in content for key in keys):
+        raise SagecacheError("the file is cut or damaged", file=path, fix=_DAMAGED_FIX)
+    return content
 
 
 def _json(value: object) -> bytes:

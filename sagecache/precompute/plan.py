@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import cv2
 import numpy as np
 
 from sagecache.errors import SagecacheError
@@ -20,8 +19,9 @@ from sagecache.structures import Instance
 if TYPE_CHECKING:
     from sagecache.teachers.base import TeacherSpec
 
-CODE_FORMAT = 1  # raised by hand whenever a change of this package could change the values of a target
-BORDERS = {"constant": cv2.BORDER_CONSTANT, "replicate": cv2.BORDER_REPLICATE}
+# By step, raised by hand whenever a change of this package could change the values that it writes.
+CODE_FORMAT = {"geo": 2, "detect": 1, "stats": 1}
+BORDERS = {"constant": (0, 0, 0), "replicate": None}  # as data.views.warp_image takes them
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class CropRule:
     """How an instance becomes a teacher's input.
 
     The box grown to the teacher's aspect, times padding (``geometry.affine.crop_affine``), resampled
-    bilinearly; outside the image it is black ('constant') or the nearest edge pixel ('replicate').
+    bilinearly and without aliasing (``data.views.warp_image``); outside the image it is black ('constant')
+    or the nearest edge pixel ('replicate').
     """
 
     padding: float = 1.25
@@ -84,13 +85,13 @@ def geo_fingerprint(
 ) -> dict[str, object]:
     """What decides the numbers in a geo store; compare a store's with ``store.fingerprint.diff``."""
     return {
-        "code_format": CODE_FORMAT,
+        "code_format": CODE_FORMAT["geo"],
         "teacher": dict(teacher_fingerprint),
         "crop": {
             "rule": "box to aspect, times padding; edges on the centres of the border pixels (UDP)",
             "padding": crop.padding,
             "border": crop.border,
-            "interpolation": "bilinear",
+            "interpolation": "bilinear after area averages",
             "exif_orientation": "ignored",
         },
         "boxes": dict(box_source),

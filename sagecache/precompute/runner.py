@@ -6,6 +6,7 @@ Takes plain values and objects of the teacher protocols; knows no project and no
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from sagecache.skeleton.definition import Skeleton
 from sagecache.skeleton.stats import SkeletonStats, compute_stats
 from sagecache.store import StoreReader, StoreWriter, pending, set_aside
 from sagecache.store.fingerprint import describe, diff, digest
+from sagecache.store.layout import COMPLETE
 from sagecache.structures import Instance
 
 if TYPE_CHECKING:
@@ -120,6 +122,25 @@ def run_geo(
     began = time.perf_counter()
     root, plan = _plan(job, teacher, options, progress)
     replaced = set_aside(root) if options.force else None
+    computed, details = (
+        (0, {}) if _sealed(root, plan, job) else _fill(root, plan, job, teacher, options, progress)
+    )
+    seconds = time.perf_counter() - began
+    failed = _failures(root, plan, details)
+    return StepReport("geo", root, len(plan.instances), computed, failed, _size(root), seconds, replaced)
+
+
+def _sealed(root: Path, plan: GeoPlan, job: GeoJob) -> bool:
+    """Whether a store is complete and in a folder that can't be written: then it is used as it is."""
+    if os.access(root, os.W_OK) or not (root / COMPLETE).is_file():
+        return False
+    return not pending(root, plan.store, plan.fields, plan.fingerprint, job.shard_size)
+
+
+def _fill(
+    root: Path, plan: GeoPlan, job: GeoJob, teacher: Teacher, options: RunOptions, progress: Progress
+) -> tuple[int, dict[tuple[int, int], FailedItem]]:
+    """Make the missing shards; returns how many instances, and what failed by (image_id, instance)."""
     total, computed, details = len(plan.instances), 0, {}
     with StoreWriter.open(
         root, plan.store, plan.fields, plan.fingerprint, job.attributes, job.shard_size
@@ -137,10 +158,7 @@ def run_geo(
             computed += len(result.rows)
             details |= {(item.image_id, item.instance): item for item in result.failed}
         store.finish()
-    failed = _failures(root, plan, details)
-    return StepReport(
-        "geo", root, total, computed, failed, _size(root), time.perf_counter() - began, replaced
-    )
+    return computed, details
 
 
 def estimate_geo(
@@ -234,24 +252,38 @@ def run_stats(
     result, instances = limited(Path(job.result), job.instances, options.limit)
     labelled = [one for one in instances if one.keypoints is not None and (one.keypoints[:, 2] > 0).any()]
     progress(0, len(labelled), "statistics")
-    keypoints = np.array([one.keypoints for one in labelled], float).reshape(len(labelled), -1, 3)
+    keypoints = _stacked_keypoints(labelled, job.skeleton)
     bboxes = np.array([one.bbox for one in labelled], float).reshape(-1, 4)
     content = {"instances": len(labelled), "keypoints": keypoints.tolist(), "bboxes": bboxes.tolist()}
-    provenance = {"labels_sha256": digest(content), "code_format": CODE_FORMAT}
-    replaced = set_parts_aside(result) if options.force else None
-    computed = 0
-    if result.exists():
+    provenance = {"labels_sha256": digest(content), "code_format": CODE_FORMAT["stats"]}
+    replaced, computed = None, 0
+    if result.exists() and not options.force:
         known = SkeletonStats.load(result, job.skeleton).provenance
         if differences := diff(known, provenance):
             raise SagecacheError(
                 f"it was made from other labels ({describe(differences)})", file=result, fix=PARTS_FIX
             )
     else:
-        compute_stats(keypoints, bboxes, job.skeleton, provenance=provenance).save(result)
+        stats = compute_stats(keypoints, bboxes, job.skeleton, provenance=provenance)
+        replaced = set_parts_aside(result) if options.force else None
+        stats.save(result)
         computed = len(labelled)
     progress(len(labelled), len(labelled), "statistics")
     seconds = time.perf_counter() - began
     return StepReport("stats", result, len(labelled), computed, [], result.stat().st_size, seconds, replaced)
+
+
+def _stacked_keypoints(instances: Sequence[Instance], skeleton: Skeleton) -> np.ndarray:
+    """(N, K, 3). Raises SagecacheError for a person of another skeleton."""
+    shape = (skeleton.num_keypoints, 3)
+    for one in instances:
+        if one.keypoints.shape != shape:
+            raise SagecacheError(
+                f"has {len(one.keypoints)} keypoints, the skeleton '{skeleton.name}' has {shape[0]}",
+                record=f"image_id {one.image_id}, annotation {one.annotation_id}",
+                fix="Mend or remove it; 'sagecache data check' lists all such annotations.",
+            )
+    return np.array([one.keypoints for one in instances], float).reshape(-1, *shape)
 
 
 class _Clock:
@@ -281,7 +313,7 @@ def _detect_identity(images: Sequence[tuple[int, Path]], detector: Detector, par
     return {
         "detector": dict(detector.fingerprint()),
         "images": {"count": len(images), "sha256": content},
-        "code_format": CODE_FORMAT,
+        "code_format": CODE_FORMAT["detect"],
         "part_size": part_size,
     }
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import cv2
 import numpy as np
 
 from sagecache.data.coco import read_image
+from sagecache.data.views import warp_image
 from sagecache.errors import SagecacheError
 from sagecache.precompute.plan import BORDERS, GeoPlan
 from sagecache.store.codec import EncodedRow, NotEncodable, encode_row, failed_row
@@ -130,10 +130,8 @@ def _read_crops(
         except SagecacheError as error:
             unreadable[row] = f"{STATUS_TEXT[UNREADABLE]}: {error.message}"
             continue
-        matrix, border = plan.crop_from_image[row][:2], BORDERS[plan.crop.border]
-        crops[row] = cv2.warpAffine(
-            image, matrix, plan.spec.input_size, flags=cv2.INTER_LINEAR, borderMode=border
-        )
+        border = BORDERS[plan.crop.border]
+        crops[row] = warp_image(image, plan.crop_from_image[row], plan.spec.input_size, border)
     return crops, unreadable
 
 

@@ -1,16 +1,20 @@
 import json
+import shutil
 
 import pytest
+from toy_store import tree
 
 from sagecache.errors import SagecacheError
+from sagecache.precompute import parts
 from sagecache.precompute.parts import PartsWriter, set_parts_aside
+from sagecache.store.lock import FolderLock
 
 IDENTITY = {"detector": {"name": "toy", "score": 0.3}, "part_size": 2}
 
 
-def work(result, parts=3, identity=IDENTITY, stop_after=None):
+def work(result, count=3, identity=IDENTITY, stop_after=None):
     """Make what is missing; stop_after: leave without finishing after that many parts."""
-    with PartsWriter(result, identity, parts) as writer:
+    with PartsWriter(result, identity, count) as writer:
         missing = writer.missing()
         for number in missing[:stop_after]:
             failed = [{"image_id": number, "reason": "no"}] if number == 1 else []
@@ -64,6 +68,52 @@ def test_a_foreign_or_edited_file_is_never_replaced(tmp_path):
     with pytest.raises(SagecacheError, match="changed after it was made"):
         work(result)
     assert result.read_text() == "[1]"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"identity": {}}'])
+def test_a_damaged_meta_file_is_named_with_its_way_out(tmp_path, text):
+    result = tmp_path / "a.json"
+    work(result)
+    (tmp_path / "a.meta.json").write_text(text)
+    with pytest.raises(SagecacheError, match="a.meta.json: the file is cut or damaged.*--force"):
+        work(result)
+    set_parts_aside(result)
+    assert work(result) == [0, 1, 2]
+
+
+def test_a_damaged_part_is_named(tmp_path):
+    work(tmp_path / "a.json", stop_after=3)
+    with PartsWriter(tmp_path / "a.json", IDENTITY, 3) as writer:
+        (tmp_path / "a.parts" / "part-000001.json").write_text("{")
+        with pytest.raises(SagecacheError, match="part-000001.json: the file is cut.*--force"):
+            writer.finish()
+
+
+def test_a_finished_result_is_read_without_a_lock(tmp_path, monkeypatch):
+    work(tmp_path / "a.json")
+    before = tree(tmp_path)
+    monkeypatch.setattr(parts, "FolderLock", lambda *args, **options: pytest.fail("took a lock"))
+    assert work(tmp_path / "a.json") == [] and tree(tmp_path) == before
+
+
+def test_parts_left_by_a_kill_in_the_last_moment_are_cleared(tmp_path):
+    work(tmp_path / "a.json")
+    (tmp_path / "a.parts").mkdir()
+    (tmp_path / "a.parts" / "part-000000.json").write_text("{}")
+    assert work(tmp_path / "a.json") == [] and not (tmp_path / "a.parts").exists()
+
+
+def test_the_lock_is_held_until_the_parts_are_gone(tmp_path, monkeypatch):
+    remove = shutil.rmtree
+
+    def remove_while_another_looks(folder):
+        with pytest.raises(SagecacheError, match="another process is writing"):
+            FolderLock(folder, shared=False)
+        remove(folder)
+
+    monkeypatch.setattr(parts.shutil, "rmtree", remove_while_another_looks)
+    work(tmp_path / "a.json")
+    assert not (tmp_path / "a.parts").exists()
 
 
 def test_two_writers_do_not_meet(tmp_path):

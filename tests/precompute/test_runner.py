@@ -8,6 +8,7 @@ from toy_teacher import ToyDetector, ToyTeacher, detect_job, geo_job, make_insta
 
 from sagecache.data.coco import load_detections
 from sagecache.errors import SagecacheError
+from sagecache.precompute import runner
 from sagecache.precompute.runner import (
     RunOptions,
     StatsJob,
@@ -99,6 +100,19 @@ def test_another_teacher_or_a_changed_image_is_refused_by_name(own_images, tmp_p
     with pytest.raises(SagecacheError, match="plan.image_sha256"):
         run_geo(job, ToyTeacher())
     assert tree(tmp_path / "geo") == before
+
+
+def test_a_complete_store_in_a_folder_that_cannot_be_written_is_used_as_it_is(
+    instances, tmp_path, monkeypatch
+):
+    job = geo_job(tmp_path / "geo", instances)
+    monkeypatch.setattr(runner.os, "access", lambda path, mode: False)  # the mode means nothing to root
+    assert run_geo(job, ToyTeacher()).computed == 14
+    before = tree(tmp_path)
+    monkeypatch.setattr(runner.StoreWriter, "open", lambda *args: pytest.fail("opened for writing"))
+    assert (run_geo(job, ToyTeacher()).computed, tree(tmp_path)) == (0, before)
+    with pytest.raises(SagecacheError, match="teacher.version: 1 -> 2"):
+        run_geo(job, ToyTeacher(version=2))
 
 
 def test_force_keeps_the_old_store_beside_the_new_one(instances, tmp_path):
@@ -220,3 +234,20 @@ def test_statistics_are_those_of_the_labelled_persons(labelled, tmp_path):
     forced = run_stats(changed, RunOptions(force=True))
     assert (forced.replaced / "skeleton_stats.json").read_bytes() == first
     assert json.loads(report.path.read_bytes()) != json.loads(first)
+
+
+def test_a_person_of_another_skeleton_is_named(labelled, tmp_path):
+    labelled[3] = replace(labelled[3], keypoints=labelled[3].keypoints[:14], annotation_id=77)
+    with pytest.raises(
+        SagecacheError, match=r"image_id 4, annotation 77: has 14 keypoints, .* 'coco' has 17"
+    ):
+        run_stats(StatsJob(tmp_path / "skeleton_stats.json", labelled, COCO17))
+
+
+def test_no_labelled_person_is_said_and_force_then_moves_nothing(labelled, tmp_path):
+    job = StatsJob(tmp_path / "skeleton_stats.json", labelled, COCO17)
+    run_stats(job)
+    nobody = replace(job, instances=[replace(one, keypoints=None) for one in labelled])
+    with pytest.raises(SagecacheError, match="no labelled person to summarise"):
+        run_stats(nobody, RunOptions(force=True))
+    assert [path.name for path in tmp_path.iterdir()] == ["skeleton_stats.json"]

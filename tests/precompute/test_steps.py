@@ -12,6 +12,7 @@ from sagecache.precompute.plan import CropRule, plan_geo
 from sagecache.precompute.steps import detect_part, geo_shard
 from sagecache.store.codec import unpack_into
 from sagecache.store.spec import NO_BODY, OK, UNREADABLE, UNUSABLE
+from sagecache.structures import Instance
 
 CROP = CropRule()
 
@@ -30,7 +31,8 @@ class Recorder(ToyTeacher):
 
 @pytest.mark.parametrize("border", ["constant", "replicate"])
 def test_the_teacher_sees_the_crop_that_the_plan_says(instances, border):
-    teacher, plan = Recorder(), make_plan(instances, crop=CropRule(2.5, border))
+    spec = replace(SPEC, input_size=(48, 64), map_size=(24, 32))  # so large that nothing is averaged first
+    teacher, plan = Recorder(spec), make_plan(instances, spec, CropRule(2.5, border))
     geo_shard(plan, teacher, [1], 4)
     image = read_image(instances[1].path).astype(float)
     if border == "replicate":
@@ -40,9 +42,34 @@ def test_the_teacher_sees_the_crop_that_the_plan_says(instances, border):
     else:
         shift = np.eye(3)
     for channel in range(3):
-        wanted = warp(image[..., channel], plan.crop_from_image[1] @ shift, SPEC.input_size)
+        wanted = warp(image[..., channel], plan.crop_from_image[1] @ shift, spec.input_size)
         # OpenCV interpolates at 1/32 pixel
         np.testing.assert_allclose(teacher.seen[0][..., channel], wanted, atol=255 * 2 / 32)
+
+
+def one_large_image(folder, pixels):
+    path = folder / "large.png"
+    assert cv2.imwrite(str(path), pixels)
+    return [Instance(1, 0, path, (0.0, 0.0, float(pixels.shape[1]), float(pixels.shape[0])))]
+
+
+def test_a_shrunken_crop_shows_averages_not_single_pixels(tmp_path):
+    rows, columns = np.indices((400, 300))
+    checks = np.uint8(255 * ((rows + columns) % 2))  # of one pixel: nothing but grey can be seen from afar
+    teacher = Recorder()
+    geo_shard(make_plan(one_large_image(tmp_path, np.dstack([checks] * 3))), teacher, [0], 1)
+    inside = teacher.seen[0][3:-3, 3:-3].astype(float)
+    assert np.abs(inside - 127.5).max() < 6
+
+
+def test_an_image_wider_than_opencv_can_warp_is_cropped_first(tmp_path):
+    pixels = np.zeros((30, 33000, 3), np.uint8)
+    pixels[:, 32900:] = 200
+    (wide,) = one_large_image(tmp_path, pixels)
+    teacher = Recorder()
+    both = [wide, replace(wide, instance=1, bbox=(32940.0, 5.0, 15.0, 20.0))]
+    assert [row.status for row in geo_shard(make_plan(both), teacher, [0, 1], 2).rows] == [NO_BODY, OK]
+    assert (teacher.seen[1] == 200).all() and teacher.seen[0][:, :-1].max() < 10
 
 
 def test_batches_never_reach_into_another_shard(instances):
