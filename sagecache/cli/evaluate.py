@@ -62,9 +62,10 @@ def evaluate(
     from sagecache.evaluation.keypoints import sort_predictions
     from sagecache.mm.evaluate import score
 
+    out = out or checkpoint.parent / f"predictions_{split}_{boxes}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)  # first: a folder that can't be made costs no evaluation
     with progress(f"eval {split}") as report:
         result, predictions = score(project, checkpoint, split, boxes, network, report)
-    out = out or checkpoint.parent / f"predictions_{split}_{boxes}.json"
     temporary = out.with_name(f".{out.name}.tmp")
     temporary.write_text(json.dumps(sort_predictions(predictions)))
     temporary.replace(out)

@@ -68,6 +68,13 @@ def main() -> None:
             raise
         click.echo(f"error: {error}", err=True)
         code = 2
+    except OSError as error:  # a full disk, a folder that can't be written: the user's to mend as well
+        if debug:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        reason = error.strerror or type(error).__name__
+        click.echo(f"error: {where}{reason}. Mend that, or see where it came from with --debug.", err=True)
+        code = 2
     except click.ClickException as error:
         error.show()
         code = error.exit_code

@@ -59,6 +59,7 @@ def export_command(project: Project, checkpoint: Path | None, network: str, outp
     """Write a trained network as a plain mmpose checkpoint OUTPUT."""
     from sagecache.mm.checkpoints import export_network
 
+    output.parent.mkdir(parents=True, exist_ok=True)
     export_network(newest_checkpoint(project, checkpoint), output, network)
     click.echo(output)
 

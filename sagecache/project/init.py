@@ -44,9 +44,16 @@ def write_project(
     unlabeled_images: folder; its images get ids from their names where all stems are numbers (COCO's
     {:012d} rule), else 1, 2, … in order of name. detections: COCO detection JSON for the unlabeled
     images; without it boxes come from ``precompute detect``.
-    Raises SagecacheError when the folder already holds a project (unless force), or an input is unusable.
+    Raises SagecacheError when the folder already holds a project (unless force), an input is unusable, or
+    something is said of unlabeled images without naming them.
     """
     folder = folder.expanduser().resolve()
+    if unlabeled_images is None and (detections or unlabeled_annotations):
+        raise SagecacheError(
+            "boxes or a list of unlabeled images, but not the images",
+            file=detections or unlabeled_annotations,
+            fix="Give their folder: --unlabeled-images.",
+        )
     if (folder / "data.py").exists() and not force:
         raise SagecacheError(
             "there is a project here already", file=folder, fix="Use --force to write its pages anew."
@@ -127,12 +134,17 @@ def _image_list(folder: Path, detections: Path | None) -> dict:
 
 def _data_page(splits: dict[str, dict[str, str]], dataset_info: str, val_is_labeled: bool) -> str:
     lines = ['"""Where the data of this project lie. Paths start at this folder."""', ""]
-    lines += ['cache_root = "cache"', 'work_root = "work_dirs"', f'dataset_info = "{dataset_info}"', ""]
+    lines += [
+        'cache_root = "cache"',
+        'work_root = "work_dirs"',
+        f"dataset_info = {_quoted(dataset_info)}",
+        "",
+    ]
     if val_is_labeled:
         lines.append("# val is the labeled split: give --val for an honest figure.")
     lines.append("splits = dict(")
     for name, split in splits.items():
-        options = ", ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in split.items())
+        options = ", ".join(f"{key}={_quoted(value)}" for key, value in split.items())
         lines.append(f"    {name}=dict({options}),")
     lines += [")", ""]
     lines += [
@@ -144,3 +156,8 @@ def _data_page(splits: dict[str, dict[str, str]], dataset_info: str, val_is_labe
         "",
     ]
     return "\n".join(lines)
+
+
+def _quoted(text: str) -> str:
+    """A Python string literal in double quotes, whatever the path holds."""
+    return json.dumps(text, ensure_ascii=False)

@@ -239,11 +239,12 @@ class StoreReader:
 
     def _damaged(self, error: SagecacheError, row: int) -> SagecacheError:
         image_id, instance = self._state.ids[row].tolist()
+        run = "Delete this file and run" if Path(error.file).exists() else "Run"
         return SagecacheError(
             error.message,
             file=error.file,
             record=f"image_id {image_id}, instance {instance}",
-            fix=f"Delete this file and run '{_command(self._state.manifest)}': it makes this shard again.",
+            fix=f"{run} '{_command(self._state.manifest)}': it makes this shard again.",
         )
 
 

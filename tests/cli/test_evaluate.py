@@ -42,7 +42,7 @@ def judged(folder, split: str, results: str) -> list[float]:
 
 @pytest.mark.parametrize("network", ["ema_teacher", "student"])
 def test_figures_are_pycocotools_on_the_file_that_was_written(folder, network, tmp_path):
-    out = tmp_path / "results.json"
+    out = tmp_path / "not" / "there" / "results.json"
     words = ("eval", "--split", "test", "--network", network, "--out", str(out), "--json")
     summary = json.loads(sagecache(folder, *words).stdout)
     assert [summary["AP"], summary["AR"]] == pytest.approx(judged(folder, "test", str(out)), abs=1e-9)

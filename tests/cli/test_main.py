@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 import pytest
+from dots import write_dots_project
 
 from sagecache import __version__
 from sagecache.cli import main as module
@@ -59,6 +60,28 @@ def test_debug_shows_where_an_error_of_the_user_came_from(monkeypatch, tmp_path)
     monkeypatch.setattr(sys, "argv", ["sagecache", "--debug", "--project", str(tmp_path), "data", "check"])
     with pytest.raises(SagecacheError, match="no data.py"):
         main()
+
+
+def test_a_place_that_cannot_be_written_is_one_line_with_file_and_reason(monkeypatch, capsys, tmp_path):
+    folder = write_dots_project(tmp_path / "mine")
+    (folder / "cache").write_text("a file where the cache belongs")
+    words = ("--project", str(folder), "precompute", "geo", "--split", "val")
+    code, out, err = run(monkeypatch, capsys, *words)
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1].startswith(f"error: {folder}/cache/val") and "Not a directory" in err
+    monkeypatch.setattr(sys, "argv", ["sagecache", "--debug", *words])
+    with pytest.raises(NotADirectoryError):
+        main()
+
+
+def test_an_error_of_the_system_without_a_file_is_one_line_too(monkeypatch, capsys):
+    @click.command("demo")
+    def demo_command():
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("sagecache.cli.demo.demo_command", demo_command)
+    code, _, err = run(monkeypatch, capsys, "demo")
+    assert code == 2 and err.startswith("error: No space left on device.") and err.count("\n") == 1
 
 
 def test_a_fault_of_ours_is_never_hidden(monkeypatch):

@@ -102,6 +102,8 @@ def test_export_writes_one_network_without_prefix(folder, tmp_path, network, shi
     assert list(content) == ["state_dict"] and content["state_dict"]["head.shift"].tolist() == [shift, shift]
     assert {key.split(".")[0] for key in content["state_dict"]} == {"head"}
     assert not list(tmp_path.glob(".*.tmp"))
+    sagecache(folder, "export", str(tmp_path / "not" / "there" / "plain.pth"), "--network", network)
+    assert (tmp_path / "not" / "there" / "plain.pth").is_file()
 
 
 @pytest.mark.parametrize("words", [("--max-iters", "3"), ("--resume",), ("--amp",), ("--work-dir", "x")])

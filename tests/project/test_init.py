@@ -117,8 +117,21 @@ def test_data_far_away_are_named_by_their_whole_path(own):
 def test_names_with_quotes_and_umlauts_survive(own):
     strange = own / 'Jörg\'s "best" \\ pictures'
     (own / "labeled").rename(strange)
-    write_project(own.parent / "project", strange / "images", strange / "annotations.json")
+    info = strange / "info.py"
+    info.write_text("dataset_info = dict()")
+    labels = strange / "annotations.json"
+    write_project(own.parent / "project", strange / "images", labels, dataset_info=info)
+    data = Project.open(own.parent / "project").data
+    assert (own.parent / "project" / data.dataset_info).samefile(info)
     assert all(one.path.is_file() for one in Project.open(own.parent / "project").instances("labeled"))
+
+
+@pytest.mark.parametrize("option", ["detections", "unlabeled_annotations"])
+def test_what_belongs_to_unlabeled_images_is_never_dropped_without_them(own, option):
+    (own / "some.json").write_text("[]")
+    with pytest.raises(SagecacheError, match="some.json: .*--unlabeled-images"):
+        write(own, **{option: own / "some.json"})
+    assert not (own.parent / "project").exists()
 
 
 def test_an_existing_project_is_kept_unless_forced(own):
@@ -133,7 +146,8 @@ def test_an_existing_project_is_kept_unless_forced(own):
 
 def test_nothing_is_written_for_unusable_input(own):
     (own / "broken.json").write_text("{")
-    for options in (dict(val=own / "broken.json"), dict(detections=own / "broken.json")):
+    boxes = dict(detections=own / "broken.json", unlabeled_images=own / "more")
+    for options in (dict(val=own / "broken.json"), boxes):
         with pytest.raises(SagecacheError, match="broken.json"):
             write(own, **options)
     assert not (own.parent / "project").exists()

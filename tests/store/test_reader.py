@@ -134,6 +134,8 @@ def test_damage_is_told_with_file_instance_and_remedy(store, content):
         reader.read(*key(content, row))
     assert error.value.file == path
     path.unlink()  # the advice holds
+    with pytest.raises(SagecacheError, match="the shard's file is missing. Run 'sagecache precompute"):
+        StoreReader(store).read(*key(content, row))
     with content.open(store) as writer:
         assert writer.missing() == [1]
 

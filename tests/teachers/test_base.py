@@ -1,11 +1,15 @@
 """Axes against an analytic sphere, mirrored maps, resizing, and the errors of specs and builders."""
 
+from dataclasses import fields
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from sagecache.errors import SagecacheError
 from sagecache.teachers.base import (
+    Teacher,
     TeacherSpec,
     check_crops,
     convert_normals,
@@ -13,6 +17,15 @@ from sagecache.teachers.base import (
     mirror_maps,
     resize_maps,
 )
+
+
+def test_the_documented_teacher_is_one():
+    text = (Path(__file__).parents[2] / "docs" / "extending.md").read_text()
+    names = {"TeacherSpec": TeacherSpec}
+    exec(text.split("```python\n")[1].split("```")[0], names)
+    teacher = names["MyTeacher"]()
+    assert set(Teacher.__annotations__) | {"fingerprint", "__call__"} <= set(dir(teacher))
+    assert set(teacher.spec.as_dict()) == {field.name for field in fields(TeacherSpec)}
 
 
 def sphere(size=33):
