@@ -239,9 +239,9 @@ class Project:
         command = f"sagecache data synth --split {name}" if split.render else "sagecache data check"
         self._need(needs, "split", name, command, self.path(split.annotations))
         if split.boxes != "annotations":
-            self._need(
-                needs, "boxes", name, f"sagecache precompute detect --split {name}", self.detections(name)
-            )
+            own = split.boxes == "detect"  # another's file is not made here, only looked for
+            command = f"sagecache precompute detect --split {name}" if own else "sagecache data check"
+            self._need(needs, "boxes", name, command, self.detections(name))
 
     def _need_geometry(self, needs: dict, name: str) -> None:
         self._need_boxes(needs, name)

@@ -43,6 +43,7 @@ def problems(*annotations, **rest):
 
 def test_sound_annotations_give_notes_only():
     assert problems(person(1), person(2, image_id=2), person(3, iscrowd=1)) == []
+    assert problems(person(1), person(2, keypoints=[], num_keypoints=0)) == []
     notes = found(person(1), person(3, iscrowd=1), person(4, keypoints=[0] * 51, num_keypoints=0))
     assert notes["note", "contents"].message == "2 images, 3 persons, 1 with keypoints"
     assert notes["note", "crowd"].message.endswith(": 3")

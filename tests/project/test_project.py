@@ -308,3 +308,6 @@ def test_a_split_alone_needs_its_files_and_boxes_and_its_targets_only_where_aske
     assert kinds == ["split", "boxes"]
     assert [need.kind for need in project.split_requirements("unlabeled", geometry=True)] == [*kinds, "geo"]
     assert [need.kind for need in project.split_requirements("val")] == ["split"]
+    assert project.split_requirements("unlabeled")[1].command.endswith("precompute detect --split unlabeled")
+    (folder / "data.py").write_text(text.replace("unlabeled=dict(", 'unlabeled=dict(boxes="b.json", '))
+    assert Project.open(folder).split_requirements("unlabeled")[1].command.endswith("data check")
