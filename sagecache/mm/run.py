@@ -151,7 +151,7 @@ def train_loader(project: Project, recipe: Recipe, model: dict, seed: int) -> Da
     """Labeled and unlabeled streams, a batch of each per step."""
     size = tuple(codec_of(model)["input_size"])
     views, skeleton = recipe.views, project.skeleton
-    instances = [item for split in recipe.data.labeled for item in project.instances(split)]
+    instances = [item for split in recipe.data.labeled for item in project.instances(split, "annotations")]
     images = ImageReader(recipe.data.image_cache_mb * 2**20)
     labeled = LabeledViews(instances, size, views.padding, views.strong, skeleton, images)
     unlabeled = None

@@ -189,6 +189,16 @@ def test_without_a_share_of_unlabeled_images_there_is_no_such_stream(project):
     assert set(batch) == {"labeled"}
 
 
+def test_labels_come_with_their_own_boxes(project):
+    """Detected persons have no keypoints to learn from."""
+    page = project.folder / "data.py"
+    page.write_text(page.read_text() + "\nsplits['labeled']['boxes'] = 'detect'\n")
+    project = Project.open(project.folder)
+    recipe, model = project.recipe("stage0")
+    (batch,) = itertools.islice(run.train_loader(project, recipe, model, seed=0), 1)
+    assert batch["labeled"]["bbox"][:, 2:].tolist() == [[120.0, 146.0]] * 2
+
+
 def test_the_seed_decides_the_batches(project):
     recipe, model = project.recipe("stage0")
 
