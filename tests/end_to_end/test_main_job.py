@@ -166,11 +166,17 @@ def test_check_finds_nothing_wrong(project):
     assert json.loads(result.stdout)["errors"] == 0
 
 
-def test_dry_run_counts_without_writing(project):
+def test_dry_run_counts_what_is_not_there_yet_without_writing(project, tmp_path):
+    assert not (project / "cache" / "val" / "geo").exists()
     before = sorted((project / "cache").rglob("*"))
     rows = json.loads(sagecache(project, "precompute", "geo", "--split", "val", "--dry-run", "--json").stdout)
     assert rows[0]["total"] >= COUNTS["val"] and rows[0]["megabytes"] > 0
     assert sorted((project / "cache").rglob("*")) == before
+    empty = write_tiny_project(tmp_path / "empty")
+    before = sorted(empty.rglob("*"))
+    rows = json.loads(sagecache(empty, "precompute", "all", "--dry-run", "--json").stdout)
+    assert all(row["total"] is None and "data synth --split" in row["run_first"] for row in rows)
+    assert len(rows) == 3 and sorted(empty.rglob("*")) == before
 
 
 def test_unknown_names_suggest_the_nearest(project):
