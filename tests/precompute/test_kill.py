@@ -86,7 +86,7 @@ def test_death_at_random_moments(folders):
         if process.exitcode == 0:
             break
         deaths += 1
-    assert deaths >= 3
+    assert deaths >= 1  # how many there can be depends on the load of the machine
     assert tree(base / "killed") == tree(base / "whole")
     assert StoreReader(base / "killed" / "geo").verify() == []
 
