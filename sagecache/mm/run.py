@@ -270,6 +270,10 @@ def _schedule(schedulers: Any, max_iters: int) -> list[dict] | None:
     if not schedulers:
         return None
     schedulers = [schedulers] if isinstance(schedulers, Mapping) else schedulers
+    if isinstance(schedulers, str) or not all(isinstance(one, Mapping) for one in schedulers):
+        raise SagecacheError(
+            f"param_scheduler is {schedulers!r}", file="recipe", fix="Set a list of dict(type=…)."
+        )
     schedulers = [dict(dict(by_epoch=False, end=max_iters), **scheduler) for scheduler in schedulers]
     for scheduler in schedulers:
         _try_schedule(scheduler)

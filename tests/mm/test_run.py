@@ -111,6 +111,7 @@ def test_a_schedule_goes_by_iteration_and_ends_with_the_training():
     [
         (dict(type="CosinLR"), "param_scheduler can't be built.*CosinLR"),
         (dict(type="LinearLR", start=0.1), "start"),
+        ("CosineAnnealingLR", "recipe: param_scheduler is .*Set a list of dict"),
         (dict(type="LinearLR", start_factor=3.0), "[Ss]tart"),
     ],
 )
