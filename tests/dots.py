@@ -16,7 +16,7 @@ RADIUS = 6
 ANGLES = np.linspace(0.03, np.pi / 2 - 0.03, 17)  # of a joint's colour, red towards green
 COLOURS = np.stack([240 * np.cos(ANGLES), 240 * np.sin(ANGLES)], -1)  # (17, 2) red, green
 MODEL = """
-codec = dict(type="UDPHeatmap", input_size=(96, 128), heatmap_size=(24, 32), sigma=1.25, blur_kernel_size=5)
+codec = dict(type="UDPHeatmap", input_size=(96, 128), heatmap_size=(24, 32), sigma=4 / 3, blur_kernel_size=5)
 model = dict(
     type="TopdownPoseEstimator",
     data_preprocessor=dict(type="PoseDataPreprocessor", mean=[0.0] * 3, std=[1.0] * 3, bgr_to_rgb=True),

@@ -47,7 +47,7 @@ class DotsHead(HeatmapHead):
         y = (seen * torch.arange(height)[:, None]).sum((2, 3)) / mass * (31 / 127) + self.shift[1]
         dx = torch.arange(24) - x[..., None, None]
         dy = torch.arange(32)[:, None] - y[..., None, None]
-        maps = torch.exp(-(dx**2 + dy**2) / (2 * 1.25**2))
+        maps = torch.exp(-(dx**2 + dy**2) / (2 * (4 / 3) ** 2))
         maps = torch.where((mass > 4)[..., None, None], maps, torch.tensor(0.01))
         mirrored = blue[..., : width // 2].mean((1, 2)) > blue[..., width // 2 :].mean((1, 2))
         return torch.where(mirrored.view(-1, 1, 1, 1), maps[:, list(COCO17.flip_indices)], maps)

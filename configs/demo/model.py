@@ -1,6 +1,7 @@
 """The demo's student: one million parameters, 96x128 crops, 24x32 maps, a softmax over the cells."""
 
-codec = dict(type="UDPHeatmap", input_size=(96, 128), heatmap_size=(24, 32), sigma=1.25, blur_kernel_size=5)
+# 3 * sigma must be whole: otherwise mmpose draws labels near the left and top edges one map pixel off.
+codec = dict(type="UDPHeatmap", input_size=(96, 128), heatmap_size=(24, 32), sigma=4 / 3, blur_kernel_size=5)
 
 model = dict(
     type="TopdownPoseEstimator",

@@ -123,6 +123,12 @@ def codec_of(model: dict) -> dict:
     missing = [key for key in ("input_size", "heatmap_size", "sigma") if key not in codec]
     if missing:
         raise SagecacheError(f"the head's decoder has no '{missing[0]}'", file="model.py", fix="Add it.")
+    if abs(3 * codec["sigma"] - round(3 * codec["sigma"])) > 1e-6:
+        raise SagecacheError(
+            f"with sigma {codec['sigma']:g} mmpose draws labels near the left and top edges one pixel off",
+            file="model.py",
+            fix="Choose a sigma of which three times is whole: 1, 4 / 3, 5 / 3, 2, …",
+        )
     return codec
 
 

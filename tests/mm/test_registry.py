@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from mmpose.codecs import UDPHeatmap
 from mmpose.registry import KEYPOINT_CODECS
 from mmpose.structures import PoseDataSample
 from torch.nn import functional as F
@@ -16,7 +18,7 @@ from sagecache.models.convnet import PIXEL_MEAN, PIXEL_STD
 from sagecache.project import Project
 from sagecache.semi.pseudo_labels import fuse_flip
 
-CODEC = dict(type="UDPHeatmap", input_size=(96, 128), heatmap_size=(24, 32), sigma=1.25)
+CODEC = dict(type="UDPHeatmap", input_size=(96, 128), heatmap_size=(24, 32), sigma=4 / 3)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +58,7 @@ def test_head_gives_logits_in_training_and_unit_peaks_in_evaluation(student):
     student.head.eval()
     maps = student.head(features)
     assert student.head.map_kind == "heatmap"
-    expected = logits.flatten(2).softmax(-1).view_as(logits) * 2 * math.pi * 1.25**2
+    expected = logits.flatten(2).softmax(-1).view_as(logits) * 2 * math.pi * (4 / 3) ** 2
     torch.testing.assert_close(maps, expected)
 
 
@@ -115,4 +117,18 @@ def test_a_codec_that_views_and_mirrored_maps_do_not_fit_is_refused(change, told
 def test_a_model_that_mmpose_does_not_know_is_one_clear_error():
     model = dict(Project.open().model, backbone=dict(type="PoseNett"))
     with pytest.raises(SagecacheError, match="model.py.*PoseNett"):
+        build_student(model)
+
+
+def test_mmpose_draws_labels_aside_near_an_edge_unless_three_sigma_is_whole():
+    """Why codec_of is strict: the peak of a label three pixels from the left edge."""
+    peaks = []
+    for sigma in (1.25, 4 / 3):
+        codec = UDPHeatmap((96, 128), (24, 32), sigma=sigma)
+        point = np.array([[[3.0 * 95 / 23, 16.0 * 127 / 31]]], np.float32)
+        peaks.append(int(codec.encode(point, np.ones((1, 1), np.float32))["heatmaps"][0, 16].argmax()))
+    assert peaks == [4, 3]
+    model = dict(Project.open().model)
+    model["head"] = dict(model["head"], decoder=dict(CODEC, sigma=1.25))
+    with pytest.raises(SagecacheError, match="sigma 1.25.*one pixel off"):
         build_student(model)

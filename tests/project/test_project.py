@@ -104,7 +104,7 @@ def test_an_override_changes_one_leaf_of_recipe_model_or_list_and_nothing_else(f
     assert changed.train_cfg.val_interval == plain.train_cfg.val_interval == 4
     assert changed.param_scheduler == [dict(type="A", end=3), dict(type="B", end=5)]
     assert plain.param_scheduler[1]["end"] == 9
-    assert (model["head"]["decoder"]["sigma"], other["head"]["decoder"]["sigma"]) == (1.25, 2.0)
+    assert (model["head"]["decoder"]["sigma"], other["head"]["decoder"]["sigma"]) == (4 / 3, 2.0)
     assert changed.semi.terms == dict(new=dict(weight=0.5)) and plain.semi.terms == {}
     assert project.recipe("stage0") == (plain, model), "the pages themselves stay as they are"
 
