@@ -169,7 +169,9 @@ def test_check_finds_nothing_wrong(project):
 def test_dry_run_counts_what_is_not_there_yet_without_writing(project, tmp_path):
     assert not (project / "cache" / "test" / "geo").exists()
     before = sorted((project / "cache").rglob("*"))
-    rows = json.loads(sagecache(project, "precompute", "geo", "--split", "test", "--dry-run", "--json").stdout)
+    rows = json.loads(
+        sagecache(project, "precompute", "geo", "--split", "test", "--dry-run", "--json").stdout
+    )
     assert rows[0]["total"] >= COUNTS["test"] and rows[0]["megabytes"] > 0
     assert sorted((project / "cache").rglob("*")) == before
     empty = write_tiny_project(tmp_path / "empty")
