@@ -36,7 +36,7 @@ def explain(
             f"recipe '{recipe_name}' learns from no unlabeled images, so it has no filter and no gate",
             fix="Name one that does: --recipe stage1-full.",
         )
-    estimator = build_estimator(project, recipe, model)
+    estimator = build_estimator(project, recipe, model, with_terms=False)
     load_network(estimator.student, checkpoint, "student")
     load_network(estimator.ema_teacher, checkpoint, "ema_teacher")
     estimator.eval()

@@ -101,8 +101,13 @@ def train(project: Project, name: str, options: TrainOptions, report: Progress) 
     return checkpoint
 
 
-def build_estimator(project: Project, recipe: Recipe, model: dict) -> SemiPoseEstimator:
-    """Student with its start weights, EMA teacher, pseudo labels and the recipe's terms."""
+def build_estimator(
+    project: Project, recipe: Recipe, model: dict, with_terms: bool = True
+) -> SemiPoseEstimator:
+    """Student with its start weights, EMA teacher, pseudo labels and the recipe's terms.
+
+    with_terms False: enough to look at pseudo labels; needs no stores.
+    """
     student = build_student(model)
     start = start_checkpoint(project, recipe)
     if start is not None:
@@ -113,7 +118,7 @@ def build_estimator(project: Project, recipe: Recipe, model: dict) -> SemiPoseEs
         prior = load_prior(project, recipe)
         semi = dict(
             labeler=build_labeler(project, recipe, codec["sigma"]),
-            terms=build_terms(project, recipe, codec["sigma"], prior),
+            terms=build_terms(project, recipe, codec["sigma"], prior) if with_terms else {},
             correct=prior.correct if recipe.semi.gate.get("teacher_b") == "diffusion" else None,
             ramp_up_steps=recipe.semi.ramp_up,
         )
