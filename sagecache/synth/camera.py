@@ -48,21 +48,20 @@ def torso_direction(keypoints: np.ndarray) -> np.ndarray:
 def place_camera(look: Look, rng, vertices: np.ndarray, torso: np.ndarray, lying: bool, size) -> Camera:
     """Look at all people (their vertices (N, 3)) so that they fill the frame as the look wants.
 
-    torso (3,): the first person's torso direction, for looks that keep it upright in the picture.
+    torso (3,): the first person's torso direction, for looks whose camera stands at the feet.
     """
     width, height = size
     elevation = np.radians(rng.uniform(*(look.lying_elevation if lying else look.elevation)))
     azimuth = rng.uniform(0, 2 * np.pi)
+    if look.torso_turn is not None:  # the photographer stands at the feet, give or take
+        azimuth = np.arctan2(torso[1], torso[0]) + np.pi
+        azimuth += np.radians(rng.uniform(-look.torso_turn, look.torso_turn))
     forward = -np.array(
         [np.cos(azimuth) * np.cos(elevation), np.sin(azimuth) * np.cos(elevation), np.sin(elevation)]
     )
     right = unit(np.cross(forward, [0, 0, 1.0]))
     down = np.cross(forward, right)
-    if look.torso_roll is not None:
-        wanted = -np.pi / 2 + np.radians(rng.uniform(-look.torso_roll, look.torso_roll))
-        roll = wanted - np.arctan2(torso @ down, torso @ right)
-    else:
-        roll = rng.uniform(-np.pi, np.pi) if look.roll >= 180 else np.radians(rng.normal(0, look.roll))
+    roll = rng.uniform(-np.pi, np.pi) if look.roll >= 180 else np.radians(rng.normal(0, look.roll))
     camera_from_world = rotation([0, 0, 1], roll) @ np.stack([right, down, forward])
     focal = max(width, height) * np.exp(rng.uniform(*np.log(look.focal)))
     low, high = vertices.min(0), vertices.max(0)

@@ -30,8 +30,8 @@ class Look:
     people: tuple[float, ...]  # probability of 1, 2, … people
     elevation: tuple[float, float]  # camera above the horizon
     lying_elevation: tuple[float, float]  # the same for pictures whose first person lies
-    torso_roll: float | None  # torso up in the picture within +- this; None: roll is free of the body
-    roll: float  # sd of the camera roll where torso_roll is None; 180 or more means any roll
+    torso_turn: float | None  # seen from above, torso and view differ by at most this; None: by any angle
+    roll: float  # sd of the camera roll; 180 or more means any roll
     fill: tuple[float, float]  # extent of the people, as a share of the frame
     focal: tuple[float, float]  # focal length in frame widths
     floor: str  # 'sheet' (bedding) or 'room' (floor and wall) or 'any'
@@ -53,8 +53,8 @@ TARGET = Look(
     people=(0.92, 0.08),  # twins are rare
     elevation=(45, 88),  # a camera over the crib; at 45 degrees it stands beside it
     lying_elevation=(45, 88),
-    torso_roll=60.0,  # an upright picture, the mattress turned at most this far
-    roll=0.0,
+    torso_turn=60.0,  # an upright picture from the foot of the crib, the infant turned at most this far
+    roll=7.0,
     fill=(0.6, 0.8),  # the infant fills the crib's frame
     focal=(1.0, 1.9),  # phone to camera module
     floor="sheet",
@@ -83,7 +83,7 @@ SOURCE = Look(
     people=(0.7, 0.2, 0.1),
     elevation=(2, 32),  # a photographer's eye
     lying_elevation=(15, 75),  # people on the floor are seen from higher up
-    torso_roll=None,
+    torso_turn=None,
     roll=7.0,
     fill=(0.6, 0.95),
     focal=(1.0, 1.9),
@@ -103,7 +103,7 @@ GENERIC = Look(
     people=(0.78, 0.16, 0.06),
     elevation=(0, 89),
     lying_elevation=(0, 89),
-    torso_roll=None,
+    torso_turn=None,
     roll=180.0,
     fill=(0.55, 1.0),
     focal=(0.85, 2.4),

@@ -34,5 +34,5 @@ def bare_target():
         rails=0.0,
         elevation=(80, 88),
         lying_elevation=(80, 88),
-        torso_roll=10.0,
+        torso_turn=10.0,
     )

@@ -50,9 +50,14 @@ def test_people_fill_the_frame_and_elevation_is_kept(cloud):
         assert np.sin(np.radians(44.9)) < sine < np.sin(np.radians(88.1))
 
 
-def test_torso_is_up_within_the_looks_roll(cloud):
-    torso = np.array([0.3, -0.8, 0.1])
-    for seed in range(20):
-        camera = place_camera(LOOKS["target"], np.random.default_rng(seed), cloud, torso, True, (128, 128))
-        x, y, _ = camera.camera_from_world @ torso
-        assert abs(np.degrees(np.arctan2(x, -y))) < 60.01
+def test_the_camera_stands_upright_at_the_feet(cloud):
+    torso, turns = np.array([0.3, -0.8, 0.1]), []
+    look = dataclasses.replace(LOOKS["target"], roll=0.0)
+    for seed in range(60):
+        camera = place_camera(look, np.random.default_rng(seed), cloud, torso, True, (128, 128))
+        right, down, forward = camera.camera_from_world
+        assert right[2] == pytest.approx(0) and down[2] < 0  # the horizon is level, up is up
+        heading, along = np.arctan2(forward[1], forward[0]), np.arctan2(torso[1], torso[0])
+        turns.append(np.degrees(np.angle(np.exp(1j * (heading - along)))))
+    assert np.abs(turns).max() < 60.01
+    assert min(turns) < -40 and max(turns) > 40

@@ -23,8 +23,8 @@ from .world import World
 
 WIDTH, HEIGHT = GeometryNet.INPUT_SIZE
 STRIDE = GeometryNet.STRIDE
-UPRIGHT_SHARE, UPRIGHT_RANGE = 0.6, 80.0  # of the crops; degrees
-ABOVE_WEIGHT = 3.0
+UPRIGHT_SHARE, UPRIGHT_SD = 0.7, 8.0  # of the crops; degrees
+ABOVE_WEIGHT, HEAD_UP_WEIGHT = 3.0, 2.0
 
 
 @dataclass(frozen=True)
@@ -50,16 +50,17 @@ class Placement:
     border_value: tuple[int, int, int] = (0, 0, 0)
 
 
-def draw_placement(rng: np.random.Generator, torso: np.ndarray | None = None) -> Placement:
+def draw_placement(rng: np.random.Generator, up: np.ndarray | None = None) -> Placement:
     """Mirrored half of the time, padding 1.0 to 1.6; replicated, reflected or flat borders.
 
-    torso (2,): from the hips to the shoulders, image pixels. Where it is known UPRIGHT_SHARE of the crops
-    have it within UPRIGHT_RANGE of up, as people's pictures mostly do; the others turn the full circle.
+    up (2,): where the vertical points in the image. UPRIGHT_SHARE of the crops have it up but for a tilt of
+    UPRIGHT_SD, as pictures mostly do: what is higher in them lies farther off. The others turn the full
+    circle, and so do all where `up` is None.
     """
     mirror, rotation = bool(rng.random() < 0.5), rng.uniform(-np.pi, np.pi)
-    if torso is not None and rng.random() < UPRIGHT_SHARE:
-        now = np.arctan2(torso[1], -torso[0] if mirror else torso[0])
-        rotation = -np.pi / 2 + np.radians(rng.uniform(-UPRIGHT_RANGE, UPRIGHT_RANGE)) - now
+    if up is not None and rng.random() < UPRIGHT_SHARE:
+        now = np.arctan2(up[1], -up[0] if mirror else up[0])
+        rotation = -np.pi / 2 + np.radians(rng.normal(0, UPRIGHT_SD)) - now
     borders = [cv2.BORDER_REPLICATE, cv2.BORDER_REFLECT_101, cv2.BORDER_CONSTANT]
     return Placement(
         rotation=rotation,
@@ -71,24 +72,22 @@ def draw_placement(rng: np.random.Generator, torso: np.ndarray | None = None) ->
     )
 
 
-def torso_of(keypoints: np.ndarray) -> np.ndarray | None:
-    """From mid-hip to mid-shoulder, (2,) pixels; None where one of the joints is unknown."""
-    shoulders, hips = keypoints[5:7], keypoints[11:13]
-    if (shoulders[:, 2] == 0).any() or (hips[:, 2] == 0).any():
-        return None
-    return shoulders[:, :2].mean(0) - hips[:, :2].mean(0)
+def torsos(keypoints: np.ndarray) -> np.ndarray:
+    """From mid-hip to mid-shoulder, (P, 2) pixels; 0 where one of those joints is unknown."""
+    known = (keypoints[:, [5, 6, 11, 12], 2] > 0).all(1)
+    return np.where(known[:, None], keypoints[:, 5:7, :2].mean(1) - keypoints[:, 11:13, :2].mean(1), 0)
 
 
-def from_above(world: World) -> np.ndarray:
-    """How likely each person is drawn, (P,): those seen from above count ABOVE_WEIGHT times the others.
+def likelihood(world: World) -> np.ndarray:
+    """How likely each person is drawn, (P,).
 
-    What this teacher is for are people who lie; the floor's normal tells where the camera was.
+    What this teacher is for are people who lie, taken from above with the head up in the picture: these
+    count ABOVE_WEIGHT and HEAD_UP_WEIGHT times the others.
     """
-    floor = np.array(
-        [np.median(n[i < 0], axis=0) for n, i in zip(world.normals, world.instances, strict=True)]
-    )
-    elevation = np.degrees(np.arcsin(np.clip(-floor[:, 2] / np.linalg.norm(floor, axis=1).clip(1), 0, 1)))
-    weight = np.where(elevation[world.persons[:, 0]] > 35, ABOVE_WEIGHT, 1.0)
+    up = world.up[world.persons[:, 0]]
+    elevation = np.degrees(np.arcsin(np.clip(-up[:, 2], -1, 1)))
+    head_up = (torsos(world.keypoints) * up[:, :2]).sum(1) > 0
+    weight = np.where(elevation > 35, ABOVE_WEIGHT, 1.0) * np.where(head_up, HEAD_UP_WEIGHT, 1.0)
     return weight / weight.sum()
 
 
@@ -165,7 +164,7 @@ def cover(crop: Crop, rng: np.random.Generator) -> None:
 
 def training_crop(world: World, index: int, rng: np.random.Generator, shrink: int) -> Crop:
     """A degraded crop; shrink 2 halves the picture (and with it the maps) for the coarse phase."""
-    place = draw_placement(rng, torso_of(world.keypoints[index]))
+    place = draw_placement(rng, world.up[world.persons[index, 0], :2])
     matrix = place_person(person_pixels(world, index), place)
     crop = cut(world, index, matrix, STRIDE * shrink, place.border, place.border_value)
     image = crop.image
@@ -194,7 +193,7 @@ class CropSource:
 
     def __init__(self, world: World, batch: int, coarse_share: float) -> None:
         self.world, self.batch, self.coarse_share = world, batch, coarse_share
-        self.likely = from_above(world)
+        self.likely = likelihood(world)
 
     def shrink(self, progress: float) -> int:
         return 2 if progress < self.coarse_share else 1

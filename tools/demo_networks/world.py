@@ -28,7 +28,8 @@ NEAR, SPAN = 0.2, 2.3  # depth codes span [NEAR, NEAR + SPAN] times the people's
 @dataclass(frozen=True)
 class World:
     """images (N, 256, 256, 3) uint8 RGB; at half resolution, index i at image pixel 2 i: depth codes
-    (N, 128, 128) uint16, normals int8 (·, 3) times 127, instances int8 (-1 none); focal (N,) pixels.
+    (N, 128, 128) uint16, normals int8 (·, 3) times 127, instances int8 (-1 none); focal (N,) pixels;
+    up (N, 3) the vertical in the camera frame.
 
     persons (P, 2): image and instance; bboxes (P, 4) xywh and keypoints (P, 17, 3) in image pixels;
     areas (P,) visible pixels.
@@ -39,6 +40,7 @@ class World:
     normals: np.ndarray
     instances: np.ndarray
     focal: np.ndarray
+    up: np.ndarray
     persons: np.ndarray
     bboxes: np.ndarray
     keypoints: np.ndarray
@@ -52,7 +54,7 @@ class World:
     def keep(self, which: np.ndarray) -> World:
         """The same images with fewer persons; which (P,) bool."""
         people = (self.persons, self.bboxes, self.keypoints, self.areas)
-        scene = (self.images, self.depth, self.normals, self.instances, self.focal)
+        scene = (self.images, self.depth, self.normals, self.instances, self.focal, self.up)
         return World(*scene, *(field[which] for field in people))
 
     def readable(self, pixels: int = 1000) -> World:
@@ -121,4 +123,5 @@ def _pack(rendering: Rendering) -> dict[str, np.ndarray]:
         normals=np.round(rendering.normals[::2, ::2] * 127).astype(np.int8),
         instances=rendering.instances[::2, ::2].astype(np.int8),
         focal=np.float32(rendering.intrinsics[0, 0]),
+        up=rendering.up.astype(np.float32),
     )
