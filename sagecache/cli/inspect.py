@@ -216,10 +216,11 @@ def _predictions(project: Project, recipe: str, checkpoint: Path | None, chosen:
 def _predicted_row(predicted: Any) -> dict[str, Any]:
     if predicted is None:
         return {}
+    other = "nobody" if predicted.corrected is None else "teacher B"
     return dict(
         confidence=f"{predicted.ema_teacher[:, 2].mean():.3f}",
         plausibility=f"{predicted.plausibility:.3f}",
-        gate="teacher A" if predicted.teacher_a else "teacher B",
+        gate="teacher A" if predicted.teacher_a else other,
         kept_joints=f"{int(predicted.keep.sum())} of {len(predicted.keep)}",
     )
 

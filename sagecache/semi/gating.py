@@ -181,7 +181,8 @@ class HybridGate:
         confident = confidence.mean(-1) >= self.threshold_confidence
         teacher_a = confident & (plausibility >= self.threshold_plausibility)
         if self.teacher_b == "none":
-            return GateDecision(teacher_a, keep, (keep & teacher_a[:, None]).to(confidence.dtype))
+            keep = keep & teacher_a[:, None]
+            return GateDecision(teacher_a, keep, keep.to(confidence.dtype))
         if corrected is None:
             raise SagecacheError("teacher B needs a corrected pose", fix="Give a prior, or teacher_b='none'")
         keep_b = (confidence > self.keep_b) & corrected.isfinite().all(-1)

@@ -213,7 +213,8 @@ def _prediction_tiles(
         drawn = draw_skeleton(crop, _moved(predictions.corrected, shown_from_image), skeleton)
         distance = np.linalg.norm(predictions.corrected - predictions.ema_teacher[:, :2], axis=1).mean()
         tiles.append(Tile(drawn, "pose B", f"moved by {distance:.1f} px on average"))
-    gate = "A, the EMA teacher" if predictions.teacher_a else "B, corrected by the prior"
+    other = "nobody: refused" if predictions.corrected is None else "B, corrected by the prior"
+    gate = "A, the EMA teacher" if predictions.teacher_a else other
     kept = f"{int(predictions.keep.sum())} of {len(predictions.keep)} joints kept"
     chart = _confidence_chart(predictions, skeleton, crop.shape[0])
     tiles.append(Tile(chart, f"KPS {predictions.plausibility:.2f}, gate: {gate}", f"{kept}; thin: student"))

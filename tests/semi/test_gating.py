@@ -145,8 +145,8 @@ def test_truth_table_without_teacher_b():
     confidence, keep, score = batch_of(TRUTH)
     decision = gate(confidence, keep, score)
     assert decision.teacher_a.tolist() == [a for _, _, a in TRUTH]
-    assert torch.equal(decision.keep, keep)
-    assert torch.equal(decision.weights, (keep & decision.teacher_a[:, None]).double())
+    taught = keep & decision.teacher_a[:, None]
+    assert torch.equal(decision.keep, taught) and torch.equal(decision.weights, taught.double())
 
 
 def test_truth_table_with_teacher_b():
