@@ -42,7 +42,7 @@ def train_geometry(options: argparse.Namespace) -> None:
     evaluation = geometry.Evaluation(_world(options, VALIDATION).readable())
     schedule = Schedule(minutes=options.minutes or MINUTES["geometry"], peak=3e-3, every=options.every)
     run = _run(options, "geometry", GeometryNet(), schedule)
-    source = geometry.CropSource(world, 20, coarse_share=0.75)
+    source = geometry.CropSource(world, 20, coarse_share=0.4)
 
     def evaluate(net: torch.nn.Module) -> dict[str, float]:
         return evaluation(net, shrink=source.shrink(run.progress))
@@ -85,7 +85,10 @@ def _world(options: argparse.Namespace, split: dict) -> World:
 
 def _run(options: argparse.Namespace, name: str, net: torch.nn.Module, schedule: Schedule) -> Run:
     net = net.to(memory_format=torch.channels_last)
-    return Run(net, schedule, options.data / "runs", name, options.resume)
+    run = Run(net, schedule, options.data / "runs", name, options.resume)
+    if options.compile:
+        run.net.compile(dynamic=False)
+    return run
 
 
 def _publisher(options: argparse.Namespace, name: str):
@@ -109,6 +112,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, help="render at most so many images a look (for a trial)")
     parser.add_argument("--data", type=Path, default=Path("demo_networks_data"), help="scratch folder, 4 GB")
     parser.add_argument("--out", type=Path, default=ROOT / "sagecache" / "models" / "weights")
+    parser.add_argument("--compile", action="store_true", help="half again as fast; needs a C++ compiler")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --data")
     options = parser.parse_args()
     cv2.setNumThreads(1)
