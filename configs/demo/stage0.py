@@ -16,3 +16,4 @@ param_scheduler = [
     dict(type="CosineAnnealingLR", begin=30, eta_min_ratio=0.03),
 ]
 ema_decay = 0.99
+channels_last = True

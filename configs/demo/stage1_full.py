@@ -32,6 +32,7 @@ param_scheduler = [
     dict(type="CosineAnnealingLR", begin=30, eta_min_ratio=0.03),
 ]
 ema_decay = 0.99
+channels_last = True
 
 semi = dict(
     ramp_up=50,

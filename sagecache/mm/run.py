@@ -112,6 +112,8 @@ def build_estimator(
     start = start_checkpoint(project, recipe)
     if start is not None:
         load_network(student, start)
+    if recipe.channels_last:
+        student = student.to(memory_format=torch.channels_last)
     codec = codec_of(model)
     semi: dict[str, Any] = {}
     if recipe.uses_unlabeled:

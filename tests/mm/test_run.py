@@ -170,6 +170,21 @@ def test_student_and_teacher_start_from_the_teacher_of_the_checkpoint(project):
     assert estimator.labeler is None and not estimator.terms
 
 
+def test_channels_last_changes_the_layout_and_not_what_is_computed():
+    images = torch.randint(0, 256, (2, 3, 128, 96), generator=torch.Generator().manual_seed(0)).byte()
+    maps = {}
+    for flag in (False, True):
+        recipe, model = Project.open(None).recipe("stage0", {"channels_last": flag})
+        estimator = run.build_estimator(Project.open(None), recipe, model).eval()
+        for network in (estimator.student, estimator.ema_teacher):
+            weight = network.backbone.stage4.conv1.weight
+            assert weight.is_contiguous(memory_format=torch.channels_last) == flag
+        with torch.no_grad():
+            features = estimator.student.extract_feat(estimator.normalise(images))
+        maps[flag] = estimator.student.head(features)
+    torch.testing.assert_close(maps[True], maps[False], rtol=1e-3, atol=1e-3)
+
+
 # -- streams -------------------------------------------------------------------------------------------
 
 
