@@ -55,4 +55,5 @@ def _normal(codes: Tensor) -> Tensor:
     fold = (-towards).clamp(min=0)
     plane = plane - torch.where(plane >= 0, fold, -fold)  # sign(0) = 1, as in the codec
     vectors = torch.cat([plane, -towards], dim=1)  # |x| + |y| + |z| = 1: never short
-    return vectors * vectors.square().sum(dim=1, keepdim=True).rsqrt()  # on CPUs 20 times as fast as F.normalize
+    # On CPUs 20 times as fast as F.normalize along channels.
+    return vectors * vectors.square().sum(dim=1, keepdim=True).rsqrt()

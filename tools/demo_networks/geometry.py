@@ -24,7 +24,10 @@ from .world import World
 WIDTH, HEIGHT = GeometryNet.INPUT_SIZE
 STRIDE = GeometryNet.STRIDE
 UPRIGHT_SHARE, UPRIGHT_SD = 0.7, 8.0  # of the crops; degrees
-ABOVE_WEIGHT, HEAD_UP_WEIGHT = 3.0, 2.0
+# What this teacher is for: infants who lie, taken from above with the head up in the picture. Each of the
+# four makes a person that much more likely to be drawn.
+LYING_WEIGHT, INFANT_WEIGHT, ABOVE_WEIGHT, HEAD_UP_WEIGHT = 4.0, 2.0, 3.0, 2.0
+INFANT_TRUNK = 0.3  # metres from the hips to the shoulders, at most
 
 
 @dataclass(frozen=True)
@@ -79,15 +82,19 @@ def torsos(keypoints: np.ndarray) -> np.ndarray:
 
 
 def likelihood(world: World) -> np.ndarray:
-    """How likely each person is drawn, (P,).
-
-    What this teacher is for are people who lie, taken from above with the head up in the picture: these
-    count ABOVE_WEIGHT and HEAD_UP_WEIGHT times the others.
-    """
+    """How likely each person is drawn, (P,), sums to 1."""
     up = world.up[world.persons[:, 0]]
-    elevation = np.degrees(np.arcsin(np.clip(-up[:, 2], -1, 1)))
+    above = np.degrees(np.arcsin(np.clip(-up[:, 2], -1, 1))) > 35
     head_up = (torsos(world.keypoints) * up[:, :2]).sum(1) > 0
-    weight = np.where(elevation > 35, ABOVE_WEIGHT, 1.0) * np.where(head_up, HEAD_UP_WEIGHT, 1.0)
+    infant = world.trunk < INFANT_TRUNK
+    weight = np.ones(len(up))
+    for applies, factor in (
+        (world.lying, LYING_WEIGHT),
+        (infant, INFANT_WEIGHT),
+        (above, ABOVE_WEIGHT),
+        (head_up, HEAD_UP_WEIGHT),
+    ):
+        weight[applies] *= factor
     return weight / weight.sum()
 
 

@@ -17,7 +17,9 @@ import cv2
 import numpy as np
 
 from sagecache.synth.body import Body
+from sagecache.synth.camera import torso_direction
 from sagecache.synth.looks import LOOKS
+from sagecache.synth.pose import LYING
 from sagecache.synth.render import Rendering, render
 
 SHARD = 100  # images
@@ -32,7 +34,7 @@ class World:
     up (N, 3) the vertical in the camera frame.
 
     persons (P, 2): image and instance; bboxes (P, 4) xywh and keypoints (P, 17, 3) in image pixels;
-    areas (P,) visible pixels.
+    areas (P,) visible pixels; lying (P,) bool; trunk (P,) metres from the hips to the shoulders.
     """
 
     images: np.ndarray
@@ -45,6 +47,8 @@ class World:
     bboxes: np.ndarray
     keypoints: np.ndarray
     areas: np.ndarray
+    lying: np.ndarray
+    trunk: np.ndarray
 
     @staticmethod
     def metric_depth(codes: np.ndarray) -> np.ndarray:
@@ -53,7 +57,7 @@ class World:
 
     def keep(self, which: np.ndarray) -> World:
         """The same images with fewer persons; which (P,) bool."""
-        people = (self.persons, self.bboxes, self.keypoints, self.areas)
+        people = (self.persons, self.bboxes, self.keypoints, self.areas, self.lying, self.trunk)
         scene = (self.images, self.depth, self.normals, self.instances, self.focal, self.up)
         return World(*scene, *(field[which] for field in people))
 
@@ -107,6 +111,8 @@ def _render_shard(folder: Path, look: str, seed: int, shard: int) -> None:
     arrays["bboxes"] = np.array([p.bbox for *_, p in people], np.float32).reshape(-1, 4)
     arrays["keypoints"] = np.array([p.keypoints for *_, p in people], np.float32).reshape(-1, 17, 3)
     arrays["areas"] = np.array([p.area for *_, p in people], np.int64)
+    arrays["lying"] = np.array([p.kind in LYING for *_, p in people], bool)
+    arrays["trunk"] = np.array([np.linalg.norm(torso_direction(p.joints)) for *_, p in people], np.float32)
     path = _shard_path(folder, shard)
     part = path.with_suffix(".part.npz")
     np.savez(part, **arrays)
