@@ -25,7 +25,7 @@ views = dict(
     num_strong=1,
 )
 
-train_cfg = dict(max_iters=300, val_interval=150)
+train_cfg = dict(max_iters=450, val_interval=150)
 optim_wrapper = dict(optimizer=dict(type="AdamW", lr=1.5e-3, weight_decay=0.02))
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.03, end=30),

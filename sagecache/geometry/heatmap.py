@@ -19,7 +19,9 @@ from sagecache.geometry.precision import full_precision
 
 Kind = Literal["logits", "heatmap"]
 
-DECODE_RADIUS = 2  # 5x5: wide enough for sigma 1 to 2, narrow enough to leave a second mode out
+# Half the side of the window in which a joint's position is read, in sigmas: wide enough to hold the peak,
+# narrow enough to leave a second mode out. At least 2 cells: 5x5 up to sigma 2, 17x17 for Sapiens' sigma 6.
+WINDOW_SIGMAS = 1.25
 # Added to a rectified heatmap: an empty map becomes uniform (confidence about 2 pi sigma^2 / HW) instead of
 # 0/0, and the slope of its logarithm stays below 1 / HEATMAP_FLOOR.
 HEATMAP_FLOOR = 1e-6
@@ -66,33 +68,33 @@ def _normalised(flat: Tensor, kind: str) -> Tensor:
 def decode(prob: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
     """Read joints and confidences from probability maps (B, K, H, W); no gradient is meant to pass.
 
-    The position is the centroid of the 5x5 window about the peak, with its offset divided by the factor by
-    which that window shortens the offset of a Gaussian of this sigma (otherwise .11 px off at sigma 1.25
-    and .29 px at sigma 2). The confidence is the peak in units of the peak of a perfect map,
+    The position is that of `soft_argmax`. The confidence is the peak in units of the peak of a perfect map,
     min(1, 2 pi sigma^2 max p): comparable between sigmas, while max p of a perfect map is .04 at sigma 2.
 
     sigma in heatmap pixels. Returns keypoints (B, K, 2) in heatmap pixels and confidence (B, K) in [0, 1].
     """
-    peak, values, mean_offset = _window_centroid(prob, DECODE_RADIUS)
-    keypoints = peak + mean_offset / _window_shrink(DECODE_RADIUS, sigma)
-    confidence = (values.amax(-1) * (2 * math.pi * sigma**2)).clamp(max=1)
-    return keypoints, confidence
+    keypoints, values = _read(prob, sigma)
+    return keypoints, (values.amax(-1) * (2 * math.pi * sigma**2)).clamp(max=1)
 
 
 @full_precision
-def soft_argmax(prob: Tensor, window: int) -> Tensor:
-    """Differentiable position: the centroid of a square window about the (detached) peak.
+def soft_argmax(prob: Tensor, sigma: float) -> Tensor:
+    """Differentiable position: the centroid of a square window about the (detached) peak, widened.
 
-    Local, because the mean of a whole map lies between two modes, where no joint is. Values outside the
-    map count as zero. The window should span about 3 sigma to each side (see `decode` for the bias).
+    Local, because the mean of a whole map lies between two modes, where no joint is. The window shortens
+    the offset of a Gaussian of this sigma by a known factor (otherwise .11 px off at sigma 1.25 and .29 px
+    at sigma 2), by which the centroid's offset is divided. Values outside the map count as zero.
 
-    prob (B, K, H, W); window: odd side in pixels. Returns (B, K, 2) in heatmap pixels.
-    Raises ValueError for an even window.
+    prob (B, K, H, W), sigma in heatmap pixels. Returns (B, K, 2) in heatmap pixels.
     """
-    if window < 1 or window % 2 == 0:
-        raise ValueError(f"the window has a centre pixel, so its side is odd; got {window}")
-    peak, _, mean_offset = _window_centroid(prob, window // 2)
-    return peak + mean_offset
+    return _read(prob, sigma)[0]
+
+
+def _read(prob: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+    """Positions (B, K, 2), and the values (B, K, n) of the windows in which they were read."""
+    radius = max(2, round(WINDOW_SIGMAS * sigma))
+    peak, values, mean_offset = _window_centroid(prob, radius)
+    return peak + mean_offset / _window_shrink(radius, sigma), values
 
 
 def _window_centroid(prob: Tensor, radius: int) -> tuple[Tensor, Tensor, Tensor]:

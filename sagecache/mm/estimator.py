@@ -35,9 +35,10 @@ class ViewPreprocessor(BaseDataPreprocessor):
 class SemiPoseEstimator(BaseModel):
     """Student + EMA teacher + pseudo labels + terms.
 
-    student: an mmpose top-down estimator. heatmap_from_input (3, 3): the codec's scaling.
+    student: an mmpose top-down estimator. heatmap_from_input (3, 3): the codec's scaling; sigma: its
+    Gaussians', heatmap pixels.
     labeler: teacher maps -> PseudoLabels. terms: name -> (weight, module(UnlabeledBatch) -> TermOutput).
-    predict_with: 'ema_teacher' | 'student', the network that validates.
+    The EMA teacher is the network that validates.
     ``step`` is set by the training loop before each iteration; it drives ramp-ups and EMA warm-up.
     """
 
@@ -45,6 +46,7 @@ class SemiPoseEstimator(BaseModel):
         self,
         student: nn.Module,
         heatmap_from_input: Tensor,
+        sigma: float,
         flip_indices: Tensor,
         labeler: nn.Module | None = None,
         terms: Mapping[str, tuple[float, nn.Module]] | None = None,
@@ -52,8 +54,6 @@ class SemiPoseEstimator(BaseModel):
         correct: Callable[[Tensor, Tensor], Tensor] | None = None,
         ema_decay: float = 0.999,
         ramp_up_steps: int = 0,
-        soft_argmax_window: int = 5,
-        predict_with: str = "ema_teacher",
     ) -> None:
         super().__init__(data_preprocessor=ViewPreprocessor(student.data_preprocessor))
         self.student = student
@@ -62,8 +62,7 @@ class SemiPoseEstimator(BaseModel):
         self.terms = nn.ModuleDict({name: term for name, (_, term) in (terms or {}).items()})
         self.term_weights = {name: weight for name, (weight, _) in (terms or {}).items()}
         self.ema_decay, self.ramp_up_steps = ema_decay, ramp_up_steps
-        self.soft_argmax_window, self.predict_with = soft_argmax_window, predict_with
-        self.step = 0
+        self.sigma, self.step = sigma, 0
         self.register_buffer("heatmap_from_input", heatmap_from_input, persistent=False)
         self.register_buffer("flip_indices", flip_indices, persistent=False)
 
@@ -72,7 +71,7 @@ class SemiPoseEstimator(BaseModel):
         """mode 'loss' takes the two streams of a view batch; other modes take mmpose's batch."""
         if mode == "loss":
             return self.loss(labeled, unlabeled)
-        return getattr(self, self.predict_with)(inputs, data_samples, mode=mode)
+        return self.ema_teacher(inputs, data_samples, mode=mode)
 
     def train(self, mode: bool = True) -> SemiPoseEstimator:
         super().train(mode)
@@ -129,7 +128,7 @@ class SemiPoseEstimator(BaseModel):
         if num_strong > 1:
             labels = PseudoLabels(**{one.name: repeat(getattr(labels, one.name)) for one in fields(labels)})
         kind = map_kind(self.student.head)
-        peaks = soft_argmax(probability(heatmaps, kind), self.soft_argmax_window)  # (B*M, K, 2) heatmap px
+        peaks = soft_argmax(probability(heatmaps, kind), self.sigma)  # (B*M, K, 2) heatmap px
         strong_from_image = unlabeled["strong_from_image"].flatten(0, 1)
         weak_from_image = repeat(unlabeled["weak_from_image"])
         to_map, from_map = self.heatmap_from_input, invert_affine(self.heatmap_from_input)

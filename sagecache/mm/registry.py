@@ -129,6 +129,12 @@ def codec_of(model: dict) -> dict:
             file="model.py",
             fix="Choose a sigma of which three times is whole: 1, 4 / 3, 5 / 3, 2, …",
         )
+    if (model.get("test_cfg") or {}).get("shift_heatmap"):
+        raise SagecacheError(
+            "test_cfg.shift_heatmap would move mirrored maps that UDPHeatmap has in place already",
+            file="model.py",
+            fix="Set shift_heatmap=False.",
+        )
     return codec
 
 

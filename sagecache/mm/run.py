@@ -126,7 +126,12 @@ def build_estimator(
         )
     flip_indices = torch.tensor(project.skeleton.flip_indices)
     return SemiPoseEstimator(
-        student, heatmap_from_input(codec), flip_indices, ema_decay=recipe.ema_decay, **semi
+        student,
+        heatmap_from_input(codec),
+        codec["sigma"],
+        flip_indices,
+        ema_decay=recipe.ema_decay,
+        **semi,
     )
 
 

@@ -39,6 +39,7 @@ def estimator():
     return SemiPoseEstimator(
         student,
         heatmap_from_input(codec_of(model)),
+        codec_of(model)["sigma"],
         FLIP,
         labeler,
         {"probe": (0.5, Probe())},

@@ -114,6 +114,13 @@ def test_a_codec_that_views_and_mirrored_maps_do_not_fit_is_refused(change, told
         codec_of(dict(type="TopdownPoseEstimator"))
 
 
+def test_mirrored_maps_that_are_in_place_are_not_shifted():
+    model = Project.open().model
+    model["test_cfg"] = dict(model["test_cfg"], shift_heatmap=True)
+    with pytest.raises(SagecacheError, match="shift_heatmap"):
+        codec_of(model)
+
+
 def test_a_model_that_mmpose_does_not_know_is_one_clear_error():
     model = dict(Project.open().model, backbone=dict(type="PoseNett"))
     with pytest.raises(SagecacheError, match="model.py.*PoseNett"):
