@@ -42,19 +42,8 @@ def train_geometry(options: argparse.Namespace) -> None:
     evaluation = geometry.Evaluation(_world(options, VALIDATION).readable())
     schedule = Schedule(minutes=options.minutes or MINUTES["geometry"], peak=3e-3, every=options.every)
     run = _run(options, "geometry", GeometryNet(), schedule)
-    source = geometry.CropSource(world, 20, coarse_share=0.4)
-
-    def evaluate(net: torch.nn.Module) -> dict[str, float]:
-        return evaluation(net, shrink=source.shrink(run.progress))
-
-    fit(
-        run,
-        Batches(source, seed=1),
-        geometry.loss,
-        evaluate,
-        _publisher(options, "geometry"),
-        options.workers,
-    )
+    batches = Batches(geometry.CropSource(world, 20), seed=1)
+    fit(run, batches, geometry.loss, evaluation, _publisher(options, "geometry"), options.workers)
     print("four flips averaged:", evaluation(run.ema, flips=4))
 
 

@@ -97,12 +97,12 @@ def targets(boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 class FrameSource:
-    """make(rng, progress) for training.Batches: pictures (B, 3, H, W) uint8 and the three targets."""
+    """make(rng) for training.Batches: pictures (B, 3, H, W) uint8 and the three targets."""
 
     def __init__(self, frames: Frames, batch: int = 24) -> None:
         self.frames, self.batch = frames, batch
 
-    def __call__(self, rng: np.random.Generator, progress: float) -> tuple[Tensor, ...]:
+    def __call__(self, rng: np.random.Generator) -> tuple[Tensor, ...]:
         pictures, goals = [], []
         for index in rng.integers(0, len(self.frames.images), self.batch):
             picture, boxes = place(self.frames.images[index], self.frames.boxes[index], rng)

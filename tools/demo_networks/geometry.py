@@ -169,15 +169,12 @@ def cover(crop: Crop, rng: np.random.Generator) -> None:
         crop.valid[:, y : y + rows, x : x + columns] = False
 
 
-def training_crop(world: World, index: int, rng: np.random.Generator, shrink: int) -> Crop:
-    """A degraded crop; shrink 2 halves the picture (and with it the maps) for the coarse phase."""
+def training_crop(world: World, index: int, rng: np.random.Generator) -> Crop:
+    """A crop, placed at random and degraded; one in five is partly covered."""
     place = draw_placement(rng, world.up[world.persons[index, 0], :2])
     matrix = place_person(person_pixels(world, index), place)
-    crop = cut(world, index, matrix, STRIDE * shrink, place.border, place.border_value)
-    image = crop.image
-    if shrink > 1:
-        image = cv2.resize(image, (WIDTH // shrink, HEIGHT // shrink), interpolation=cv2.INTER_AREA)
-    crop = Crop(degrade(image, rng), crop.relief, crop.normals, crop.person, crop.valid)
+    crop = cut(world, index, matrix, STRIDE, place.border, place.border_value)
+    crop = Crop(degrade(crop.image, rng), crop.relief, crop.normals, crop.person, crop.valid)
     if rng.random() < 0.2:
         cover(crop, rng)
     return crop
@@ -193,21 +190,14 @@ def stack(crops: list[Crop]) -> tuple[Tensor, ...]:
 
 
 class CropSource:
-    """make(rng, progress) for training.Batches: coarse crops first, full size for the rest of the run.
+    """make(rng) for training.Batches. Crops of half the size cost a third and teach far less."""
 
-    A crop of half the size costs a fifth and teaches most of what there is to learn.
-    """
+    def __init__(self, world: World, batch: int) -> None:
+        self.world, self.batch, self.likely = world, batch, likelihood(world)
 
-    def __init__(self, world: World, batch: int, coarse_share: float) -> None:
-        self.world, self.batch, self.coarse_share = world, batch, coarse_share
-        self.likely = likelihood(world)
-
-    def shrink(self, progress: float) -> int:
-        return 2 if progress < self.coarse_share else 1
-
-    def __call__(self, rng: np.random.Generator, progress: float) -> tuple[Tensor, ...]:
+    def __call__(self, rng: np.random.Generator) -> tuple[Tensor, ...]:
         picks = rng.choice(len(self.likely), self.batch, p=self.likely)
-        return stack([training_crop(self.world, int(i), rng, self.shrink(progress)) for i in picks])
+        return stack([training_crop(self.world, int(i), rng) for i in picks])
 
 
 def to_input(images: Tensor) -> Tensor:
@@ -292,10 +282,8 @@ class Evaluation:
         self.images = np.stack([crop.image for crop in crops])
         self.truth = [(crop.relief[0], crop.normals, crop.person[0]) for crop in crops]
 
-    def __call__(self, net: torch.nn.Module, flips: int = 1, shrink: int = 1) -> dict[str, float]:
-        """shrink 2: the network sees the crops at half size, as in the coarse phase."""
+    def __call__(self, net: torch.nn.Module, flips: int = 1) -> dict[str, float]:
         batch = 16
-        net = torch.nn.Sequential(torch.nn.AvgPool2d(shrink), net)
         teacher = DemoGeometry(flips, (WIDTH // 2, HEIGHT // 2), net, "in training")
         rows = []
         for first in range(0, len(self.images), batch):

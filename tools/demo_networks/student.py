@@ -80,12 +80,12 @@ def view(table: CropTable, index: int, rng: np.random.Generator) -> tuple[np.nda
 
 
 class ViewSource:
-    """make(rng, progress) for training.Batches: images (B, 3, H, W) uint8 and keypoints (B, 17, 3)."""
+    """make(rng) for training.Batches: images (B, 3, H, W) uint8 and keypoints (B, 17, 3)."""
 
     def __init__(self, table: CropTable, batch: int = 32) -> None:
         self.table, self.batch = table, batch
 
-    def __call__(self, rng: np.random.Generator, progress: float) -> tuple[Tensor, Tensor]:
+    def __call__(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         picks = rng.integers(0, len(self.table.crops), self.batch)
         views = [view(self.table, int(i), rng) for i in picks]
         images = np.ascontiguousarray(np.stack([v[0] for v in views]).transpose(0, 3, 1, 2))

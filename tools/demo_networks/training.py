@@ -5,10 +5,8 @@ checkpoints that survive a kill, and a printed curve. Knows nothing of the netwo
 from __future__ import annotations
 
 import copy
-import ctypes
 import json
 import math
-import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -46,19 +44,20 @@ class Schedule:
 
 
 class Batches(IterableDataset):
-    """Endless batches by make(rng, progress) in worker processes; progress is shared with the trainer."""
+    """Endless batches by make(rng) in worker processes.
 
-    def __init__(self, make: Callable[[np.random.Generator, float], tuple], seed: int) -> None:
-        self.make, self.seed = make, seed
-        self.progress = multiprocessing.Value(ctypes.c_double, 0.0)
+    start: samples that the run has seen; part of the seed, so that a resumed run does not see them again.
+    """
+
+    def __init__(self, make: Callable[[np.random.Generator], tuple], seed: int) -> None:
+        self.make, self.seed, self.start = make, seed, 0
 
     def __iter__(self) -> Iterator[tuple]:
         worker = get_worker_info()
         torch.set_num_threads(1)
-        # The progress is part of the seed, so that a resumed run does not see the same crops again.
-        rng = np.random.default_rng([self.seed, worker.id if worker else 0, int(1e6 * self.progress.value)])
+        rng = np.random.default_rng([self.seed, worker.id if worker else 0, self.start])
         while True:
-            yield self.make(rng, self.progress.value)
+            yield self.make(rng)
 
     def loader(self, workers: int) -> Iterable[tuple]:
         options = dict(num_workers=workers, prefetch_factor=3) if workers else {}
@@ -154,7 +153,7 @@ def fit(
     and publish the weights, so that a kill loses that much at most.
     """
     schedule, running = run.schedule, {}
-    batches.progress.value = run.progress
+    batches.start = run.samples
     next_mark = run.spent + 60 * schedule.every
     run.net.train()
     last = time.perf_counter()
@@ -165,7 +164,6 @@ def fit(
             running[key] = 0.98 * running.get(key, float(part)) + 0.02 * float(part)
         now = time.perf_counter()
         run.spent, last = run.spent + min(now - last, PAUSE), now
-        batches.progress.value = run.progress
         if run.spent >= next_mark or run.progress >= 1:
             next_mark = run.spent + 60 * schedule.every
             mark = dict(minute=round(run.spent / 60, 1), samples=run.samples)

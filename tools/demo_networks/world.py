@@ -112,7 +112,9 @@ def _render_shard(folder: Path, look: str, seed: int, shard: int) -> None:
     arrays["keypoints"] = np.array([p.keypoints for *_, p in people], np.float32).reshape(-1, 17, 3)
     arrays["areas"] = np.array([p.area for *_, p in people], np.int64)
     arrays["lying"] = np.array([p.kind in LYING for *_, p in people], bool)
-    arrays["trunk"] = np.array([np.linalg.norm(torso_direction(p.joints)) for *_, p in people], np.float32)
+    arrays["trunk"] = np.array(
+        [np.linalg.norm(torso_direction(p.keypoints_camera)) for *_, p in people], np.float32
+    )
     path = _shard_path(folder, shard)
     part = path.with_suffix(".part.npz")
     np.savez(part, **arrays)
