@@ -103,7 +103,7 @@ def write_dots_project(folder: Path, hidden: int = 0) -> Path:
         lines.append(
             f'    {name}=dict(images="data/{name}/images", annotations="data/{name}/annotations.json"),'
         )
-    lines += [")", 'teacher = dict(type="demo", flips=1)', 'detector = dict(type="demo")']
+    lines += [")", 'teacher = dict(type="demo", flip_test=False)', 'detector = dict(type="demo")']
     pages = {"data": "\n".join(lines), "model": MODEL, "stage0": STAGE0, "stage1_full": STAGE1}
     for name, text in pages.items():
         (folder / f"{name}.py").write_text(text.strip() + "\n")

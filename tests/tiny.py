@@ -25,7 +25,7 @@ def write_tiny_project(folder: Path) -> Path:
             f'boxes="{boxes}", min_score=0.05, '
             f'render=dict(look="target", count={count}, seed={seed}, size=(128, 128))),'
         )
-    lines += [")", 'teacher = dict(type="demo", flips=4, map_size=(96, 128))']
+    lines += [")", 'teacher = dict(type="demo", flip_test=True, map_size=(96, 128))']
     lines += ['detector = dict(type="demo")', "shard_size = 4"]
     (folder / "data.py").write_text("\n".join(lines) + "\n")
     return folder

@@ -5,6 +5,8 @@
 
 Renders what it needs into --data, trains, prints a curve against the unseen target look, and writes
 <name>.safetensors to --out (the package's own folder by default). `--resume` goes on after a kill.
+Under torchrun (`torchrun --nproc-per-node 2 tools/train_demo_networks.py geometry …`, once the pictures are
+rendered) the processes share each step.
 """
 
 from __future__ import annotations
@@ -43,8 +45,8 @@ def train_geometry(options: argparse.Namespace) -> None:
     schedule = Schedule(minutes=options.minutes or MINUTES["geometry"], peak=3e-3, every=options.every)
     run = _run(options, "geometry", GeometryNet(), schedule)
     batches = Batches(geometry.CropSource(world, 20), seed=1)
-    fit(run, batches, geometry.loss, evaluation, _publisher(options, "geometry"), options.workers)
-    print("four flips averaged:", evaluation(run.ema, flips=4))
+    if fit(run, batches, geometry.loss, evaluation, _publisher(options, "geometry"), options.workers):
+        print("with the mirror image:", evaluation(run.ema, flip_test=True))
 
 
 def train_detector(options: argparse.Namespace) -> None:
@@ -106,6 +108,8 @@ def main() -> None:
     options = parser.parse_args()
     cv2.setNumThreads(1)
     torch.set_num_threads(options.threads)
+    if "RANK" in os.environ:
+        torch.distributed.init_process_group("gloo")
     for name in TASKS if options.network == "all" else [options.network]:
         torch.manual_seed(0)
         TASKS[name](options)

@@ -31,6 +31,6 @@ splits = dict(
 crop = dict(padding=1.25)
 # Maps twice as fine as the network's: on coarser ones hardly a joint lies clear of the outline, and the
 # geometry terms, which ask for that, keep few limbs.
-teacher = dict(type="demo", flips=4, map_size=(96, 128))
+teacher = dict(type="demo", flip_test=True, map_size=(96, 128))
 detector = dict(type="demo")
 evaluation = dict(area="bbox53", pck_normaliser="diagonal")

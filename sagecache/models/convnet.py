@@ -15,6 +15,7 @@ from torch import Tensor, nn
 # mmpose's usual RGB statistics, in grey levels of 0..255: what PoseNet's input is normalised with.
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
+MAX_SLOPE = 2.0
 
 
 class Block(nn.Module):
@@ -68,6 +69,20 @@ def _plane(slopes: Tensor, height: int, width: int) -> Tensor:
     return along_x * x + along_y * y[:, None]
 
 
+def _unit(vectors: Tensor) -> Tensor:
+    """(B, 3, h, w) of length one; on CPUs 20 times as fast as F.normalize along channels."""
+    return vectors * vectors.square().sum(1, keepdim=True).clamp_min(1e-12).rsqrt()
+
+
+def _relief_normals(relief: Tensor) -> Tensor:
+    """Unit normals (B, 3, h, w) of a relief (B, 1, h, w) in map widths; steeper than MAX_SLOPE is a step."""
+    padded = F.pad(relief, (1, 1, 1, 1), mode="replicate")
+    along_x = padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]
+    along_y = padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]
+    slopes = (torch.cat([along_x, along_y], 1) * (relief.shape[3] / 2)).clamp(-MAX_SLOPE, MAX_SLOPE)
+    return _unit(torch.cat([slopes, -torch.ones_like(relief)], 1))
+
+
 class GeometryMaps(NamedTuple):
     """relief (B, 1, h, w): depth in crop widths, growing away from the camera, its constant is free.
 
@@ -84,6 +99,7 @@ class GeometryNet(nn.Module):
     """Relief, normals and mask of the person who fills an upright crop.
 
     images (B, 3, H, W) RGB in [0, 1], sides multiples of 32; trained at INPUT_SIZE.
+    The normals head corrects the normals of the relief: that way they know the body's tilt.
     Returns GeometryMaps at stride STRIDE, at half-pixel centres: map pixel i sees crop pixel 4 i + 1.5.
     """
 
@@ -122,7 +138,8 @@ class GeometryNet(nn.Module):
         top = self.merge4(_grow(self.lateral4(top), at4) + at4)
         out = self.output(top).float()
         relief = out[:, :1] + _plane(self.slopes(self.survey(at32)).float(), out.shape[2], out.shape[3])
-        return GeometryMaps(relief, F.normalize(out[:, 1:4], dim=1), out[:, 4:])
+        normals = _unit(out[:, 1:4] + _relief_normals(relief))
+        return GeometryMaps(relief, normals, out[:, 4:])
 
 
 class PersonDetector(nn.Module):

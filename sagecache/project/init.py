@@ -150,7 +150,7 @@ def _data_page(splits: dict[str, dict[str, str]], dataset_info: str, val_is_labe
     lines += [
         "crop = dict(padding=1.25)  # the target crop: box x 1.25",
         "# The demo's small networks. Your own: dict(type='torchscript', …), see docs/extending.md.",
-        'teacher = dict(type="demo", flips=4, map_size=(96, 128))',
+        'teacher = dict(type="demo", flip_test=True, map_size=(96, 128))',
         'detector = dict(type="demo")',
         'evaluation = dict(area="bbox53", pck_normaliser="diagonal")',
         "",

@@ -114,11 +114,10 @@ def convert_normals(normals: Tensor, axes: str) -> Tensor:
     return normals / normals.norm(dim=1, keepdim=True)
 
 
-def mirror_maps(maps: Mapping[str, Tensor], across: bool, upside: bool) -> dict[str, Tensor]:
-    """Maps of a mirrored crop: pixels move, nx (left-right) and ny (upside-down) change sign, nz stays."""
-    dims = [dim for dim, wanted in ((3, across), (2, upside)) if wanted]
-    sign = torch.tensor([-1.0 if across else 1.0, -1.0 if upside else 1.0, 1.0]).view(3, 1, 1)
-    return {name: value.flip(dims) * (sign if name == "normal" else 1) for name, value in maps.items()}
+def mirror_maps(maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Maps (B, C, h, w) of the mirror image, left for right: pixels move and nx changes sign."""
+    sign = torch.tensor([-1.0, 1.0, 1.0]).view(3, 1, 1)
+    return {name: value.flip(3) * (sign if name == "normal" else 1) for name, value in maps.items()}
 
 
 def resize_maps(maps: Tensor, size: tuple[int, int]) -> Tensor:

@@ -22,30 +22,25 @@ from sagecache.teachers.base import (
 )
 from sagecache.teachers.detectors import clean_boxes, letterbox, suppress
 
-FLIPS = {1: ((False, False),), 4: ((False, False), (True, False), (False, True), (True, True))}
-# (across, upside): the net was trained on the full circle and on mirrored crops, so each is an equal vote
-
 
 class DemoGeometry:
     """Depth, normals and mask from GeometryNet.
 
-    flips 4 averages the maps of the crop and its three mirror images: four times the cost, about .7
-    degrees better normals. map_size (width, height): maps are resized to it; by default the network's own.
+    flip_test averages the maps of the crop and its mirror image, at twice the cost. map_size
+    (width, height): maps are resized to it; by default the network's own.
     net: another network than the committed one, with its own weights_hash.
     """
 
     def __init__(
         self,
-        flips: int = 4,
+        flip_test: bool = True,
         map_size: tuple[int, int] | None = None,
         net: GeometryNet | None = None,
         weights_hash: str | None = None,
     ) -> None:
-        if flips not in FLIPS:
-            raise SagecacheError(f"flips is {flips}, it must be 1 or 4")
         width, height = GeometryNet.INPUT_SIZE
         own = (width // GeometryNet.STRIDE, height // GeometryNet.STRIDE)
-        self.flips = flips
+        self.flip_test = flip_test
         self.spec = TeacherSpec(
             name="demo-geometry",
             input_size=(width, height),
@@ -61,22 +56,23 @@ class DemoGeometry:
     def __call__(self, crops: np.ndarray) -> dict[str, Tensor]:
         check_crops(crops, self.spec.input_size)
         images = (to_tensor(crops) / 255).contiguous(memory_format=torch.channels_last)
-        views = [self._view(images, across, upside) for across, upside in FLIPS[self.flips]]
-        maps = {name: torch.stack([view[name] for view in views]).mean(0) for name in views[0]}
+        maps = self._maps(images)
+        if self.flip_test:
+            mirrored = mirror_maps(self._maps(images.flip(3)))
+            maps = {name: (value + mirrored[name]) / 2 for name, value in maps.items()}
         maps = {name: resize_maps(value, self.spec.map_size) for name, value in maps.items()}
         maps["normal"] = F.normalize(maps["normal"], dim=1)
         maps["mask"] = maps["mask"].sigmoid()
         return maps
 
-    def _view(self, images: Tensor, across: bool, upside: bool) -> dict[str, Tensor]:
-        dims = [dim for dim, wanted in ((3, across), (2, upside)) if wanted]
-        out = self._net(images.flip(dims) if dims else images)
-        # The relief's constant is free: centre each view, or the mean would mix four of them.
+    def _maps(self, images: Tensor) -> dict[str, Tensor]:
+        out = self._net(images)
+        # The relief's constant is free: centre each, or the mean would mix two of them.
         depth = out.relief - out.relief.mean((2, 3), keepdim=True)
-        return mirror_maps(dict(depth=depth, normal=out.normals, mask=out.person), across, upside)
+        return dict(depth=depth, normal=out.normals, mask=out.person)
 
     def fingerprint(self) -> dict[str, object]:
-        preprocessing = dict(scale="1/255", colour="rgb", flips=self.flips)
+        preprocessing = dict(scale="1/255", colour="rgb", flip_test=self.flip_test)
         return dict(spec=self.spec.as_dict(), weights=self._hash, preprocessing=preprocessing)
 
 

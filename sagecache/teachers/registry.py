@@ -29,7 +29,7 @@ def _demo(builder: Callable, options: Options, what: str):
 
 
 def build_teacher(config: Options) -> Teacher:
-    """Teacher of a project's config, e.g. dict(type='demo', flips=4). Raises SagecacheError."""
+    """Teacher of a project's config, e.g. dict(type='demo', flip_test=True). Raises SagecacheError."""
     return _build(config, TEACHERS, "teacher")
 
 

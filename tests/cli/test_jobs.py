@@ -89,8 +89,8 @@ def test_what_is_stale_is_named_old_to_new_and_what_fits_is_not(folder):
     assert jobs.stale_parts(project, "val", teacher) == ""
     wider = edit(folder, "shard_size = 4", "shard_size = 4\ncrop = dict(padding=1.5)")
     assert "crop.padding: 1.25 -> 1.5" in jobs.stale_parts(wider, "val", teacher)
-    other = build_teacher(dict(type="demo", flips=4))
-    assert "flips: 1 -> 4" in jobs.stale_parts(project, "val", other)
+    other = build_teacher(dict(type="demo", flip_test=True))
+    assert "flip_test: false -> true" in jobs.stale_parts(project, "val", other)
     labels = folder / "data" / "val" / "annotations.json"
     labels.write_text(labels.read_text() + " ")
     assert "sha256" in jobs.stale_parts(project, "val", teacher)

@@ -23,7 +23,7 @@ def test_the_teacher_is_known_by_its_weights_and_settings(folder):
     assert teacher["name"] == "demo-geometry" and set(teacher["outputs"]) == {"depth", "normal", "mask"}
     digest = hashlib.sha256(weights_path("geometry").read_bytes()).hexdigest()
     assert digest in json.dumps(teacher["fingerprint"])
-    assert teacher["fingerprint"]["preprocessing"]["flips"] == 1
+    assert teacher["fingerprint"]["preprocessing"]["flip_test"] is False
     text = sagecache(folder, "teachers").stdout
     assert "frozen networks" in text and "demo-geometry" in text
 

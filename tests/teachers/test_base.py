@@ -54,18 +54,17 @@ def test_a_normal_without_direction_is_nan_and_unknown_axes_are_an_error():
         convert_normals(normals, "opengll")
 
 
-@pytest.mark.parametrize(("across", "upside"), [(True, False), (False, True), (True, True), (False, False)])
-def test_mirrored_maps_of_a_symmetric_shape_are_the_shape_itself(across, upside):
+def test_mirrored_maps_of_a_symmetric_shape_are_the_shape_itself():
     normals = sphere()
     depth = normals[:, 2:]  # z of the surface: nearest in the middle
-    out = mirror_maps(dict(depth=depth, normal=normals), across, upside)
+    out = mirror_maps(dict(depth=depth, normal=normals))
     torch.testing.assert_close(out["normal"], normals)
     torch.testing.assert_close(out["depth"], depth)
 
 
 def test_mirroring_moves_pixels_and_keeps_nz():
     normals = torch.nn.functional.normalize(torch.randn(2, 3, 4, 6), dim=1)
-    out = mirror_maps(dict(normal=normals), across=True, upside=False)["normal"]
+    out = mirror_maps(dict(normal=normals))["normal"]
     torch.testing.assert_close(out[:, 0], -normals[:, 0].flip(2))
     torch.testing.assert_close(out[:, 1:], normals[:, 1:].flip(3))
 

@@ -27,7 +27,7 @@ def crops():
 
 
 def test_one_view_is_the_network_itself(net, crops):
-    out = DemoGeometry(flips=1, net=net, weights_hash="x")(crops)
+    out = DemoGeometry(flip_test=False, net=net, weights_hash="x")(crops)
     with torch.no_grad():
         relief, normals, person = net(torch.from_numpy(crops).permute(0, 3, 1, 2) / 255)
     torch.testing.assert_close(out["normal"], normals, atol=1e-4, rtol=1e-4)
@@ -36,35 +36,23 @@ def test_one_view_is_the_network_itself(net, crops):
     torch.testing.assert_close(difference, difference[:, :1].expand_as(difference), atol=1e-4, rtol=0)
 
 
-def test_four_views_are_the_mean_over_mirrored_calls(net, crops):
-    one, four = (DemoGeometry(flips=f, net=net, weights_hash="x") for f in (1, 4))
-    views = []
-    for across, upside in ((0, 0), (1, 0), (0, 1), (1, 1)):
-        mirrored = crops[:, :: -1 if upside else 1, :: -1 if across else 1]
-        views.append(mirror_maps(one(np.ascontiguousarray(mirrored)), bool(across), bool(upside)))
-    normal = torch.stack([view["normal"] for view in views]).mean(0)
-    out = four(crops)
+def test_flip_test_is_the_mean_with_the_mirror_image_and_knows_no_left_or_right(net, crops):
+    one, two = (DemoGeometry(flip_test=f, net=net, weights_hash="x") for f in (False, True))
+    other = np.ascontiguousarray(crops[:, :, ::-1])
+    views = [one(crops), mirror_maps(one(other))]
+    normal = (views[0]["normal"] + views[1]["normal"]) / 2
+    out = two(crops)
     torch.testing.assert_close(out["normal"], nn.functional.normalize(normal, dim=1), atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(
-        out["depth"], torch.stack([view["depth"] for view in views]).mean(0), atol=1e-4, rtol=1e-4
-    )
-
-
-@pytest.mark.parametrize(("across", "upside"), [(True, False), (False, True)])
-def test_four_views_are_equivariant_to_mirrors(net, crops, across, upside):
-    teacher = DemoGeometry(flips=4, net=net, weights_hash="x")
-    plain = mirror_maps(teacher(crops), across, upside)
-    mirrored = teacher(np.ascontiguousarray(crops[:, :: -1 if upside else 1, :: -1 if across else 1]))
-    for name, value in plain.items():
-        torch.testing.assert_close(mirrored[name], value, atol=1e-4, rtol=1e-4)
-    # A single pass is not: the network itself knows left from right.
-    single = DemoGeometry(flips=1, net=net, weights_hash="x")
-    bent = single(np.ascontiguousarray(crops[:, :: -1 if upside else 1, :: -1 if across else 1]))
-    assert (bent["normal"] - mirror_maps(single(crops), across, upside)["normal"]).abs().max() > 1e-3
+    depth = (views[0]["depth"] + views[1]["depth"]) / 2
+    torch.testing.assert_close(out["depth"], depth, atol=1e-4, rtol=1e-4)
+    for name, value in mirror_maps(out).items():
+        torch.testing.assert_close(two(other)[name], value, atol=1e-4, rtol=1e-4)
+    # a single pass does know: the network's weights are not symmetric
+    assert (one(other)["normal"] - mirror_maps(views[0])["normal"]).abs().max() > 1e-3
 
 
 def test_maps_come_at_the_asked_size_with_unit_normals(net, crops):
-    teacher = DemoGeometry(flips=1, map_size=(96, 128), net=net, weights_hash="x")
+    teacher = DemoGeometry(flip_test=False, map_size=(96, 128), net=net, weights_hash="x")
     out = teacher(crops)
     assert teacher.spec.map_size == (96, 128)
     assert out["depth"].shape == out["mask"].shape == (2, 1, 128, 96)
@@ -73,21 +61,16 @@ def test_maps_come_at_the_asked_size_with_unit_normals(net, crops):
 
 
 def test_fingerprint_follows_weights_and_preprocessing(net):
-    base = DemoGeometry(flips=4, net=net, weights_hash="a").fingerprint()
-    assert DemoGeometry(flips=4, net=net, weights_hash="a").fingerprint() == base
-    assert DemoGeometry(flips=1, net=net, weights_hash="a").fingerprint() != base
-    assert DemoGeometry(flips=4, net=net, weights_hash="b").fingerprint() != base
-    assert DemoGeometry(flips=4, map_size=(96, 128), net=net, weights_hash="a").fingerprint() != base
-
-
-def test_flips_other_than_one_and_four_are_refused(net):
-    with pytest.raises(SagecacheError, match="flips"):
-        DemoGeometry(flips=2, net=net)
+    base = DemoGeometry(flip_test=True, net=net, weights_hash="a").fingerprint()
+    assert DemoGeometry(flip_test=True, net=net, weights_hash="a").fingerprint() == base
+    assert DemoGeometry(flip_test=False, net=net, weights_hash="a").fingerprint() != base
+    assert DemoGeometry(flip_test=True, net=net, weights_hash="b").fingerprint() != base
+    assert DemoGeometry(flip_test=True, map_size=(96, 128), net=net, weights_hash="a").fingerprint() != base
 
 
 def test_the_committed_teacher_is_built_by_name(crops):
-    teacher = build_teacher(dict(type="demo", flips=1))
-    direct = DemoGeometry(flips=1, net=load_geometry_net())
+    teacher = build_teacher(dict(type="demo", flip_test=False))
+    direct = DemoGeometry(flip_test=False, net=load_geometry_net())
     torch.testing.assert_close(teacher(crops)["normal"], direct(crops)["normal"])
     assert "sagecache" not in str(teacher.fingerprint())
 

@@ -9,15 +9,15 @@ def test_builders_name_the_nearest_known():
         build_teacher(dict(type="torchscipt"))
     with pytest.raises(SagecacheError, match="no 'type'"):
         build_detector({})
-    with pytest.raises(SagecacheError, match="[Dd]id you mean 'flips'"):
+    with pytest.raises(SagecacheError, match="[Dd]id you mean 'flip_test'"):
         build_teacher(dict(type="demo", flip=4))
     with pytest.raises(SagecacheError, match="unknown key 'teacher.net'"):
         build_teacher(dict(type="demo", net=None))
 
 
 def test_settings_reach_the_teacher():
-    once, four = (build_teacher(dict(type="demo", flips=flips)) for flips in (1, 4))
-    assert once.fingerprint()["preprocessing"] != four.fingerprint()["preprocessing"]
+    once, twice = (build_teacher(dict(type="demo", flip_test=flip)) for flip in (False, True))
+    assert once.fingerprint()["preprocessing"] != twice.fingerprint()["preprocessing"]
     strict = build_detector(dict(type="demo", score=0.9)).fingerprint()
     assert strict["rule"]["score"] == 0.9 and strict != build_detector(dict(type="demo")).fingerprint()
 
@@ -26,7 +26,7 @@ def test_settings_reach_the_teacher():
     "builder, options, told",
     [
         (build_teacher, dict(map_size=5), "'teacher.map_size' should be a list, got 5"),
-        (build_teacher, dict(flips="all"), "'teacher.flips' should be int, got 'all'"),
+        (build_teacher, dict(flip_test="all"), "'teacher.flip_test' should be bool, got 'all'"),
         (build_detector, dict(score="a"), "'detector.score' should be float, got 'a'"),
     ],
 )

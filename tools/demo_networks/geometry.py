@@ -282,9 +282,9 @@ class Evaluation:
         self.images = np.stack([crop.image for crop in crops])
         self.truth = [(crop.relief[0], crop.normals, crop.person[0]) for crop in crops]
 
-    def __call__(self, net: torch.nn.Module, flips: int = 1) -> dict[str, float]:
+    def __call__(self, net: torch.nn.Module, flip_test: bool = False) -> dict[str, float]:
         batch = 16
-        teacher = DemoGeometry(flips, (WIDTH // 2, HEIGHT // 2), net, "in training")
+        teacher = DemoGeometry(flip_test, (WIDTH // 2, HEIGHT // 2), net, "in training")
         rows = []
         for first in range(0, len(self.images), batch):
             maps = {

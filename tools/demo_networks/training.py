@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -132,11 +133,25 @@ class Run:
             group["lr"] = rate
         self.optimizer.zero_grad()
         loss.backward()
+        if dist.is_initialized():
+            self._agree()
+            count *= dist.get_world_size()
         nn.utils.clip_grad_norm_(self.net.parameters(), 2.0)
         self.optimizer.step()
         self.step += 1
         self.samples += count
         average(self.ema, self.net, self.step, self.schedule.decay)
+
+    def _agree(self) -> None:
+        """Take the mean of all processes' gradients and clocks."""
+        gradients = [p.grad for p in self.net.parameters()]
+        sizes = [g.numel() for g in gradients] + [1]
+        flat = torch.cat([g.flatten() for g in gradients] + [torch.tensor([self.spent])])
+        dist.all_reduce(flat)
+        *parts, spent = (flat / dist.get_world_size()).split(sizes)
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+        self.spent = spent.item()
 
 
 def fit(
@@ -150,21 +165,22 @@ def fit(
     """Train until the schedule's minutes are spent; returns the last mark of the curve.
 
     Every `schedule.every` minutes: evaluate the averaged network, print a mark, write the checkpoint
-    and publish the weights, so that a kill loses that much at most.
+    and publish the weights, so that a kill loses that much at most. Under torchrun the first process does so.
     """
     schedule, running = run.schedule, {}
-    batches.start = run.samples
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    batches.start = run.samples + rank
     next_mark = run.spent + 60 * schedule.every
     run.net.train()
     last = time.perf_counter()
     for batch in batches.loader(workers):
         value, parts = loss(run.net, batch)
+        now = time.perf_counter()
+        run.spent, last = run.spent + min(now - last, PAUSE), now
         run.learn(value, len(batch[0]))
         for key, part in parts.items():
             running[key] = 0.98 * running.get(key, float(part)) + 0.02 * float(part)
-        now = time.perf_counter()
-        run.spent, last = run.spent + min(now - last, PAUSE), now
-        if run.spent >= next_mark or run.progress >= 1:
+        if rank == 0 and (run.spent >= next_mark or run.progress >= 1):
             next_mark = run.spent + 60 * schedule.every
             mark = dict(minute=round(run.spent / 60, 1), samples=run.samples)
             mark.update({f"loss_{key}": round(part, 3) for key, part in running.items()})
@@ -174,6 +190,6 @@ def fit(
             run.save()
             publish(run.ema)
             last = time.perf_counter()
-            if run.progress >= 1:
-                break
-    return run.curve[-1]
+        if run.progress >= 1:
+            break
+    return run.curve[-1] if rank == 0 else {}
