@@ -34,7 +34,8 @@ def sample_light(rng, look: Look, camera: Camera) -> Light:
     """A lamp or window well above the horizon; warm lamps come with cooler shadows."""
     back = -camera.camera_from_world[2]
     elevation = np.radians(rng.uniform(32, 80))
-    azimuth = np.arctan2(back[1], back[0]) + rng.normal(0, 1.2)  # seldom against the light
+    aside = rng.uniform(-np.pi, np.pi) if look.lamp >= 180 else np.radians(rng.normal(0, look.lamp))
+    azimuth = np.arctan2(back[1], back[0]) + aside
     flat = np.cos(elevation)
     direction = np.array([flat * np.cos(azimuth), flat * np.sin(azimuth), np.sin(elevation)], np.float32)
     warmth = rng.normal(0.04, 0.03)

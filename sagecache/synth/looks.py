@@ -41,6 +41,7 @@ class Look:
     toys: tuple[float, ...] = (1.0,)  # probability of 0, 1, … toys
     rails: float = 0.0  # probability of crib rails between the camera and the bed
     ambient: tuple[float, float] = (0.4, 0.6)  # share of light that comes from everywhere
+    lamp: float = 70.0  # sd of the lamp's azimuth about the camera's side; 180 or more means any
     photometry: Photometry = field(default_factory=Photometry)
 
 
@@ -63,7 +64,8 @@ TARGET = Look(
     blanket_size=(0.25, 0.5),
     toys=(0.5, 0.3, 0.2),
     rails=0.04,  # bars in front of the lens hide joints anywhere: keep them rare
-    ambient=(0.35, 0.6),
+    ambient=(0.1, 0.4),  # a window or one lamp: shadows model the body
+    lamp=180.0,
     photometry=Photometry(
         contrast=(0.62, 1.0),  # dim rooms and cheap sensors flatten the picture
         exposure=(0.65, 1.10),  # darker, and bodies drown in the noise
@@ -113,7 +115,8 @@ GENERIC = Look(
     blanket_size=(0.3, 0.75),
     toys=(0.4, 0.3, 0.2, 0.1),
     rails=0.12,
-    ambient=(0.25, 0.65),
+    ambient=(0.05, 0.6),
+    lamp=180.0,
 )
 
 LOOKS = {look.name: look for look in (TARGET, SOURCE, GENERIC)}
