@@ -91,14 +91,18 @@ def require_fresh(project: Project, recipe: Recipe) -> None:
 
     teacher = build_teacher(project.data.teacher)
     for split in [*recipe.data.labeled, recipe.data.unlabeled]:
-        differences = stale_parts(project, split, teacher)
-        if differences:
-            again = project.command(f"sagecache precompute geo --split {split} --force")
-            raise SagecacheError(
-                f"the store was made with other settings: {differences}",
-                file=project.geometry_store(split),
-                fix=f"Run: {again}, or set data.py back.",
-            )
+        require_fresh_store(project, split, teacher)
+
+
+def require_fresh_store(project: Project, split: str, teacher: Any) -> None:
+    """Refuse a split's store of other settings, naming what differs."""
+    if differences := stale_parts(project, split, teacher):
+        again = project.command(f"sagecache precompute geo --split {split} --force")
+        raise SagecacheError(
+            f"the store was made with other settings: {differences}",
+            file=project.geometry_store(split),
+            fix=f"Run: {again}, or set data.py back.",
+        )
 
 
 def _require_fresh_prior(project: Project) -> None:

@@ -52,16 +52,22 @@ def describe(project: Project) -> dict:
 
 
 def measure(project: Project, split: str) -> dict:
-    """Geometry errors of the stored targets against the rendered truth, and the detector's AP50."""
+    """Geometry errors of the stored targets against the rendered truth, and the detector's AP50.
+
+    Raises SagecacheError for a store of other settings: its figures would be another teacher's.
+    """
     import json
 
+    from sagecache.cli.jobs import require_fresh_store
     from sagecache.data.coco import load_coco
     from sagecache.teachers.measure import detection_ap50, mean_errors
+    from sagecache.teachers.registry import build_teacher
 
     settings = project.split(split)
     if settings.render is None or not settings.render.geometry:
         raise SagecacheError(f"split '{split}' has no ground-truth geometry", fix="Use a rendered one: val.")
     ensure(project, project.split_requirements(split, geometry=True))
+    require_fresh_store(project, split, build_teacher(project.data.teacher))
     detect(project, split)
     errors = mean_errors(_errors(project, split))
     boxes = json.loads((project.cache_root / split / "detections.json").read_text())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 
 import pytest
 from dots import write_dots_project
@@ -43,3 +44,20 @@ def test_errors_need_a_split_whose_geometry_is_known(folder):
     page.write_text(page.read_text().replace("val=dict(", f"val=dict({render}, "))
     with pytest.raises(SagecacheError, match="'val' has no ground-truth geometry"):
         sagecache(folder, "teachers", "--split", "val")
+
+
+def test_a_store_of_other_settings_is_not_measured(folder):
+    page = folder / "data.py"
+    render = 'render=dict(look="target", count=2, seed=0, size=(128, 128))'
+    text = page.read_text().replace("val=dict(", f"val=dict({render}, ")
+    page.write_text(text)
+    shutil.rmtree(folder / "data" / "val")
+    sagecache(folder, "data", "synth", "--split", "val", "--workers", "1")
+    sagecache(folder, "precompute", "geo", "--split", "val")
+    words = ("teachers", "--split", "val", "--json")
+    page.write_text(text + "crop = dict(padding=1.5)\n")
+    with pytest.raises(SagecacheError, match="crop.padding: 1.25 -> 1.5.*precompute geo --split val --force"):
+        sagecache(folder, *words)
+    assert not (folder / "cache" / "val" / "detections.json").exists()  # refused before the detector ran
+    page.write_text(text)
+    assert json.loads(sagecache(folder, *words).stdout)["instances"] == 2
