@@ -6,7 +6,7 @@ Without terms it is plain supervised training with an EMA copy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 
 import torch
@@ -17,6 +17,7 @@ from sagecache.data.targets import dequantise
 from sagecache.geometry.affine import compose, invert_affine, transform_points
 from sagecache.geometry.heatmap import probability, soft_argmax
 from sagecache.mm.registry import map_kind
+from sagecache.priors.diffusion import DiffusionPrior
 from sagecache.semi.ema import initialise_ema, ramp_up, update_ema, warm_decay
 from sagecache.structures import PseudoLabels, UnlabeledBatch
 
@@ -38,6 +39,8 @@ class SemiPoseEstimator(BaseModel):
     student: an mmpose top-down estimator. heatmap_from_input (3, 3): the codec's scaling; sigma: its
     Gaussians', heatmap pixels.
     labeler: teacher maps -> PseudoLabels. terms: name -> (weight, module(UnlabeledBatch) -> TermOutput).
+    prior: corrects poses for a gate with a teacher B. It is a part, so that it moves with the rest, but not
+    state: it has a file of its own.
     The EMA teacher is the network that validates.
     ``step`` is set by the training loop before each iteration; it drives ramp-ups and EMA warm-up.
     """
@@ -51,14 +54,16 @@ class SemiPoseEstimator(BaseModel):
         labeler: nn.Module | None = None,
         terms: Mapping[str, tuple[float, nn.Module]] | None = None,
         *,
-        correct: Callable[[Tensor, Tensor], Tensor] | None = None,
+        prior: DiffusionPrior | None = None,
         ema_decay: float = 0.999,
         ramp_up_steps: int = 0,
     ) -> None:
         super().__init__(data_preprocessor=ViewPreprocessor(student.data_preprocessor))
         self.student = student
         self.ema_teacher = initialise_ema(student)
-        self.labeler, self.correct = labeler, correct
+        self.labeler, self.prior = labeler, prior
+        self.register_state_dict_post_hook(_drop_prior)
+        self.register_load_state_dict_post_hook(_expect_no_prior)
         self.terms = nn.ModuleDict({name: term for name, (_, term) in (terms or {}).items()})
         self.term_weights = {name: weight for name, (weight, _) in (terms or {}).items()}
         self.ema_decay, self.ramp_up_steps = ema_decay, ramp_up_steps
@@ -161,7 +166,7 @@ class SemiPoseEstimator(BaseModel):
             self.heatmap_from_input,
             unlabeled["bbox_scale"],
             mirrored_heatmaps=mirrored,
-            correct=self.correct,
+            correct=None if self.prior is None else self.prior.correct,
         )
 
     def normalise(self, images: Tensor) -> Tensor:
@@ -172,3 +177,12 @@ class SemiPoseEstimator(BaseModel):
         if not preprocessor._enable_normalize:
             return images.float()
         return (images.float() - preprocessor.mean) / preprocessor.std
+
+
+def _drop_prior(module: nn.Module, state: dict[str, Tensor], prefix: str, _metadata: dict) -> None:
+    for key in [key for key in state if key.startswith(f"{prefix}prior.")]:
+        del state[key]
+
+
+def _expect_no_prior(_module: nn.Module, keys) -> None:
+    keys.missing_keys[:] = [key for key in keys.missing_keys if not key.startswith("prior.")]

@@ -58,7 +58,7 @@ def explain(
             keep=labels.keep[i].numpy(),
             plausibility=float(labels.plausibility[i]),
             teacher_a=bool(labels.teacher_a[i]),
-            corrected=None if estimator.correct is None else labels.corrected[i].numpy(),
+            corrected=None if estimator.prior is None else labels.corrected[i].numpy(),
         )
         for i, one in enumerate(instances)
     }

@@ -121,7 +121,7 @@ def build_estimator(
         semi = dict(
             labeler=build_labeler(project, recipe, codec["sigma"]),
             terms=build_terms(project, recipe, codec["sigma"], prior) if with_terms else {},
-            correct=prior.correct if recipe.semi.gate.get("teacher_b") == "diffusion" else None,
+            prior=prior if recipe.semi.gate.get("teacher_b") == "diffusion" else None,
             ramp_up_steps=recipe.semi.ramp_up,
         )
     flip_indices = torch.tensor(project.skeleton.flip_indices)

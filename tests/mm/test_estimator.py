@@ -5,12 +5,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from mmengine.runner.checkpoint import get_state_dict, load_state_dict
 from torch import nn
 
 from sagecache.geometry.affine import augment_affine
 from sagecache.mm.estimator import SemiPoseEstimator
 from sagecache.mm.registry import build_student, codec_of, heatmap_from_input
 from sagecache.mm.samples import LabelEncoder
+from sagecache.priors.denoiser import Denoiser
+from sagecache.priors.diffusion import DiffusionGuidance, DiffusionPrior
 from sagecache.project import Project
 from sagecache.semi.filtering import KeypointFilter
 from sagecache.semi.gating import HybridGate
@@ -30,11 +33,10 @@ class Probe(nn.Module):
         return TermOutput(batch.student_keypoints.mean(), {"seen": torch.tensor(3.0)})
 
 
-@pytest.fixture
-def estimator():
+def build(gate: HybridGate | None = None, **options) -> SemiPoseEstimator:
     torch.manual_seed(0)
     model = Project.open().model
-    labeler = PseudoLabeler(1.25, FLIP, KeypointFilter(17, threshold=0.0), HybridGate())
+    labeler = PseudoLabeler(1.25, FLIP, KeypointFilter(17, threshold=0.0), gate or HybridGate())
     student = build_student(model)
     return SemiPoseEstimator(
         student,
@@ -42,9 +44,13 @@ def estimator():
         codec_of(model)["sigma"],
         FLIP,
         labeler,
-        {"probe": (0.5, Probe())},
-        ramp_up_steps=10,
+        **dict(terms={"probe": (0.5, Probe())}, ramp_up_steps=10) | options,
     )
+
+
+@pytest.fixture
+def estimator():
+    return build()
 
 
 def labeled(count: int = 2) -> dict:
@@ -157,3 +163,40 @@ def test_ema_moves_once_per_call_towards_the_student(estimator):
     estimator.update_ema(updates=1)  # min(.999, 1 - 1/2) = .5
     for old, new in zip(before, estimator.ema_teacher.parameters(), strict=True):
         torch.testing.assert_close(new, old + 0.5)
+
+
+# -- the prior as teacher B ------------------------------------------------------------------------------
+
+
+def small_prior() -> DiffusionPrior:
+    return DiffusionPrior(COCO17, Denoiser(34, 17, width=8, blocks=1)).freeze()
+
+
+def test_the_whole_estimator_moves_to_another_device_and_the_prior_with_it():
+    prior = small_prior()
+    moved = build(prior=prior).to("meta")
+    parts = [*moved.parameters(), *moved.buffers(), *prior.parameters(), *prior.buffers()]
+    assert {part.device.type for part in parts} == {"meta"}
+
+
+def test_teacher_b_s_poses_are_the_prior_s():
+    prior, views = small_prior(), unlabeled()
+    gate = HybridGate(threshold_plausibility=2.0, teacher_b="diffusion", keep_b=0.0)
+    labels = build(gate, prior=prior).eval().pseudo_labels(views)
+    expected = prior.correct(labels.keypoints, labels.confidence)
+    torch.testing.assert_close(labels.corrected, expected)
+    assert (expected - labels.keypoints).norm(dim=-1).max() > 0.1
+
+
+@pytest.mark.parametrize("get_state", [lambda model: model.state_dict(), get_state_dict])
+def test_the_prior_enters_a_checkpoint_with_the_term_alone(get_state):
+    """It has a file of its own; mmengine reads and writes states by functions of its own."""
+    plain, prior = build(), small_prior()
+    gated = build(prior=prior)
+    assert get_state(gated).keys() == get_state(plain).keys()
+    guided = build(prior=prior, terms={"diffusion": (0.2, DiffusionGuidance(prior))})
+    held = [key for key in get_state(guided) if "prior." in key]
+    assert held and all(key.startswith("terms.diffusion.prior.") for key in held)
+    for model in (gated, guided):
+        model.load_state_dict(get_state(model), strict=True)
+        load_state_dict(model, get_state(model), strict=True)
