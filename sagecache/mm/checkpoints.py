@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,8 @@ def newest_readable(work_dir: Path) -> Resumable | None:
     """The newest checkpoint of a run that can be read whole; None where there is none at all.
 
     mmengine writes checkpoints in place, so a kill may leave the last one cut: it stays, one warning names
-    it, and the one before it is taken. Raises SagecacheError where all are cut.
+    it, and the one before it is taken. Raises SagecacheError where all are cut, and at a file that holds more
+    than weights and plain values: a cut archive never looks like that, and to load it would run its code.
     """
     activate()
     named = find_latest_checkpoint(str(work_dir))
@@ -61,8 +63,14 @@ def newest_readable(work_dir: Path) -> Resumable | None:
     cut = []
     for path in candidates:
         try:
-            content = torch.load(path, map_location="cpu", weights_only=False)
+            content = torch.load(path, map_location="cpu", weights_only=True)
             found = Resumable(path, content["meta"].get("seed"))
+        except pickle.UnpicklingError as error:
+            raise SagecacheError(
+                "holds more than weights and plain values, so it is not loaded",
+                file=path,
+                fix="Move it away to go on from the one before, or train anew: leave --resume out.",
+            ) from error
         except Exception:  # as in read_state; what was wrong is told below
             cut.append(path)
             continue

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -110,3 +112,23 @@ def test_a_cut_checkpoint_stays_and_the_one_before_is_taken(tmp_path, caplog):
     cut(tmp_path / "iter_9.pth")
     with pytest.raises(SagecacheError, match="none of its checkpoints can be read.*leave --resume out"):
         newest_readable(tmp_path)
+
+
+class Planted:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder) -> None:
+        self.folder = str(folder)
+
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
+
+
+@pytest.mark.parametrize("archive", [True, False])
+def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path, archive):
+    write_run(tmp_path, 9, 10)
+    content = {"state_dict": {}, "meta": {"seed": Planted(tmp_path / "ran")}}
+    torch.save(content, tmp_path / "iter_10.pth", _use_new_zipfile_serialization=archive)
+    with pytest.raises(SagecacheError, match="iter_10.pth: holds more than weights.*Move it away"):
+        newest_readable(tmp_path)
+    assert not (tmp_path / "ran").exists()
