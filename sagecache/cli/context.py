@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sagecache.errors import SagecacheError
+
 if TYPE_CHECKING:
     from sagecache.project import Project
 
@@ -23,7 +25,15 @@ def project_option(function: Callable) -> Callable:
     )
     @functools.wraps(function)
     def wrapper(*args: Any, project_folder: str | None, **kwargs: Any) -> Any:
-        return function(*args, project=open_project(project_folder), **kwargs)
+        project = open_project(project_folder)
+        try:
+            return function(*args, project=project, **kwargs)
+        except SagecacheError as error:
+            if error.fix is None:
+                raise
+            # the rooms below name the command; which project it is for is known here
+            fix = project.command(error.fix)
+            raise SagecacheError(error.message, file=error.file, record=error.record, fix=fix) from error
 
     return wrapper
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -31,4 +32,4 @@ def init_command(folder: Path, images: Path, labeled: Path, **options) -> None:
 
     for path in write_project(folder, images, labeled, **options):
         click.echo(path)
-    click.echo(f"next: sagecache --project {folder} data check")
+    click.echo(f"next: sagecache --project {shlex.quote(str(folder))} data check")

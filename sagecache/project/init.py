@@ -10,7 +10,8 @@ from pathlib import Path
 
 from sagecache.data.coco import load_coco, load_detections
 from sagecache.errors import SagecacheError
-from sagecache.project.project import embedded_project
+from sagecache.project.project import embedded_project, read_skeleton
+from sagecache.skeleton.definition import COCO17, Skeleton
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"))
 RECIPES = (
@@ -63,6 +64,7 @@ def write_project(
             load_coco(path)
     if detections is not None:
         load_detections(detections)
+    skeleton = COCO17 if dataset_info is None else read_skeleton(dataset_info)
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     splits = {"labeled": _split(folder, images, labeled), "val": _split(folder, images, val or labeled)}
@@ -83,7 +85,24 @@ def write_project(
     demo = embedded_project()
     for name in ("model", *RECIPES):
         written.append(Path(shutil.copyfile(demo / f"{name}.py", folder / f"{name}.py")))
+    if skeleton.names != COCO17.names:
+        _fit_skeleton(folder, skeleton)
     return written
+
+
+def _fit_skeleton(folder: Path, skeleton: Skeleton) -> None:
+    """The demo's pages draw COCO's joints and start from a student of these."""
+    joints = skeleton.num_keypoints
+    _replace(folder / "model.py", f"out_channels={COCO17.num_keypoints}", f"out_channels={joints}")
+    start = "load_from = None  # the demo's student knows COCO's joints only: name a checkpoint of yours"
+    _replace(folder / "stage0.py", r"load_from = .*", start)
+
+
+def _replace(page: Path, pattern: str, text: str) -> None:
+    content, count = re.subn(pattern, text, page.read_text())
+    if count != 1:
+        raise ValueError(f"{page.name} has {count} places like '{pattern}'")
+    page.write_text(content)
 
 
 def _split(folder: Path, images: Path, annotations: Path, boxes: str = "annotations") -> dict[str, str]:

@@ -6,6 +6,8 @@ Pages are mmengine configs: ``data.py``, ``model.py`` and one page a recipe. Rea
 from __future__ import annotations
 
 import os
+import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -107,20 +109,25 @@ class Project:
                 raise SagecacheError(
                     f"can't set '{key}': {error}", file="--cfg-options", fix="Name a key of the page's dicts."
                 ) from error
+        self._check_joints(pages["model"])
         return build(Recipe, pages["recipe"], page), pages["model"]
+
+    def _check_joints(self, model: Mapping[str, Any]) -> None:
+        head = model.get("head")
+        maps = head.get("out_channels") if isinstance(head, Mapping) else None
+        if maps not in (None, self.skeleton.num_keypoints):
+            raise SagecacheError(
+                f"the head draws {maps} maps, and the skeleton has {self.skeleton.num_keypoints} joints",
+                file=self.folder / "model.py",
+                fix=f"Set out_channels={self.skeleton.num_keypoints}.",
+            )
 
     # -- what the data is ------------------------------------------------------------------------
     @cached_property
     def skeleton(self) -> Skeleton:
         if self.data.dataset_info == "coco":
             return COCO17
-        path = self.path(self.data.dataset_info)
-        page = _read_page(path)
-        if "dataset_info" not in page:
-            raise SagecacheError(
-                "no 'dataset_info' in it", file=path, fix="Use a page of mmpose's configs/_base_/datasets."
-            )
-        return Skeleton.from_dataset_info(page["dataset_info"])
+        return read_skeleton(self.path(self.data.dataset_info))
 
     def split(self, name: str) -> SplitSettings:
         if name not in self.data.splits:
@@ -256,10 +263,25 @@ class Project:
         resume = " --resume" if self.checkpoint(recipe) and not finished_run(self.work_dir(recipe)) else ""
         return self.command(f"sagecache train {recipe}{resume}")
 
-    def command(self, command: str) -> str:
-        """The command as it must be typed from any folder."""
-        flag = "" if self.embedded else f" --project {self.folder}"
-        return command.replace("sagecache", f"sagecache{flag}", 1)
+    def command(self, text: str) -> str:
+        """The text with each sagecache command as it must be typed from any folder."""
+        if self.embedded:
+            return text
+        return _OWN_COMMAND.sub(f"sagecache --project {shlex.quote(str(self.folder))} ", text)
+
+
+# Commands that act on a project; one that names its project already does not match.
+_OWN_COMMAND = re.compile(r"\bsagecache (?=(?:data|precompute|train|eval|export|inspect|teachers)\b)")
+
+
+def read_skeleton(path: Path) -> Skeleton:
+    """The skeleton of an mmpose dataset_info page. Raises SagecacheError where it is none."""
+    page = _read_page(path)
+    if "dataset_info" not in page:
+        raise SagecacheError(
+            "no 'dataset_info' in it", file=path, fix="Use a page of mmpose's configs/_base_/datasets."
+        )
+    return Skeleton.from_dataset_info(page["dataset_info"])
 
 
 def _read_page(path: Path) -> dict[str, Any]:

@@ -56,3 +56,14 @@ def test_a_folder_that_is_no_project_says_how_to_make_one(tmp_path):
 def test_commands_keep_their_name_and_help(folders):
     text = CliRunner().invoke(group, ["show", "--help"]).stdout
     assert "Usage: group show [OPTIONS] WORD" in text and "--project" in text and "$SAGECACHE_PROJECT" in text
+
+
+@group.command()
+@project_option
+def fail(project):
+    raise SagecacheError("no statistics", fix="Make them: sagecache precompute stats")
+
+
+def test_what_an_error_advises_is_for_the_project_at_hand(folders):
+    with pytest.raises(SagecacheError, match=f"Make them: sagecache --project {folders[0]} precompute stats"):
+        shown("fail", "--project", folders[0])

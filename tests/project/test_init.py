@@ -17,6 +17,20 @@ from sagecache.errors import SagecacheError
 from sagecache.project import Project
 from sagecache.project.init import RECIPES, write_project
 
+ARM = """
+dataset_info = dict(
+    dataset_name="arm",
+    keypoint_info={
+        0: dict(name="shoulder", id=0, color=[0, 0, 0], type="upper", swap=""),
+        1: dict(name="elbow", id=1, color=[0, 0, 0], type="upper", swap=""),
+        2: dict(name="wrist", id=2, color=[0, 0, 0], type="upper", swap=""),
+    },
+    skeleton_info={0: dict(link=("shoulder", "elbow"), id=0, color=[0, 0, 0])},
+    joint_weights=[1.0, 1.0, 1.0],
+    sigmas=[0.1, 0.1, 0.1],
+)
+"""
+
 
 @pytest.fixture
 def own(tmp_path) -> Path:
@@ -118,7 +132,7 @@ def test_names_with_quotes_and_umlauts_survive(own):
     strange = own / 'Jörg\'s "best" \\ pictures'
     (own / "labeled").rename(strange)
     info = strange / "info.py"
-    info.write_text("dataset_info = dict()")
+    info.write_text(ARM)
     labels = strange / "annotations.json"
     write_project(own.parent / "project", strange / "images", labels, dataset_info=info)
     data = Project.open(own.parent / "project").data
@@ -165,3 +179,12 @@ def test_a_folder_of_images_that_cannot_be_listed_says_why(own, spoil, told):
     spoil(own / "more")
     with pytest.raises(SagecacheError, match=told):
         write(own, unlabeled_images=own / "more")
+
+
+def test_pages_fit_another_skeleton_and_a_head_that_does_not_is_refused(own):
+    (own / "arm.py").write_text(ARM)
+    project, _ = write(own, dataset_info=own / "arm.py")
+    recipe, model = project.recipe("stage0")
+    assert model["head"]["out_channels"] == 3 and recipe.load_from is None
+    with pytest.raises(SagecacheError, match="model.py: the head draws 17 maps, and.* has 3 joints"):
+        project.recipe("stage0", {"model.head.out_channels": 17})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -311,3 +312,16 @@ def test_a_split_alone_needs_its_files_and_boxes_and_its_targets_only_where_aske
     assert project.split_requirements("unlabeled")[1].command.endswith("precompute detect --split unlabeled")
     (folder / "data.py").write_text(text.replace("unlabeled=dict(", 'unlabeled=dict(boxes="b.json", '))
     assert Project.open(folder).split_requirements("unlabeled")[1].command.endswith("data check")
+
+
+def test_commands_name_the_project_as_a_shell_reads_it(tmp_path):
+    folder = write_dots_project(tmp_path / "my dots")
+    project = Project.open(folder)
+    assert project.command("Run: sagecache train stage0 --resume") == (
+        f"Run: sagecache --project {shlex.quote(str(folder))} train stage0 --resume"
+    )
+    told = project.command("Run 'sagecache precompute geo' or sagecache data check.")
+    assert told.count(f"--project '{folder}' ") == 2
+    for text in (told, "sagecache init DIR", "Update sagecache, or train anew."):
+        assert project.command(text) == text
+    assert Project.open(None).command("sagecache eval") == "sagecache eval"
