@@ -43,11 +43,12 @@ def check_command(context, project: Project, splits: tuple[str, ...], decode: bo
     """Verify that files, boxes, ids and splits are sound. Exit 1 on errors."""
     from sagecache.data.check import check_splits, fold
 
-    names = splits or _distinct(project)
+    names = splits or tuple(project.data.splits)
     if project.embedded:
         for name in names:
             ensure(project, project.split_requirements(name)[:1])
-    sources = {name: _source(project, name) for name in names}
+    trained, labelled = _uses(project)
+    sources = {name: _source(project, name, name in trained, name in labelled) for name in names}
     with progress("check") as report:
         findings = check_splits(sources, decode=decode, skeleton=project.skeleton, progress=report)
     errors = sum(finding.level == "error" for finding in findings)
@@ -60,14 +61,16 @@ def check_command(context, project: Project, splits: tuple[str, ...], decode: bo
     context.exit(1 if errors else 0)
 
 
-def _distinct(project: Project) -> tuple[str, ...]:
-    """Splits over different annotation files: two readings of one file are no leakage."""
-    return tuple({split.annotations: name for name, split in reversed(project.data.splits.items())}.values())[
-        ::-1
-    ]
+def _uses(project: Project) -> tuple[set[str], set[str]]:
+    """Splits that a recipe learns from, and splits that one reads for their keypoints."""
+    recipes = [project.recipe(name)[0] for name in project.recipe_names()]
+    labeled = {name for recipe in recipes for name in recipe.data.labeled}
+    unlabeled = {recipe.data.unlabeled for recipe in recipes if recipe.uses_unlabeled}
+    val = {recipe.data.val for recipe in recipes}
+    return labeled | unlabeled, labeled | val | set(project.data.stats_splits)
 
 
-def _source(project: Project, name: str):
+def _source(project: Project, name: str, trained: bool, labelled: bool):
     from sagecache.data.check import SplitSource
 
     split = project.split(name)
@@ -75,4 +78,6 @@ def _source(project: Project, name: str):
         images=project.path(split.images),
         annotations=project.path(split.annotations),
         detections=None if split.boxes in ("annotations", "detect") else project.detections(name),
+        trained=trained,
+        labelled=labelled,
     )

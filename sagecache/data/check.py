@@ -9,12 +9,13 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from sagecache.data.check_records import check_annotations, check_detections, check_images
+from sagecache.data.check_records import check_annotations, check_detections, check_images, check_not_empty
 from sagecache.data.coco import image_path, load_coco, load_detections, read_image
 from sagecache.data.findings import Finding, FindingList, count_by_code, fold, some
 from sagecache.data.splits import sequence_keys, shared
@@ -28,11 +29,17 @@ ORIENTATION = 0x0112  # the EXIF tag
 
 @dataclass(frozen=True)
 class SplitSource:
-    """Where a split lies: image folder, annotation file and, where boxes are detected, the detection file."""
+    """Where a split lies: image folder, annotation file and, where boxes are detected, the detection file.
+
+    trained: whether anything is learned from it. labelled: whether it is read for its keypoints; splits that
+    measure are, whatever this says.
+    """
 
     images: Path
     annotations: Path
     detections: Path | None = None
+    trained: bool = True
+    labelled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +75,11 @@ def check_splits(
         _check_files(coco, paths[name], facts, log)
         sizes = _sizes(coco, paths[name], facts)
         check_annotations(coco, sizes, log, skeleton)
+        check_not_empty(coco, log, labelled=sources[name].labelled or _held_out(name))
         _check_boxes(sources[name], coco, sizes, log)
-    across = _check_contents(paths, facts) + _check_sequences(annotations)
+    same_file = _same_file(sources)
+    across = _check_contents(paths, facts, same_file) + _check_sequences(annotations, same_file)
+    across += _check_same_file(sources, same_file)
     return [finding for log in logs.values() for finding in log.found] + across
 
 
@@ -190,8 +200,28 @@ def _check_boxes(source: SplitSource, coco: dict, sizes: dict, log: FindingList)
     check_detections(detections, coco, sizes, log)
 
 
-def _check_contents(paths: dict[str, dict], facts: dict) -> list[Finding]:
-    """The same bytes twice: within a split, and in two splits."""
+def _same_file(sources: Mapping[str, SplitSource]) -> set[tuple[str, str]]:
+    """Pairs of splits that read one annotation file, in the order of sources."""
+    files = {name: source.annotations.resolve() for name, source in sources.items()}
+    return {(a, b) for a, b in combinations(files, 2) if files[a] == files[b]}
+
+
+def _check_same_file(sources: Mapping[str, SplitSource], pairs: set[tuple[str, str]]) -> list[Finding]:
+    """Two readings of one file leak only where one of them measures what the other was learned from."""
+    findings = []
+    for a, b in sorted(pairs):
+        if _held_out(a) or _held_out(b):
+            leaks = any(sources[name].trained and not _held_out(name) for name in (a, b))
+            message = f"both read {sources[a].annotations.name}"
+            message += ": what is measured was trained on" if leaks else ""
+            fix = "Give them different images, or the figures are too good" if leaks else None
+            level = "warning" if leaks else "note"
+            findings.append(Finding(level, "leak_annotations", f"{a}, {b}", message, fix=fix))
+    return findings
+
+
+def _check_contents(paths: dict[str, dict], facts: dict, same_file: set[tuple[str, str]]) -> list[Finding]:
+    """The same bytes twice: within a split, and in two splits of different files."""
     findings = []
     ids_by_digest: dict[str, dict[str, list[int]]] = {}
     for split, by_id in paths.items():
@@ -206,6 +236,8 @@ def _check_contents(paths: dict[str, dict], facts: dict) -> list[Finding]:
             findings.append(Finding("warning", "same_content", split, message))
     contents = {split: list(groups) for split, groups in ids_by_digest.items()}
     for (a, b), common in shared(contents).items():
+        if (a, b) in same_file:
+            continue
         ids = [ids_by_digest[a][digest][0] for digest in common]
         message = f"{len(ids):,} images are in both; ids in '{a}': {some(ids)}"
         level = "error" if _held_out(a) or _held_out(b) else "note"
@@ -214,8 +246,8 @@ def _check_contents(paths: dict[str, dict], facts: dict) -> list[Finding]:
     return findings
 
 
-def _check_sequences(annotations: dict[str, dict]) -> list[Finding]:
-    """Frames of one recording on both sides, more than one on each."""
+def _check_sequences(annotations: dict[str, dict], same_file: set[tuple[str, str]]) -> list[Finding]:
+    """Frames of one recording on both sides, more than one on each; not within one file."""
     records = [(split, image) for split, coco in annotations.items() for image in coco["images"]]
     members: dict[str, list] = {split: [] for split in annotations}
     keys = sequence_keys([image for _, image in records])
@@ -230,6 +262,7 @@ def _check_sequences(annotations: dict[str, dict]) -> list[Finding]:
             fix="Split by recording, or the figures are too good",
         )
         for (a, b), common in shared(members, fewest=2).items()
+        if (a, b) not in same_file
     ]
 
 

@@ -82,6 +82,21 @@ def check_annotations(
     _check_area(coco, persons, sizes, log)
 
 
+def check_not_empty(coco: Mapping, log: FindingList, labelled: bool) -> None:
+    """A split has images and, where it is read for them, keypoints."""
+    if not coco["images"]:
+        log.error("no_images", "has no images", fix="Name another annotation file in data.py")
+        return
+    persons = person_categories(coco)
+    people = [a for a in coco["annotations"] if is_person(a, persons) and not a.get("iscrowd")]
+    if labelled and not any(labelled_keypoints(a) for a in people):
+        log.error(
+            "no_labels",
+            "has no keypoints, and is trained or measured by them",
+            fix="Name a file with keypoints in data.py",
+        )
+
+
 def check_detections(
     detections: Sequence[Mapping],
     coco: Mapping,

@@ -59,6 +59,42 @@ def test_two_names_for_one_file_are_no_leakage_and_two_files_with_one_picture_ar
     assert "labeled" in told and "val" in told and "again" not in told
 
 
+def add_split(folder, text: str) -> None:
+    page = folder / "data.py"
+    page.write_text(page.read_text().replace("splits = dict(", f"splits = dict(\n    {text}"))
+
+
+def test_a_split_that_shares_its_annotations_has_its_own_boxes_checked(folder):
+    (folder / "boxes.json").write_text("{}")
+    page = folder / "data.py"
+    own = 'unlabeled=dict(boxes="boxes.json", '
+    page.write_text(page.read_text().replace("unlabeled=dict(", own))
+    again = 'images="data/unlabeled/images", annotations="data/unlabeled/annotations.json"'
+    add_split(folder, f"truth=dict({again}),")
+    answer = json.loads(sagecache(folder, "data", "check", "--json", code=1).stdout)
+    problems = [(one["code"], one["split"]) for one in answer["findings"] if one["level"] != "note"]
+    assert problems == [("detections", "unlabeled")]
+
+
+def test_val_that_is_trained_on_is_warned_of(folder):
+    page = folder / "data.py"
+    page.write_text(page.read_text().replace("data/val/", "data/labeled/"))
+    answer = json.loads(sagecache(folder, "data", "check", "--json").stdout)
+    problems = [(one["level"], one["code"], one["split"]) for one in answer["findings"]]
+    assert [one for one in problems if one[0] != "note"] == [("warning", "leak_annotations", "labeled, val")]
+
+
+def test_a_split_that_a_recipe_learns_from_needs_keypoints(folder):
+    page = folder / "stage0.py"
+    page.write_text(page.read_text() + 'data = dict(labeled=("infants",))\n')
+    labels = folder / "data" / "unlabeled" / "annotations.json"
+    labels.write_text(json.dumps(json.loads(labels.read_text()) | dict(annotations=[])))
+    assert check(folder, code=0)[0] == 0  # the unlabeled images need none
+    add_split(folder, f'infants=dict(images="data/unlabeled/images", annotations="{labels}"),')
+    errors, found = check(folder, code=1)
+    assert errors == 1 and ("error", "infants") in found
+
+
 def test_an_unknown_split_names_the_nearest(folder):
     with pytest.raises(SagecacheError, match="did you mean 'val'"):
         sagecache(folder, "data", "check", "--split", "vall")

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sagecache.data.check_records import check_annotations, check_detections, check_images
+from sagecache.data.check_records import check_annotations, check_detections, check_images, check_not_empty
 from sagecache.data.findings import FindingList, count_by_code
 from sagecache.skeleton import COCO17
 
@@ -49,6 +49,21 @@ def test_sound_annotations_give_notes_only():
     assert notes["note", "crowd"].message.endswith(": 3")
     assert notes["note", "no_keypoints"].message.endswith(": 4")
     assert "0.5 over 1 labelled" in notes["note", "area_rule"].message
+
+
+@pytest.mark.parametrize(
+    ("change", "labelled", "codes"),
+    [
+        ({}, True, []),
+        (dict(iscrowd=1), True, ["no_labels"]),  # left out of training
+        (dict(keypoints=[0] * 51, num_keypoints=0), True, ["no_labels"]),
+        (dict(keypoints=[0] * 51, num_keypoints=0), False, []),
+    ],
+)
+def test_a_split_that_is_read_for_its_keypoints_has_some(change, labelled, codes):
+    log = FindingList("s")
+    check_not_empty(coco_of(person(1, **change)), log, labelled)
+    assert [f.code for f in log.found] == codes
 
 
 def moved(dx, dy):
