@@ -91,12 +91,19 @@ def _iteration(path: Path) -> int:
 
 
 def network_state(path: Path, network: str) -> dict[str, Tensor]:
-    """The state of one network in plain mmpose layout; network: 'student' | 'ema_teacher'."""
+    """The state of one network in plain mmpose layout; network: 'student' | 'ema_teacher'.
+
+    Raises SagecacheError where a file of several networks lacks this one.
+    """
     state = read_state(path)
-    if any(key.startswith(PREFIXES) for key in state):
-        prefix = f"{network}."
-        return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    return state
+    networks = [prefix for prefix in PREFIXES if any(key.startswith(prefix) for key in state)]
+    if not networks:
+        return state
+    prefix = f"{network}."
+    if prefix not in networks:
+        held = ", ".join(one.removesuffix(".") for one in networks)
+        raise SagecacheError(f"holds no {network}, only {held}", file=path, fix="Ask for a network it holds.")
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
 def load_network(model: nn.Module, path: Path, network: str = "ema_teacher") -> None:

@@ -49,6 +49,14 @@ def test_export_round_trips_as_plain_mmpose(ours, tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
+def test_a_network_that_the_file_lacks_is_refused_and_nothing_is_written(tmp_path):
+    path, out = tmp_path / "half.pth", tmp_path / "plain.pth"
+    torch.save({"state_dict": {"student.weight": torch.ones(2, 3)}}, path)
+    with pytest.raises(SagecacheError, match="half.pth: holds no ema_teacher, only student"):
+        export_network(path, out)
+    assert [one.name for one in tmp_path.iterdir()] == ["half.pth"]
+
+
 def test_what_does_not_fit_is_listed(ours):
     with pytest.raises(SagecacheError, match=r"has misshapen 1 keys \(weight \(2, 3\) instead of \(2, 4\)"):
         load_network(nn.Linear(4, 2), ours)
