@@ -48,7 +48,7 @@ def plausibility(
     bbox_scale: Tensor,
     confidence: Tensor,
     statistics: PoseStatistics,
-    weights: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    weights: Tensor,
 ) -> Tensor:
     """KPS = sum w_i s_i / sum w_i in [0, 1], by sample (MATHS 5).
 
@@ -59,7 +59,7 @@ def plausibility(
     drops out of both sums; a sample with no joint at all scores 0.
 
     keypoints (B, K, 2) and bbox_scale (B,), sqrt(w h), in pixels of one frame; present (B, K) bool;
-    confidence (B, K) in [0, 1]; weights of the parts (conf, len, rom), >= 0. Returns (B,).
+    confidence (B, K) in [0, 1]; weights (3,) of the parts (conf, len, rom), >= 0. Returns (B,).
     """
     present = present.to(keypoints.dtype)
     parts = torch.stack(
@@ -71,7 +71,7 @@ def plausibility(
         -1,
     ).unflatten(-1, (3, 2))
     score, known = parts.unbind(-1)  # (B, 3) each
-    share = known * known.new_tensor(weights)
+    share = known * weights.to(known.dtype)
     return (score * share).sum(-1) / share.sum(-1).clamp_min(torch.finfo(share.dtype).tiny)
 
 
@@ -105,13 +105,13 @@ def _mean(values: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Plausibility(nn.Module):
-    """`plausibility` with its statistics as buffers, which are not saved: they come from the stats file."""
+    """`plausibility`; statistics and weights are buffers, not saved: a file and the constructor say them."""
 
     def __init__(self, statistics: PoseStatistics, weights: tuple[float, float, float] = (1.0, 1.0, 1.0)):
         super().__init__()
         if len(weights) != 3 or min(weights) < 0 or sum(weights) <= 0:
             raise SagecacheError(f"KPS needs three weights >= 0 that are not all zero, got {tuple(weights)}")
-        self.weights = tuple(float(weight) for weight in weights)
+        self.register_buffer("weights", torch.tensor(weights, dtype=torch.float32), persistent=False)
         for name, value in statistics._asdict().items():
             self.register_buffer(name, value, persistent=False)
 

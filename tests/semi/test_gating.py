@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from sagecache.errors import SagecacheError
 from sagecache.semi.gating import HybridGate, Plausibility, PoseStatistics, calibrate_threshold, plausibility
@@ -20,6 +21,7 @@ ARM = PoseStatistics(
     angle_high=torch.tensor([math.radians(150)]),
 )
 SCALE = 100.0
+EQUAL = torch.ones(3)
 
 
 def kps(points, confidence=(0.6, 0.8, 1.0), present=(1, 1, 1), weights=(1.0, 1.0, 1.0)) -> float:
@@ -28,7 +30,8 @@ def kps(points, confidence=(0.6, 0.8, 1.0), present=(1, 1, 1), weights=(1.0, 1.0
         torch.tensor([present]).bool(),
         torch.tensor([SCALE]).double(),
     )
-    return plausibility(*arguments, torch.tensor([confidence]).double(), ARM, weights).item()
+    shares = torch.tensor(weights).double()
+    return plausibility(*arguments, torch.tensor([confidence]).double(), ARM, shares).item()
 
 
 RIGHT_ANGLE = [[0.0, 50.0], [0.0, 0.0], [40.0, 0.0]]  # median lengths, 90 degrees
@@ -71,15 +74,15 @@ def test_kps_does_not_see_where_how_large_or_which_way():
     turn = torch.tensor([[0.8, -0.6], [0.6, 0.8]], dtype=torch.float64) @ torch.diag(
         torch.tensor([-3.0, 3.0]).double()
     )
-    here = plausibility(points, present, scale, confidence, ARM)
-    there = plausibility(points @ turn.T + 40, present, 3 * scale, confidence, ARM)
+    here = plausibility(points, present, scale, confidence, ARM, EQUAL)
+    there = plausibility(points @ turn.T + 40, present, 3 * scale, confidence, ARM, EQUAL)
     torch.testing.assert_close(here, there)
     assert here.min() >= 0 and here.max() <= 1 and here.std() > 0.01
 
 
 def test_autocast_changes_nothing():
     points, present = 200 + 100 * torch.rand(4, 3, 2), torch.ones(4, 3, dtype=torch.bool)
-    arguments = (points, present, torch.full((4,), 120.0), torch.rand(4, 3), ARM)
+    arguments = (points, present, torch.full((4,), 120.0), torch.rand(4, 3), ARM, EQUAL)
     with torch.autocast("cpu", torch.bfloat16):
         inside = plausibility(*arguments)
     assert torch.equal(inside, plausibility(*arguments))
@@ -124,6 +127,30 @@ def test_quantities_that_few_bodies_showed_are_not_used():
 def test_kps_weights_are_checked():
     with pytest.raises(SagecacheError, match="three weights"):
         Plausibility(ARM, (0, 0, 0))
+
+
+class Calls(TorchFunctionMode):
+    """Names of all torch functions that are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.names.add(function.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+def test_scoring_copies_nothing_between_host_and_device():
+    score = Plausibility(ARM, (2, 1, 1))
+    points, present = torch.tensor([RIGHT_ANGLE]), torch.ones(1, 3, dtype=torch.bool)
+    batch = (points, present, torch.tensor([SCALE]), torch.full((1, 3), 0.8))
+    with Calls() as calls:
+        found = score(*batch)
+    assert "exp" in calls.names
+    assert not calls.names & {"new_tensor", "tensor", "as_tensor", "item", "tolist", "cpu", "__bool__"}
+    assert found.item() == pytest.approx((2 * 0.8 + 1 + 1) / 4)
+    assert {part.device.type for part in score.to("meta").buffers()} == {"meta"}
 
 
 TRUTH = [  # mean confidence, KPS -> A?
