@@ -65,21 +65,26 @@ def geo_command(context, project: Project, split: str, dry_run: bool, as_json: b
 
 @precompute_command.command("stats")
 @project_option
-@click.option("--force", is_flag=True, help="Set the existing statistics aside and compute them anew.")
-@json_option
+@_run_options
 @click.pass_context
-def stats_command(context, project: Project, force: bool, as_json: bool) -> None:
-    """Limb lengths, joint angles and visibility of the labels: skeleton_stats.json."""
-    _finish(context, as_json, [stats(project, _options(force=force))])
+def stats_command(context, project: Project, dry_run: bool, as_json: bool, **options) -> None:
+    """Limb lengths, joint angles and visibility of the labels (data.py's stats_splits): skeleton_stats.json."""
+    if dry_run:
+        _show(as_json, _estimate_stats(project, _options(**options)))
+        return
+    _finish(context, as_json, [stats(project, _options(**options))])
 
 
 @precompute_command.command("all")
 @project_option
+@click.option("--split", "splits", multiple=True, help="Only this one (can be repeated), and statistics.")
 @_run_options
 @click.pass_context
-def all_command(context, project: Project, dry_run: bool, as_json: bool, **options) -> None:
+def all_command(
+    context, project: Project, splits: tuple[str, ...], dry_run: bool, as_json: bool, **options
+) -> None:
     """Everything that the project's recipes need: boxes, geometry of labeled and unlabeled, statistics."""
-    names = project.precomputed_splits()
+    names = list(splits) or project.precomputed_splits()
     if dry_run:
         _show(as_json, *_estimate_all(project, names, _options(**options)))
         return
@@ -114,7 +119,20 @@ def _estimate_all(project: Project, splits: list[str], options: RunOptions) -> l
             rows.append(_estimate_detect(project, split, options))
             boxes = Path(rows[-1]["result"])
         rows.append(_estimate_geo(project, split, options, boxes))
-    return rows
+    return [*rows, _estimate_stats(project, replace(options, limit=None))]
+
+
+def _estimate_stats(project: Project, options: RunOptions) -> dict:
+    from sagecache.cli.jobs import stats_job
+    from sagecache.precompute.plan import limited
+    from sagecache.precompute.runner import estimate_stats
+
+    splits = project.data.stats_splits
+    if first := _first([project.split_requirements(name)[0] for name in splits]):
+        return _estimate_row("stats", ", ".join(splits), None, project.stats_file, first)
+    job = stats_job(project)
+    result, _ = limited(project.stats_file, job.instances, options.limit)
+    return _estimate_row("stats", ", ".join(splits), estimate_stats(job, options), result)
 
 
 def _estimate_detect(project: Project, split: str, options: RunOptions) -> dict:

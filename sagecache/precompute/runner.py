@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -271,6 +272,15 @@ def run_stats(
     progress(len(labelled), len(labelled), "statistics")
     seconds = time.perf_counter() - began
     return StepReport("stats", result, len(labelled), computed, [], result.stat().st_size, seconds, replaced)
+
+
+def estimate_stats(job: StatsJob, options: RunOptions = RunOptions()) -> Estimate:
+    """What ``run_stats`` would do: it is quick, so it is done, elsewhere. Writes nothing that stays."""
+    result, instances = limited(Path(job.result), job.instances, options.limit)
+    with tempfile.TemporaryDirectory() as folder:
+        report = run_stats(replace(job, result=Path(folder) / result.name, instances=instances))
+    missing = report.total if options.force or not result.exists() else 0
+    return Estimate(report.total, missing, report.bytes, report.seconds)
 
 
 def _stacked_keypoints(instances: Sequence[Instance], skeleton: Skeleton) -> np.ndarray:

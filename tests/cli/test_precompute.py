@@ -81,12 +81,12 @@ def test_statistics_count_the_labeled_persons(folder):
     assert answer(folder, "stats")[0]["computed"] == 0
 
 
-@pytest.mark.parametrize("step", ["detect", "geo", "all"])
+@pytest.mark.parametrize("step", ["detect", "geo", "stats", "all"])
 def test_a_dry_run_counts_and_writes_nothing(folder, step):
     before = sorted(folder.rglob("*"))
-    words = [] if step == "all" else ["--split", "val"]
+    words = ["--split", "val"] if step in ("detect", "geo") else []
     rows = answer(folder, step, *words, "--dry-run")
-    assert [row["total"] for row in rows] == {"detect": [2], "geo": [3], "all": [5, 6]}[step]
+    assert [row["total"] for row in rows] == {"detect": [2], "geo": [3], "stats": [5], "all": [5, 6, 5]}[step]
     assert all(row["missing"] == row["total"] and row["seconds"] >= 0 for row in rows)
     assert sorted(folder.rglob("*")) == before
     assert "dry run" in sagecache(folder, "precompute", step, *words, "--dry-run").stdout
@@ -108,8 +108,11 @@ def test_a_dry_run_of_the_empty_demo_makes_nothing_and_names_what_comes_first(tm
         done = CliRunner().invoke(cli, [*words, "--json"], catch_exceptions=False)
         rows = json.loads(done.stdout)
         assert done.exit_code == 0 and {row["total"] for row in rows} == {None}
-        assert rows[-1]["run_first"] == "sagecache data synth --split unlabeled"
-        assert [row["step"] for row in rows] == (["geo", "detect", "geo"] if step == "all" else [step])
+        needed = "labeled" if step == "all" else "unlabeled"
+        assert rows[-1]["run_first"] == f"sagecache data synth --split {needed}"
+        assert [row["step"] for row in rows] == (
+            ["geo", "detect", "geo", "stats"] if step == "all" else [step]
+        )
         done = CliRunner().invoke(cli, words, catch_exceptions=False)
         assert f"{rows[0]['step']} {rows[0]['split']}: known after: sagecache data synth" in done.output
     assert list(tmp_path.iterdir()) == []
@@ -119,7 +122,7 @@ def test_a_dry_run_says_which_boxes_it_waits_for(folder):
     detect_unlabeled(folder)
     before = sorted(folder.rglob("*"))
     rows = answer(folder, "all", "--dry-run", "--limit", "2")
-    assert [row["total"] for row in rows] == [2, 2, None]
+    assert [row["total"] for row in rows] == [2, 2, None, 5]
     assert rows[1]["result"].endswith("unlabeled/detections-first2.json")
     assert rows[2]["run_first"].endswith("precompute detect --split unlabeled --limit 2")
     assert answer(folder, "all", "--dry-run")[2]["run_first"].endswith("detect --split unlabeled")
@@ -129,6 +132,7 @@ def test_a_dry_run_says_which_boxes_it_waits_for(folder):
 def test_all_with_a_limit_is_a_trial_of_each_step_beside_the_real_places(folder):
     detect_unlabeled(folder)
     rows = answer(folder, "all", "--limit", "2")
+    assert not (folder / "cache" / "skeleton_stats-first2.json").exists()  # statistics cost nothing: of all
     names = [Path(row["path"]).name for row in rows]
     assert names == [
         "geo-first2",
@@ -137,7 +141,7 @@ def test_all_with_a_limit_is_a_trial_of_each_step_beside_the_real_places(folder)
         "skeleton_stats.json",
     ]
     assert [row["total"] for row in rows[:3]] == [2, 2, 2]
-    assert [row["total"] for row in answer(folder, "all", "--limit", "2", "--dry-run")] == [2, 2, 2]
+    assert [row["total"] for row in answer(folder, "all", "--limit", "2", "--dry-run")] == [2, 2, 2, 5]
     cache = folder / "cache"
     assert not (cache / "unlabeled" / "geo").exists() and not (cache / "unlabeled/detections.json").exists()
     assert [row["total"] for row in answer(folder, "all", "--limit", "99")[1:3]] == [4, 4]
@@ -151,6 +155,8 @@ def test_all_goes_over_the_splits_that_recipes_name(folder):
     page.write_text(page.read_text() + 'data = dict(labeled=("infants",))\n')
     rows = answer(folder, "all")
     assert [(row["step"], row["total"]) for row in rows] == [("geo", 5), ("geo", 6), ("stats", 5)]
+    rows = answer(folder, "all", "--split", "unlabeled", "--split", "val", "--dry-run")
+    assert [row["split"] for row in rows] == ["unlabeled", "val", "infants"]
     assert Path(rows[0]["path"]).parent.name == "infants"
 
 
