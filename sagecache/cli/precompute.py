@@ -68,7 +68,7 @@ def geo_command(context, project: Project, split: str, dry_run: bool, as_json: b
 @_run_options
 @click.pass_context
 def stats_command(context, project: Project, dry_run: bool, as_json: bool, **options) -> None:
-    """Limb lengths, joint angles and visibility of the labels (data.py's stats_splits): skeleton_stats.json."""
+    """Limb lengths, joint angles and visibility of the stats_splits of data.py: skeleton_stats.json."""
     if dry_run:
         _show(as_json, _estimate_stats(project, _options(**options)))
         return

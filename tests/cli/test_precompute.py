@@ -155,9 +155,9 @@ def test_all_goes_over_the_splits_that_recipes_name(folder):
     page.write_text(page.read_text() + 'data = dict(labeled=("infants",))\n')
     rows = answer(folder, "all")
     assert [(row["step"], row["total"]) for row in rows] == [("geo", 5), ("geo", 6), ("stats", 5)]
+    assert Path(rows[0]["path"]).parent.name == "infants"
     rows = answer(folder, "all", "--split", "unlabeled", "--split", "val", "--dry-run")
     assert [row["split"] for row in rows] == ["unlabeled", "val", "infants"]
-    assert Path(rows[0]["path"]).parent.name == "infants"
 
 
 def test_all_makes_whatever_the_recipes_need(folder):
