@@ -41,7 +41,7 @@ from sagecache.mm.samples import EncodedSteps, LabelEncoder
 from sagecache.mm.terms import build_labeler, build_terms, load_prior
 from sagecache.models.weights import weights_path
 from sagecache.project import Project, Recipe
-from sagecache.project.runs import FinishedRun, mark_finished, unmark
+from sagecache.project.runs import FinishedRun, mark_finished, set_aside, unmark
 from sagecache.store.reader import StoreReader
 
 logger = logging.getLogger(__name__)
@@ -92,13 +92,24 @@ def train(project: Project, name: str, options: TrainOptions, report: Progress) 
     estimator = build_estimator(project, recipe, model)
     loader = train_loader(project, recipe, model, seed)
     runner = _runner(project, recipe, options, estimator, loader, work_dir, seed, report, last)
-    unmark(work_dir)
+    if runner.rank == 0:
+        _make_way(work_dir, last)
     runner.train()
     best = runner.message_hub.runtime_info.get("best_ckpt")
     checkpoint = Path(best) if best else work_dir / f"iter_{runner.iter}.pth"
     if runner.rank == 0:
         mark_finished(work_dir, FinishedRun(runner.iter, checkpoint.name))
     return checkpoint
+
+
+def _make_way(work_dir: Path, last: Resumable | None) -> None:
+    """Unmark a run that goes on; a fresh one sets the files of an earlier run aside."""
+    if last is not None:
+        unmark(work_dir)
+        return
+    folder = set_aside(work_dir)
+    if folder is not None:
+        logger.warning("the checkpoints of an earlier run are kept in %s", folder)
 
 
 def build_estimator(

@@ -6,6 +6,7 @@ has a marker with its length and its checkpoint; without one it was killed and c
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,8 +30,25 @@ def mark_finished(work_dir: Path, run: FinishedRun) -> None:
 
 
 def unmark(work_dir: Path) -> None:
-    """A new or resumed run is not finished."""
+    """A resumed run is not finished."""
     (work_dir / MARKER).unlink(missing_ok=True)
+
+
+def set_aside(work_dir: Path) -> Path | None:
+    """Move what an earlier run left into ``previous-<n>/``, so that no later --resume takes it for its own.
+
+    Returns that folder, None where nothing was left. Logs stay: mmengine keeps them in a folder per run.
+    """
+    patterns = (MARKER, "last_checkpoint", "iter_*.pth", "best_*.pth")  # without its marker a run is killed
+    left = [path for pattern in patterns for path in work_dir.glob(pattern)]
+    if not left:
+        return None
+    number = next(n for n in itertools.count(1) if not (work_dir / f"previous-{n}").exists())
+    folder = work_dir / f"previous-{number}"
+    folder.mkdir()
+    for path in left:
+        path.rename(folder / path.name)
+    return folder
 
 
 def finished_run(work_dir: Path) -> FinishedRun | None:

@@ -276,3 +276,26 @@ def test_a_cut_checkpoint_resumes_from_the_one_before(project, caplog):
     resumed = torch.load(last, weights_only=True)["state_dict"]
     for name, value in whole.items():
         torch.testing.assert_close(resumed[name], value, atol=1e-6, rtol=1e-5)
+
+
+def test_a_fresh_run_that_is_killed_early_is_never_resumed_from_the_run_before(project):
+    words = {"train_cfg.checkpoint_interval": 2, "data.val": None}
+
+    def train(report=lambda *words: None, **options):
+        time.sleep(1)  # as above
+        return run.train(project, "stage0", run.TrainOptions(overrides=words, **options), report)
+
+    def killed(*words):
+        raise KeyboardInterrupt
+
+    first = train(seed=7)
+    with pytest.raises(KeyboardInterrupt):
+        train(killed, seed=8)
+    kept = {path.name for path in (first.parent / "previous-1").iterdir()}
+    assert kept == {"iter_2.pth", "iter_4.pth", "last_checkpoint", "finished.json"}
+    assert run.newest_readable(first.parent) is None and project.checkpoint("stage0") is None
+    steps = []
+    again = train(lambda done, total, message="": steps.append(done), seed=8, resume=True)
+    assert steps[0] == 1 and again == first
+    assert torch.load(again, weights_only=True)["meta"]["seed"] == 8
+    assert not (first.parent / "previous-2").exists()

@@ -7,6 +7,7 @@ from sagecache.project.runs import (
     finished_run,
     mark_finished,
     newest_work_dir,
+    set_aside,
     standing_checkpoint,
     unmark,
 )
@@ -29,6 +30,22 @@ def test_a_run_is_finished_by_its_marker_not_by_its_checkpoints(tmp_path):
     assert finished_run(tmp_path) is None
     mark_finished(tmp_path, FinishedRun(4, "iter_4.pth"))
     assert finished_run(tmp_path) is None  # its file is gone
+
+
+def test_what_an_earlier_run_left_is_moved_and_nothing_is_lost(tmp_path):
+    assert set_aside(tmp_path) is None and not list(tmp_path.iterdir())
+    names = {"iter_4.pth", "best_x_iter_2.pth", "last_checkpoint", "finished.json"}
+    for number in (1, 2):
+        for name in names - {"finished.json"}:
+            save(tmp_path / name, number)
+        mark_finished(tmp_path, FinishedRun(4, "iter_4.pth"))
+        (tmp_path / "notes.txt").write_text("the user's own")
+        folder = tmp_path / f"previous-{number}"
+        assert set_aside(tmp_path) == folder
+        assert {path.name for path in folder.iterdir()} == names
+        assert finished_run(folder) == FinishedRun(4, "iter_4.pth")
+    assert {path.name for path in tmp_path.iterdir()} == {"notes.txt", "previous-1", "previous-2"}
+    assert standing_checkpoint(tmp_path) is None
 
 
 def test_the_marker_wins_over_older_leftovers_then_best_then_last(tmp_path):
