@@ -10,6 +10,7 @@ import click
 
 from sagecache.cli.actions import detect, ensure, train
 from sagecache.cli.context import json_option, project_option
+from sagecache.cli.jobs import require_fresh_boxes
 from sagecache.cli.output import emit_json, emit_table, note, progress
 from sagecache.cli.train import newest_checkpoint
 
@@ -57,8 +58,10 @@ def evaluate(
 ) -> dict:
     """Score a checkpoint, write its predictions as a COCO results file, return what there is to report."""
     ensure(project, project.split_requirements(split))
-    if boxes == "detections" and not project.detections(split).is_file():
-        detect(project, split)
+    if boxes == "detections":
+        if not project.detections(split).is_file():
+            detect(project, split)
+        require_fresh_boxes(project, split, boxes)
     from sagecache.evaluation.keypoints import sort_predictions
     from sagecache.mm.evaluate import score
 

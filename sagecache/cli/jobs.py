@@ -42,6 +42,8 @@ def geo_job(project: Project, split: str, boxes: Path | None = None) -> GeoJob:
     """boxes: a detection file of a trial, whose targets go into a store named after it."""
     from sagecache.precompute.runner import GeoJob
 
+    if boxes is None:
+        require_fresh_boxes(project, split)
     root = project.geometry_store(split)
     return GeoJob(
         root=root if boxes is None else root.with_name(f"{root.name}-of-{boxes.stem}"),
@@ -77,7 +79,12 @@ def prior_instances(project: Project, recipe: Recipe) -> list[Instance]:
 
 
 def require_fresh(project: Project, recipe: Recipe) -> None:
-    """Refuse statistics and a prior of other labels, and stores of other settings, naming what differs."""
+    """Refuse what was made of other labels or with other settings, naming what differs.
+
+    Statistics and a prior of other labels, boxes of another detector, stores of other settings.
+    """
+    for split in _splits_read_by_box(recipe):
+        require_fresh_boxes(project, split)
     if not recipe.uses_unlabeled:
         return
     from sagecache.precompute.runner import run_stats
@@ -92,6 +99,55 @@ def require_fresh(project: Project, recipe: Recipe) -> None:
     teacher = build_teacher(project.data.teacher)
     for split in [*recipe.data.labeled, recipe.data.unlabeled]:
         require_fresh_store(project, split, teacher)
+
+
+def _splits_read_by_box(recipe: Recipe) -> list[str]:
+    """Splits of a training whose own box source counts; labeled ones only where their stores are read."""
+    names = [recipe.data.val]
+    if recipe.uses_unlabeled:
+        names.append(recipe.data.unlabeled)
+        names += recipe.data.labeled if recipe.uses_geometry else ()
+    return [name for name in dict.fromkeys(names) if name is not None]
+
+
+def require_fresh_boxes(project: Project, split: str, kind: str | None = None) -> None:
+    """Refuse detections of another detector, naming what differs; other boxes are no work of the detector's.
+
+    kind: 'detections' for a reader of these whatever the split's own boxes are.
+    """
+    settings, result = project.split(split), project.detections(split)
+    made_here = settings.boxes == "detect" or (settings.boxes == "annotations" and kind == "detections")
+    if not made_here or not result.is_file():
+        return
+    if differences := _stale_boxes(project, split):
+        again = project.command(f"sagecache precompute detect --split {split} --force")
+        raise SagecacheError(
+            f"the boxes were made with other settings: {differences}",
+            file=result,
+            fix=f"Run: {again}, or set data.py back.",
+        )
+
+
+def _stale_boxes(project: Project, split: str) -> str:
+    """'' for detections of today's detector and image list, else the parts that differ, old -> new.
+
+    Reads no image: that their bytes are the same as then is for ``precompute detect`` to find out.
+    """
+    from sagecache.data.coco import load_coco
+    from sagecache.precompute.parts import made_from
+    from sagecache.precompute.plan import CODE_FORMAT
+    from sagecache.store.fingerprint import describe, diff
+    from sagecache.teachers.registry import build_detector
+
+    known = made_from(project.detections(split))
+    images = load_coco(project.path(project.split(split).annotations))["images"]
+    expected = known | dict(
+        detector=build_detector(project.data.detector).fingerprint(),
+        images=known["images"] | dict(count=len(images)),
+        code_format=CODE_FORMAT["detect"],
+    )
+    differences = diff(known, expected)
+    return describe(differences) if differences else ""
 
 
 def require_fresh_store(project: Project, split: str, teacher: Any) -> None:

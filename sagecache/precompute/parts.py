@@ -22,6 +22,7 @@ PARTS_FIX = (
     "(nothing is deleted) and computes all anew."
 )
 
+_NOT_OURS = "the file was not made by sagecache"
 _DAMAGED_FIX = "Run with --force: it sets what is there aside under another name and computes all anew."
 
 
@@ -55,7 +56,7 @@ class Parts:
         elif self._manifest.exists():
             known = _read(self._manifest)
         elif self.result.exists():
-            raise SagecacheError("the file was not made by sagecache", file=self.result, fix=PARTS_FIX)
+            raise SagecacheError(_NOT_OURS, file=self.result, fix=PARTS_FIX)
         if known is not None and (differences := diff(known, self._identity)):
             raise SagecacheError(
                 f"it was made from something else ({describe(differences)})", file=self.result, fix=PARTS_FIX
@@ -121,6 +122,14 @@ class PartsWriter(Parts):
     def failed(self) -> list[dict]:
         """Failures of the finished result."""
         return self._read_meta()["failed"]
+
+
+def made_from(result: Path) -> dict:
+    """The identity that stands beside a result. Raises SagecacheError where there is none."""
+    meta = result.with_suffix(".meta.json")
+    if not meta.exists():
+        raise SagecacheError(_NOT_OURS, file=result, fix=PARTS_FIX)
+    return _read(meta, "identity", "sha256", "failed")["identity"]
 
 
 def set_parts_aside(result: Path) -> Path | None:

@@ -62,6 +62,22 @@ def test_the_table_says_what_was_measured_and_how(folder):
     assert f"predictions: {written}" in text and len(json.loads(written.read_text())) == 3
 
 
+def test_boxes_of_another_detector_are_not_evaluated(folder):
+    page = folder / "data.py"
+    before = page.read_text()
+    words = ("eval", "--boxes", "detections")
+    try:
+        page.write_text(before.replace('(type="demo")', '(type="demo", score=0.0, limit=1)'))
+        sagecache(folder, *words)
+        page.write_text(before)
+        refused = "detector.rule.score: 0 -> 0.05.*precompute detect --split val --force"
+        with pytest.raises(SagecacheError, match=refused):
+            sagecache(folder, *words)
+        sagecache(folder, "eval")  # its boxes are the annotations'
+    finally:
+        page.write_text(before)
+
+
 def test_without_a_checkpoint_the_command_that_makes_one_is_named(tmp_path):
     folder = write_dots_project(tmp_path / "mine")
     with pytest.raises(SagecacheError, match=f"no checkpoint yet.*sagecache --project {folder} train"):

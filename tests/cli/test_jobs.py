@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -13,10 +14,10 @@ from dots import write_dots_project
 from sagecache.cli import jobs
 from sagecache.errors import SagecacheError
 from sagecache.precompute.plan import CropRule
-from sagecache.precompute.runner import run_geo, run_stats
+from sagecache.precompute.runner import run_detect, run_geo, run_stats
 from sagecache.priors.diffusion_fit import FitConfig, fit, labels_sha256
 from sagecache.project import Project
-from sagecache.teachers.registry import build_teacher
+from sagecache.teachers.registry import build_detector, build_teacher
 
 
 @pytest.fixture
@@ -121,6 +122,46 @@ def test_training_is_refused_stale_statistics_and_stale_targets(folder):
     with pytest.raises(SagecacheError, match="skeleton_stats.json"):
         jobs.require_fresh(project, plain)
     jobs.require_fresh(project, replace(plain, batch=supervised.batch))  # no unlabeled images, no statistics
+
+
+DETECTOR = 'detector = dict(type="demo")'
+
+
+@pytest.mark.parametrize("split", ["val", "unlabeled", "labeled"])
+def test_boxes_of_another_detector_are_refused_wherever_they_are_read(folder, split):
+    project = edit(folder, f"{split}=dict(", f'{split}=dict(boxes="detect", min_score=0.0, ')
+    run_detect(jobs.detect_job(project, split), build_detector(project.data.detector))
+    jobs.require_fresh_boxes(project, split)
+    jobs.geo_job(project, split)
+    supervised, _ = project.recipe("stage0")
+    plain, _ = project.recipe("stage1-full")
+    geometric, _ = project.recipe("stage1-full", {"semi.terms.cmgc_depth.weight": 0.1})
+
+    changed = edit(folder, DETECTOR, 'detector = dict(type="demo", score=0.5)')
+    refused = f"boxes.*detector.rule.score: 0.05 -> 0.5.*precompute detect --split {split} --force"
+    with pytest.raises(SagecacheError, match=refused):
+        jobs.geo_job(changed, split)
+    run_stats(jobs.stats_job(changed))
+    readers = dict(val=(supervised, plain, geometric), unlabeled=(plain, geometric), labeled=(geometric,))
+    for recipe in (supervised, plain, geometric):
+        with pytest.raises(SagecacheError, match=refused) if recipe in readers[split] else nullcontext():
+            jobs.require_fresh(changed, recipe)
+    jobs.geo_job(changed, split, boxes=project.detections(split))  # a trial's file: its maker looked at it
+    back = edit(folder, ", score=0.5)", ")")
+    jobs.require_fresh_boxes(back, split)
+
+
+def test_boxes_of_another_list_of_images_are_refused_and_another_s_boxes_taken(folder):
+    project = edit(folder, "val=dict(", 'val=dict(boxes="detect", ')
+    run_detect(jobs.detect_job(project, "val"), build_detector(project.data.detector))
+    labels = folder / "data" / "val" / "annotations.json"
+    content = json.loads(labels.read_text())
+    content["images"].append(dict(id=399, file_name="399.png"))
+    labels.write_text(json.dumps(content))
+    with pytest.raises(SagecacheError, match="images.count: 2 -> 3"):
+        jobs.require_fresh_boxes(project, "val")
+    own = edit(folder, 'boxes="detect"', f'boxes="{project.detections("val")}"')
+    jobs.require_fresh_boxes(own, "val")
 
 
 def test_training_is_refused_a_prior_of_other_labels(folder):

@@ -6,7 +6,7 @@ from toy_store import tree
 
 from sagecache.errors import SagecacheError
 from sagecache.precompute import parts
-from sagecache.precompute.parts import PartsWriter, set_parts_aside
+from sagecache.precompute.parts import PartsWriter, made_from, set_parts_aside
 from sagecache.store.lock import FolderLock
 
 IDENTITY = {"detector": {"name": "toy", "score": 0.3}, "part_size": 2}
@@ -31,6 +31,14 @@ def test_parts_are_joined_in_order_and_leave_a_result_and_its_meta_file(tmp_path
     assert sorted(p.name for p in tmp_path.iterdir()) == ["detections.json", "detections.meta.json"]
     with PartsWriter(result, IDENTITY, 3) as writer:
         assert writer.failed == [{"image_id": 1, "reason": "no"}]
+
+
+def test_what_a_result_was_made_from_is_read_back_and_a_foreign_one_refused(tmp_path):
+    work(tmp_path / "a.json")
+    assert made_from(tmp_path / "a.json") == IDENTITY
+    (tmp_path / "b.json").write_text("[]")
+    with pytest.raises(SagecacheError, match="b.json.*not made by sagecache"):
+        made_from(tmp_path / "b.json")
 
 
 def test_resuming_makes_the_missing_parts_and_the_same_bytes(tmp_path):
