@@ -80,7 +80,7 @@ def main() -> None:
         code = error.exit_code
     except click.exceptions.Exit as error:
         code = error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("stopped; run the same command again to go on", err=True)
+    except (click.Abort, KeyboardInterrupt) as stop:
+        click.echo(f"stopped; {str(stop) or 'run the same command again to go on'}", err=True)
         code = 130
     sys.exit(code if isinstance(code, int) else 0)

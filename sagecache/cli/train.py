@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,7 +44,22 @@ def train_command(
     from sagecache.project.overrides import parse_overrides
 
     overrides = parse_overrides([*cfg_options, *more_options])
-    actions.train(project, recipe, overrides=overrides, **options)
+    begun = time.time()
+    try:
+        actions.train(project, recipe, overrides=overrides, **options)
+    except KeyboardInterrupt as stop:
+        work_dir = options["work_dir"] or project.work_dir(recipe)
+        raise click.Abort(how_to_go_on(work_dir, options["resume"], begun)) from stop
+
+
+def how_to_go_on(work_dir: Path, resume: bool, begun: float) -> str:
+    """After Ctrl-C. begun: when the command started; unless it resumed, older checkpoints aren't its own."""
+    saved = [path for path in work_dir.glob("iter_*.pth") if resume or path.stat().st_mtime >= begun]
+    if not saved:
+        return "no checkpoint was written yet, so the same command starts the training anew"
+    if resume:
+        return "run the same command again to go on"
+    return f"add --resume to the same command to go on from the last checkpoint in {work_dir}"
 
 
 @click.command("export", short_help="Write a plain mmpose checkpoint.")

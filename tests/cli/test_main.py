@@ -95,15 +95,22 @@ def test_a_fault_of_ours_is_never_hidden(monkeypatch):
         main()
 
 
-@pytest.mark.parametrize("stop", [KeyboardInterrupt, click.Abort])
-def test_ctrl_c_says_how_to_go_on_and_exits_130(monkeypatch, capsys, stop):
+@pytest.mark.parametrize(
+    "stop, told",
+    [
+        (KeyboardInterrupt, "run the same command again to go on"),
+        (click.Abort, "run the same command again to go on"),
+        (click.Abort("add --resume"), "add --resume"),
+    ],
+)
+def test_ctrl_c_says_how_to_go_on_and_exits_130(monkeypatch, capsys, stop, told):
     @click.command("demo")
     def demo_command():
         raise stop
 
     monkeypatch.setattr("sagecache.cli.demo.demo_command", demo_command)
     code, _, err = run(monkeypatch, capsys, "demo")
-    assert code == 130 and "run the same command again to go on" in err
+    assert code == 130 and err.strip() == f"stopped; {told}"
 
 
 @pytest.mark.parametrize("code", [0, 1])

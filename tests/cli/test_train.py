@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+import time
 
 import pytest
 import torch
@@ -11,6 +13,8 @@ from dots import write_dots_project
 from dots_network import save_checkpoint
 from typed import sagecache
 
+from sagecache.cli import actions
+from sagecache.cli.main import main
 from sagecache.cli.train import newest_checkpoint
 from sagecache.errors import SagecacheError
 from sagecache.project import Project
@@ -59,6 +63,30 @@ def test_what_is_wrong_is_told_before_anything_starts(folder, words, told):
     with pytest.raises(SagecacheError, match=told):
         sagecache(folder, "train", *words)
     assert not (folder / "work_dirs").exists()
+
+
+@pytest.mark.parametrize(
+    "words, saved_s_ago, told",
+    [
+        ((), None, "starts the training anew"),
+        ((), 3600, "starts the training anew"),  # another run's
+        ((), -1, "add --resume to the same command"),
+        (("--resume",), 3600, "run the same command again to go on"),
+        (("--resume",), None, "starts the training anew"),
+    ],
+)
+def test_ctrl_c_says_whether_resume_goes_on(folder, monkeypatch, capsys, words, saved_s_ago, told):
+    def stopped(project, recipe, **options):
+        if saved_s_ago is not None:
+            path = save_checkpoint(project, project.work_dir(recipe) / "iter_4.pth")
+            os.utime(path, (time.time() - saved_s_ago,) * 2)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(actions, "train", stopped)
+    monkeypatch.setattr(sys, "argv", ["sagecache", "--project", str(folder), "train", "stage0", *words])
+    with pytest.raises(SystemExit, match="130"):
+        main()
+    assert told in capsys.readouterr().err
 
 
 def test_a_negative_seed_is_refused(folder):
