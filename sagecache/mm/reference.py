@@ -7,7 +7,7 @@ everything that would make them so is looked for before training starts.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -15,7 +15,14 @@ import torch
 from sagecache.data.targets import dequantise
 from sagecache.errors import SagecacheError
 from sagecache.geometry.affine import transform_points
-from sagecache.priors.cmgc import HIGHEST_SPREAD, MIN_BODIES, MIN_LIMBS, LimbReference, reference_log_ratios
+from sagecache.priors.cmgc import (
+    HIGHEST_SPREAD,
+    MIN_BODIES,
+    MIN_LIMBS,
+    LimbReference,
+    limb_log_lengths,
+    ratio_statistics,
+)
 from sagecache.project import Project
 from sagecache.skeleton.definition import Skeleton
 from sagecache.store.reader import StoreReader
@@ -24,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 SILENCE = "or give the cmgc terms weight 0"
 NEEDED = ("depth", "normal")
+BATCH = 64  # bodies whose maps are decoded at a time
 
 
 def check_store(project: Project, split: str) -> None:
@@ -73,13 +81,13 @@ def labeled_reference(project: Project, splits: Sequence[str], edges: torch.Tens
     edges (E, 2). Warns of limbs without a reference; raises SagecacheError where too few have one for the
     term to say anything.
     """
-    bodies = [_bodies(project, split) for split in splits]
-    points, seen, depth, normals, mask = (torch.cat(parts) for parts in zip(*bodies, strict=True))
-    reference = reference_log_ratios(points, seen, depth, normals, mask, edges)
+    tables = [table for split in splits for table in _limb_tables(project, split, edges)]
+    log_length, weight = (torch.cat(parts) for parts in zip(*tables, strict=True))
+    reference = ratio_statistics(log_length, weight)
     usable = reference.spread <= HIGHEST_SPREAD
     if usable.sum() < MIN_LIMBS:
         raise SagecacheError(
-            f"{int(usable.sum())} of {len(edges)} limbs have a reference in {len(points)} labeled bodies, "
+            f"{int(usable.sum())} of {len(edges)} limbs have a reference in {len(weight)} labeled bodies, "
             f"and cmgc_depth needs {MIN_LIMBS}: seen at both ends on {MIN_BODIES} bodies that agree",
             file=", ".join(splits),
             fix="Label more bodies, or give cmgc_depth weight 0.",
@@ -91,8 +99,10 @@ def labeled_reference(project: Project, splits: Sequence[str], edges: torch.Tens
     return reference
 
 
-def _bodies(project: Project, split: str) -> tuple[torch.Tensor, ...]:
-    """Points (N, K, 2) in target pixels, whether they are seen (N, K), depth, normals, mask of a split."""
+def _limb_tables(
+    project: Project, split: str, edges: torch.Tensor
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Log lengths and weights, (N, E) each, of BATCH bodies of a split at a time; hidden joints weigh 0."""
     if project.split(split).boxes != "annotations":
         raise SagecacheError(
             f"the labeled split '{split}' has detected boxes, whose targets are not the annotated persons'",
@@ -107,11 +117,15 @@ def _bodies(project: Project, split: str) -> tuple[torch.Tensor, ...]:
             file=project.geometry_store(split),
             fix=f"Run '{_geo(project, split)}', {SILENCE}.",
         )
-    raw = {name: torch.from_numpy(value) for name, value in reader.read_many([i.key for i in kept]).items()}
-    maps = dequantise(raw)
-    keypoints = torch.from_numpy(np.stack([one.keypoints for one in kept])).float()
-    points = transform_points(raw["target_from_image"].float(), keypoints[..., :2])
-    return points, (keypoints[..., 2] == 2).float(), maps["depth"], maps["normal"], maps["mask"]
+    for first in range(0, len(kept), BATCH):
+        batch = kept[first : first + BATCH]
+        read = reader.read_many([one.key for one in batch])
+        raw = {name: torch.from_numpy(value) for name, value in read.items()}
+        maps = dequantise(raw)
+        keypoints = torch.from_numpy(np.stack([one.keypoints for one in batch])).float()
+        points = transform_points(raw["target_from_image"].float(), keypoints[..., :2])
+        seen = (keypoints[..., 2] == 2).float()
+        yield limb_log_lengths(points, seen, maps["depth"], maps["normal"], maps["mask"], edges)
 
 
 def _geo(project: Project, split: str) -> str:

@@ -136,31 +136,14 @@ def limb_log_lengths(
     return limb_length_3d(keypoints, z, edges).log(), weight
 
 
-def reference_log_ratios(
-    keypoints: Tensor, weights: Tensor, depth: Tensor, normals: Tensor, mask: Tensor, edges: Tensor
-) -> LimbReference:
-    """Reference for `depth_residual` from a labeled split: true keypoints on that split's cached maps.
-
-    Labels are 2-D, so the 3-D lengths must come from depth, and they should come from the *same* teacher by
-    the *same* function as in training: its biases (surface instead of joint centre, smoothed relief) then
-    cancel, and the spread is the noise that the term will meet. Anatomical tables have neither. Give weight
-    only to joints that are seen (COCO v = 2): at a hidden joint the map shows what hides it.
-
-    keypoints (N, K, 2) in target-map pixels, weights (N, K); maps of N instances. Statistics are
-    `ratio_statistics`.
-    """
-    chunks = [
-        limb_log_lengths(*chunk, edges)
-        for chunk in zip(
-            *(each.split(64) for each in (keypoints, weights, depth, normals, mask)), strict=True
-        )
-    ]
-    log_length, weight = (torch.cat(part) for part in zip(*chunks, strict=True))
-    return ratio_statistics(log_length, weight)
-
-
 def ratio_statistics(log_length: Tensor, weight: Tensor) -> LimbReference:
-    """Robust centre and spread of log length ratios from tables with holes, (N, E) each.
+    """Robust centre and spread of log length ratios from tables of `limb_log_lengths`, (N, E) each.
+
+    The tables are of labeled bodies: true keypoints on that split's cached maps. Labels are 2-D, so the 3-D
+    lengths must come from depth, and they should come from the *same* teacher by the *same* function as in
+    training: its biases (surface instead of joint centre, smoothed relief) then cancel, and the spread is
+    the noise that the term will meet. Anatomical tables have neither. Give weight only to joints that are
+    seen (COCO v = 2): at a hidden joint the map shows what hides it.
 
     Fits log_length = size of the body + centre of the limb in turn: a centre is the median over bodies, a
     size Huber's mean over the limbs that body has (a median of few limbs would coincide with one of them,

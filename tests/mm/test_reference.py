@@ -90,6 +90,12 @@ def test_the_reference_is_the_ratio_of_lengths_in_the_plane(project):
     assert (found.spread < 0.1).all()
 
 
+def test_it_does_not_depend_on_how_many_bodies_are_decoded_at_a_time(project, monkeypatch):
+    whole = labeled_reference(project, ["labeled"], limb_edges(COCO17))
+    monkeypatch.setattr("sagecache.mm.reference.BATCH", 2)
+    torch.testing.assert_close(labeled_reference(project, ["labeled"], limb_edges(COCO17)), whole)
+
+
 def test_limbs_that_no_label_shows_are_named_in_a_warning(project, caplog):
     def hide_wrist(keypoints):
         keypoints[LEFT_WRIST, 2] = 1
