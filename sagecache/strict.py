@@ -106,16 +106,27 @@ def _convert_scalar(annotation: Any, value: Any, file: str | Path, where: str) -
     return value
 
 
-def call_with(function: Callable[..., T], options: Mapping, file: str | Path, where: str, **given: Any) -> T:
+def call_with(
+    function: Callable[..., T],
+    options: Mapping,
+    file: str | Path,
+    where: str,
+    *,
+    also: Sequence[str] = (),
+    **given: Any,
+) -> T:
     """Call ``function(**given, **options)``; an option that it doesn't know, or that we give, is an error.
 
-    Options arrive as the function's annotations say, as far as `convert` knows these.
+    Options arrive as the function's annotations say, as far as `convert` knows these. also: keys that stand
+    here too and that the caller has read: an error suggests them.
     """
     parameters = inspect.signature(function).parameters
     known = [name for name in parameters if name not in given and name != "self"]
     for key in options:
         if key not in known:
-            raise SagecacheError(f"unknown key '{where}.{key}'", file=file, fix=_suggest(key, known))
+            raise SagecacheError(
+                f"unknown key '{where}.{key}'", file=file, fix=_suggest(key, [*known, *also])
+            )
     missing = [
         name for name in known if parameters[name].default is inspect.Parameter.empty and name not in options
     ]

@@ -77,6 +77,10 @@ def test_call_with_checks_options_against_the_signature():
         call_with(term, dict(weight=1, windw=3), "p", "terms.t", edges="E")
     with pytest.raises(SagecacheError, match="unknown key 'terms.t.edges'"):
         call_with(term, dict(weight=1, edges=3), "p", "terms.t", edges="E")
+    with pytest.raises(SagecacheError, match="unknown key 'terms.t.colr'. Did you mean 'color'.* window"):
+        call_with(term, dict(weight=1, colr=3), "p", "terms.t", also=("color",), edges="E")
+    with pytest.raises(SagecacheError, match="unknown key 'terms.t.color'"):  # known, and yet no option
+        call_with(term, dict(weight=1, color=3), "p", "terms.t", also=("color",), edges="E")
     with pytest.raises(SagecacheError, match="missing key 'terms.t.weight'"):
         call_with(term, {}, "p", "terms.t", edges="E")
 

@@ -20,7 +20,7 @@ from sagecache.semi.filtering import KeypointFilter
 from sagecache.semi.gating import HybridGate, Plausibility, calibrate_threshold
 from sagecache.semi.pseudo_labels import PseudoLabeler
 from sagecache.skeleton.stats import SkeletonStats
-from sagecache.strict import call_with, convert
+from sagecache.strict import call_with
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,8 @@ def build_terms(
     inputs = TermInputs(project, recipe, sigma, prior)
     built = {}
     for name, options in recipe.terms.items():
-        weight = convert(float, options.get("weight", 1.0), "recipe", f"semi.terms.{name}.weight")
-        if weight < 0:
-            raise SagecacheError(f"weight {weight} of term '{name}' is negative", file="semi.terms")
         rest = {key: value for key, value in options.items() if key != "weight"}
-        built[name] = (weight, TERMS[name](inputs, rest))
+        built[name] = (float(options.get("weight", 1.0)), TERMS[name](inputs, rest))
     return built
 
 
@@ -126,4 +123,4 @@ def _calibrated(project: Project, recipe: Recipe, plausibility: Plausibility, co
 
 
 def _call(builder: Callable, name: str, options: dict[str, Any], **given: Any) -> nn.Module:
-    return call_with(builder, options, "recipe", f"semi.terms.{name}", **given)
+    return call_with(builder, options, "recipe", f"semi.terms.{name}", also=("weight",), **given)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -77,7 +78,7 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class SemiSettings:
-    """Learning without labels. Terms map a name to its options; weight 0 builds nothing.
+    """Learning without labels. Terms map a name to its options; weight 0 builds nothing, the default is 1.
 
     ramp_up: steps over which the terms' weights rise to full.
     """
@@ -86,6 +87,17 @@ class SemiSettings:
     gate: dict[str, Any] = field(default_factory=dict)
     terms: dict[str, dict[str, Any]] = field(default_factory=dict)
     ramp_up: int = 0
+
+    def __post_init__(self) -> None:
+        _at_least("ramp_up", self.ramp_up, 0)
+        for name, options in self.terms.items():
+            weight = options.get("weight", 1.0)
+            number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+            if not (number and 0 <= weight < math.inf):
+                raise SagecacheError(
+                    f"weight of term '{name}' is {weight!r}, it must be a number >= 0",
+                    fix="Set 0 to switch the term off.",
+                )
 
 
 @dataclass(frozen=True)
@@ -118,6 +130,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _at_least("seed", self.seed, 0)
+        if not 0 <= self.ema_decay < 1:
+            raise SagecacheError(f"ema_decay is {self.ema_decay}, it must be in [0, 1)")
 
     @property
     def terms(self) -> dict[str, dict[str, Any]]:

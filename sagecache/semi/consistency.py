@@ -125,6 +125,8 @@ class Consistency(nn.Module):
             raise SagecacheError(
                 f"temperature {temperature} with loss '{loss}': kl and js take T > 0, mse none"
             )
+        if soft_sigma is not None and not 0 < soft_sigma < math.inf:
+            raise SagecacheError(f"soft_sigma is {soft_sigma}, it must be positive", fix="None takes 2 sigma")
         self.loss, self.target, self.normalise = loss, target, normalise
         self.sigma, self.temperature = sigma, temperature
         self.soft_sigma = 2 * sigma if soft_sigma is None else soft_sigma

@@ -10,17 +10,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from sagecache.errors import SagecacheError
+
 
 class KeypointFilter(nn.Module):
     """Keep joints whose confidence is above a threshold.
 
-    threshold in [0, 1], in units of `geometry.heatmap.decode` (1 = the peak of a perfect map). decay: share
-    of the running statistics that stays at each batch, with the warm-up 1 - 1/(updates + 1).
+    threshold in [0, 1], in units of `geometry.heatmap.decode` (1 = the peak of a perfect map). decay in
+    [0, 1): share of the running statistics that stays at each batch, with the warm-up 1 - 1/(updates + 1).
     Buffers: mean and variance (K,) of the confidence by joint, updates (0-d integer).
     """
 
     def __init__(self, num_keypoints: int, threshold: float = 0.5, decay: float = 0.99) -> None:
         super().__init__()
+        if not 0 <= threshold <= 1:
+            raise SagecacheError(f"the filter's threshold is {threshold}, it must be in [0, 1]")
+        if not 0 <= decay < 1:
+            raise SagecacheError(f"the filter's decay is {decay}, it must be in [0, 1)")
         self.threshold, self.decay = threshold, decay
         self.register_buffer("mean", torch.zeros(num_keypoints))
         self.register_buffer("variance", torch.zeros(num_keypoints))

@@ -35,8 +35,8 @@ def test_options_reach_the_term_and_its_weight_stays_outside():
     "terms, told",
     [
         (dict(consistancy=dict(weight=0)), "unknown term 'consistancy'.*consistency"),
-        (dict(consistency=dict(weight=-1)), "weight -1.0 of term 'consistency' is negative"),
-        (dict(consistency=dict(weight="abc")), "'semi.terms.consistency.weight' should be float, got 'abc'"),
+        (dict(consistency=dict(wieght=0.5)), "unknown key 'semi.terms.consistency.wieght'.*mean 'weight'"),
+        (dict(consistency=dict(soft_sigma=0)), "soft_sigma is 0.0, it must be positive"),
         (dict(consistency=dict(temperature="hot")), "'semi.terms.consistency.temperature' should be float"),
         (dict(consistency=dict(los="kl")), "unknown key 'semi.terms.consistency.los'. Did you mean 'loss'"),
         (dict(consistency=dict(sigma=2)), "unknown key 'semi.terms.consistency.sigma'"),

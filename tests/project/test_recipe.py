@@ -24,6 +24,10 @@ def with_terms(gate: dict | None = None, **weights) -> Recipe:
     return Recipe(semi=SemiSettings(terms=terms, gate=gate or {}))
 
 
+def weighted(weight: object) -> dict:
+    return dict(semi=dict(terms=dict(consistency=dict(weight=weight))))
+
+
 @given(WEIGHTS)
 def test_zero_weights_vanish_and_take_their_needs_along(weights):
     recipe = with_terms(**weights)
@@ -97,6 +101,16 @@ def test_what_a_page_says_wrong_is_named(values, told):
         (dict(train_cfg=dict(max_iters=0)), "page.py, train_cfg: max_iters is 0"),
         (dict(train_cfg=dict(max_iters=5, log_interval=0)), "log_interval is 0"),
         (dict(seed=-1), "page.py: seed is -1, it must be at least 0"),
+        (dict(ema_decay=1.0), r"page.py: ema_decay is 1.0, it must be in \[0, 1\)"),
+        (dict(ema_decay=-0.1), "ema_decay is -0.1"),
+        (dict(ema_decay=float("nan")), "ema_decay is nan"),
+        (dict(semi=dict(ramp_up=-1)), "page.py, semi: ramp_up is -1"),
+        (weighted(-1), "page.py, semi: weight of term 'consistency' is -1, it must be a number >= 0"),
+        (weighted(None), "weight of term 'consistency' is None.*Set 0 to switch the term off"),
+        (weighted("abc"), "weight of term 'consistency' is 'abc'"),
+        (weighted(True), "weight of term 'consistency' is True"),
+        (weighted(float("nan")), "weight of term 'consistency' is nan"),
+        (weighted(float("inf")), "weight of term 'consistency' is inf"),
     ],
 )
 def test_a_number_out_of_its_range_is_named_with_its_section(values, told):

@@ -323,3 +323,6 @@ def test_settings_are_checked():
         Consistency(FLIP, SIGMA, loss="mse", temperature=2.0)
     with pytest.raises(SagecacheError, match="normalise"):
         Consistency(FLIP, SIGMA, normalise="sum")
+    for value in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(SagecacheError, match=f"soft_sigma is {value}, it must be positive"):
+            Consistency(FLIP, SIGMA, soft_sigma=value)

@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 
+from sagecache.errors import SagecacheError
 from sagecache.semi.filtering import KeypointFilter
 
 
@@ -53,3 +54,24 @@ def test_statistics_are_saved_and_resume_exactly():
     for batch in batches[4:]:
         second(batch)
     assert torch.equal(straight.mean, second.mean) and torch.equal(straight.variance, second.variance)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(threshold=1.01),
+        dict(threshold=-0.1),
+        dict(threshold=float("nan")),
+        dict(decay=1.0),
+        dict(decay=-0.1),
+    ],
+)
+def test_values_out_of_range_are_named(options):
+    with pytest.raises(SagecacheError, match=rf"the filter's {next(iter(options))} is .*in \[0, 1"):
+        KeypointFilter(2, **options)
+
+
+def test_both_ends_of_the_threshold_s_range_will_do():
+    confidence = torch.tensor([[0.0, 0.2, 1.0]])
+    assert KeypointFilter(3, threshold=0.0)(confidence).tolist() == [[False, True, True]]
+    assert KeypointFilter(3, threshold=1.0, decay=0.0)(confidence).tolist() == [[False, False, False]]
