@@ -132,16 +132,23 @@ def test_a_limb_that_leaves_the_surface_pays_the_sine_of_its_angle():
     assert weight.tolist() == [[1, 1]]
 
 
-def test_points_of_a_limb_off_the_mask_lower_its_weight():
+@pytest.mark.parametrize(
+    "start, share",
+    [
+        (10.0, 0.8),  # points at rows 20, 25, 30, 35, 40; 25 is off, 30 is the first row again on the mask
+        (14.5, 0.6),  # 24.5 and 29.5 are read half from rows on the mask and half from rows off it
+        (14.1, 0.6),  # so are 24.1 and 29.1, by .9 and .1
+    ],
+)
+def test_points_of_a_limb_off_the_mask_lower_its_weight(start, share):
     z, normals, mask = relief()
     mask = mask.clone()
     mask[..., 25:30, :] = False
-    joints = torch.tensor([[[20.0, 10.0], [20.0, 50.0]]]).double()
+    joints = torch.tensor([[[20.0, start], [20.0, start + 40]]]).double()
     _, weight = cmgc.normal_residual(
         joints, torch.ones(1, 2).double(), z, normals, mask, torch.tensor([[0, 1]])
     )
-    # points at rows 20, 25, 30, 35, 40; 25 is off, 30 is the first row again on the mask
-    assert weight.tolist() == [[pytest.approx(0.8)]]
+    assert weight.tolist() == [[pytest.approx(share)]]
 
 
 def test_gradients_match_finite_differences():

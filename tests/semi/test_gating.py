@@ -187,6 +187,15 @@ def test_truth_table_with_teacher_b():
     assert decision.weights.tolist() == [[1, 1], [0.25, 0], [0.25, 0.25], [0.25, 0.25], [1, 1]]
 
 
+def test_a_sample_is_as_confident_as_the_mean_of_its_joints():
+    """Neither one sure joint makes a teacher of A, nor does one unsure joint unmake it."""
+    confidence = torch.tensor([[0.9, 0.2, 0.1], [0.9, 0.9, 0.1], [0.5, 0.5, 0.5], [0.9, 0.5, 0.05]])
+    gate = HybridGate(threshold_confidence=0.5)
+    decision = gate(confidence, confidence > 0.3, torch.ones(4))
+    assert decision.teacher_a.tolist() == [False, True, True, False]
+    assert decision.keep.tolist() == [[False] * 3, [True, True, False], [True] * 3, [False] * 3]
+
+
 def test_thresholds_of_zero_send_all_to_a():
     confidence, keep, score = batch_of([(0.0, 0.0, True), (0.9, 0.0, True)])
     assert HybridGate()(confidence, keep, score).teacher_a.all()
