@@ -91,9 +91,10 @@ def test_the_reference_is_the_ratio_of_lengths_in_the_plane(project):
 
 
 def test_it_does_not_depend_on_how_many_bodies_are_decoded_at_a_time(project, monkeypatch):
-    whole = labeled_reference(project, ["labeled"], limb_edges(COCO17))
+    write_store(project, "labeled")
+    whole = reference(project)
     monkeypatch.setattr("sagecache.mm.reference.BATCH", 2)
-    torch.testing.assert_close(labeled_reference(project, ["labeled"], limb_edges(COCO17)), whole)
+    torch.testing.assert_close(reference(project), whole)
 
 
 def test_limbs_that_no_label_shows_are_named_in_a_warning(project, caplog):
