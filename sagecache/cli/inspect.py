@@ -186,12 +186,12 @@ def _row(reader: StoreReader | None, one: Instance) -> tuple[dict[str, Any], dic
 
 
 def _store_summary(project: Project, split: str, reader: StoreReader | None) -> dict[str, Any]:
-    from sagecache.cli.jobs import stale_parts
+    from sagecache.cli.jobs import stale_boxes, stale_parts
     from sagecache.teachers.registry import build_teacher
 
     if reader is None:
         return dict(status="none; run " + project.command(f"sagecache precompute geo --split {split}"))
-    differences = stale_parts(project, split, build_teacher(project.data.teacher))
+    parts = stale_boxes(project, split), stale_parts(project, split, build_teacher(project.data.teacher))
     return dict(
         path=str(reader.root),
         complete=reader.complete,
@@ -199,7 +199,7 @@ def _store_summary(project: Project, split: str, reader: StoreReader | None) -> 
         fields=", ".join(reader.fields),
         teacher=reader.fingerprint["teacher"].get("spec", {}).get("name", ""),
         fingerprint=reader.fingerprint_sha256[:16],
-        stale=differences or "no",
+        stale="; ".join(filter(None, parts)) or "no",
     )
 
 

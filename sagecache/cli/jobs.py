@@ -115,23 +115,20 @@ def require_fresh_boxes(project: Project, split: str, kind: str | None = None) -
 
     kind: 'detections' for a reader of these whatever the split's own boxes are.
     """
-    settings, result = project.split(split), project.detections(split)
-    made_here = settings.boxes == "detect" or (settings.boxes == "annotations" and kind == "detections")
-    if not made_here or not result.is_file():
-        return
-    if differences := _stale_boxes(project, split):
+    if differences := stale_boxes(project, split, kind):
         again = project.command(f"sagecache precompute detect --split {split} --force")
         raise SagecacheError(
             f"the boxes were made with other settings: {differences}",
-            file=result,
+            file=project.detections(split),
             fix=f"Run: {again}, or set data.py back.",
         )
 
 
-def _stale_boxes(project: Project, split: str) -> str:
+def stale_boxes(project: Project, split: str, kind: str | None = None) -> str:
     """'' for detections of today's detector and image list, else the parts that differ, old -> new.
 
-    Reads no image: that their bytes are the same as then is for ``precompute detect`` to find out.
+    kind as for ``require_fresh_boxes``. Reads no image: that their bytes are the same as then is for
+    ``precompute detect`` to find out.
     """
     from sagecache.data.coco import load_coco
     from sagecache.precompute.parts import made_from
@@ -139,8 +136,12 @@ def _stale_boxes(project: Project, split: str) -> str:
     from sagecache.store.fingerprint import describe, diff
     from sagecache.teachers.registry import build_detector
 
-    known = made_from(project.detections(split))
-    images = load_coco(project.path(project.split(split).annotations))["images"]
+    settings, result = project.split(split), project.detections(split)
+    made_here = settings.boxes == "detect" or (settings.boxes == "annotations" and kind == "detections")
+    if not made_here or not result.is_file():
+        return ""
+    known = made_from(result)
+    images = load_coco(project.path(settings.annotations))["images"]
     expected = known | dict(
         detector=build_detector(project.data.detector).fingerprint(),
         images=known["images"] | dict(count=len(images)),

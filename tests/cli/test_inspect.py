@@ -81,6 +81,18 @@ def test_a_page_that_has_changed_makes_the_store_stale(folder):
         page.write_text(before)
 
 
+def test_another_detector_makes_the_store_of_its_boxes_stale(tmp_path):
+    folder = write_dots_project(tmp_path / "mine")
+    page = folder / "data.py"
+    text = page.read_text().replace("val=dict(", 'val=dict(boxes="detect", min_score=0.0, ')
+    page.write_text(text.replace('(type="demo")', '(type="demo", score=0.0, limit=1)'))
+    sagecache(folder, "precompute", "detect", "--split", "val")
+    sagecache(folder, "precompute", "geo", "--split", "val")
+    assert inspect(folder, "301", "--split", "val")["store"]["stale"] == "no"
+    page.write_text(page.read_text().replace("limit=1", "limit=2"))
+    assert inspect(folder, "301", "--split", "val")["store"]["stale"] == "detector.rule.limit: 1 -> 2"
+
+
 def test_an_image_that_is_not_there_names_its_neighbours(folder):
     with pytest.raises(SagecacheError, match="no image 240. Nearest ids: 204, 203, 202, 201"):
         inspect(folder, "240")
