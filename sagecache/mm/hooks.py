@@ -14,6 +14,8 @@ from mmengine.runner import IterBasedTrainLoop
 
 from sagecache.mm.samples import unpacked
 
+MAX_SEED = 10**9  # what SemiHook makes of it must fit into torch's 64 bits
+
 
 def unwrap(model):
     return model.module if is_model_wrapper(model) else model

@@ -34,7 +34,7 @@ from sagecache.mm.checkpoints import Resumable, load_network, newest_readable
 from sagecache.mm.compat import ddp_wrapper_cfg, init_cpu_distributed
 from sagecache.mm.estimator import SemiPoseEstimator
 from sagecache.mm.evaluate import evaluation_crops, evaluation_loader
-from sagecache.mm.hooks import IntervalRuntimeInfoHook, ProgressHook, SemiHook
+from sagecache.mm.hooks import MAX_SEED, IntervalRuntimeInfoHook, ProgressHook, SemiHook
 from sagecache.mm.metrics import KeypointMetric
 from sagecache.mm.registry import build_student, codec_of, heatmap_from_input
 from sagecache.mm.samples import EncodedSteps, LabelEncoder
@@ -86,6 +86,8 @@ def train(project: Project, name: str, options: TrainOptions, report: Progress) 
     # Batches and views are drawn from the seed, so a run that goes on keeps its own.
     seeds = (options.seed, None if last is None else last.seed, recipe.seed)
     seed = next(one for one in seeds if one is not None)
+    if seed > MAX_SEED:
+        raise SagecacheError(f"seed is {seed}, it must be at most {MAX_SEED}", fix="Choose a smaller one.")
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         init_cpu_distributed()
     torch.manual_seed(seed)

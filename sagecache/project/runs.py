@@ -52,12 +52,15 @@ def set_aside(work_dir: Path) -> Path | None:
 
 
 def finished_run(work_dir: Path) -> FinishedRun | None:
-    """None for a run that was killed, and where the checkpoint is gone."""
+    """None for a run that was killed, and where the checkpoint is gone or the marker is damaged."""
     marker = work_dir / MARKER
     if not marker.is_file():
         return None
-    run = FinishedRun(**json.loads(marker.read_text()))
-    return run if (work_dir / run.checkpoint).is_file() else None
+    try:
+        run = FinishedRun(**json.loads(marker.read_text()))
+        return run if (work_dir / run.checkpoint).is_file() else None
+    except (ValueError, TypeError):  # cut, or written by another hand: as good as none
+        return None
 
 
 def standing_checkpoint(work_dir: Path) -> Path | None:

@@ -263,6 +263,14 @@ def test_a_recipe_without_train_cfg_says_so(project):
         run.train(project, "bare", run.TrainOptions(), lambda *words: None)
 
 
+def test_a_seed_too_large_for_the_generator_is_refused(project):
+    words = {"data.val": None, "seed": 10**9 + 1}
+    with pytest.raises(SagecacheError, match="seed is 1000000001, it must be at most 1000000000"):
+        run.train(project, "stage0", run.TrainOptions(overrides=words), lambda *words: None)
+    options = run.TrainOptions(overrides=words, seed=10**9, max_iters=1)  # the largest works
+    assert run.train(project, "stage0", options, lambda *words: None).name == "iter_1.pth"
+
+
 def test_a_cut_checkpoint_resumes_from_the_one_before(project, caplog):
     """With the seed of the run, and up to the same end."""
     words = {"train_cfg.checkpoint_interval": 1, "data.val": None}

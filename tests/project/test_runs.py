@@ -32,6 +32,16 @@ def test_a_run_is_finished_by_its_marker_not_by_its_checkpoints(tmp_path):
     assert finished_run(tmp_path) is None  # its file is gone
 
 
+@pytest.mark.parametrize(
+    "text", ["", '{"iterations": 4', "[4]", "{}", '{"iterations": 4, "checkpoint": 4}', "\udcff"]
+)
+def test_a_damaged_marker_marks_nothing(tmp_path, text):
+    last = save(tmp_path / "iter_4.pth", 4)
+    mark_finished(tmp_path, FinishedRun(4, "iter_4.pth"))
+    (tmp_path / "finished.json").write_bytes(text.encode(errors="surrogateescape"))
+    assert finished_run(tmp_path) is None and standing_checkpoint(tmp_path) == last
+
+
 def test_what_an_earlier_run_left_is_moved_and_nothing_is_lost(tmp_path):
     assert set_aside(tmp_path) is None and not list(tmp_path.iterdir())
     names = {"iter_4.pth", "best_x_iter_2.pth", "last_checkpoint", "finished.json"}
