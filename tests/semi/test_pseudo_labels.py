@@ -85,7 +85,7 @@ def test_unsure_joints_are_dropped_and_kept_ones_judge_the_pose():
     labels = label(labeler(threshold=0.8), maps, view)
     assert labels.keep.tolist() == [[True, True, False]]
     assert labels.plausibility.item() == pytest.approx(labels.confidence[0, :2].mean().item())
-    assert label(labeler(threshold=1.1), maps, view).plausibility.item() == 0
+    assert label(labeler(threshold=1.0), maps, view).plausibility.item() == 0
 
 
 def test_the_prior_is_asked_in_the_image_and_teaches_softly():
