@@ -5,7 +5,8 @@
 
 writes OUT/depth.pt2, OUT/normal.pt2 and OUT/mask.pt2, which the 'torchscript' teacher runs with the
 settings that this prints. They take RGB grey levels minus MEAN over STD; normals are x right, y up, z to
-the viewer. The files give the targets of dict(type='demo', flip_test=False): an example of the format, and a test.
+the viewer. The files give the targets of dict(type='demo', flip_test=False): an example of the format, and
+a test.
 """
 
 from __future__ import annotations

@@ -178,7 +178,7 @@ def test_dry_run_counts_what_is_not_there_yet_without_writing(project, tmp_path)
     before = sorted(empty.rglob("*"))
     rows = json.loads(sagecache(empty, "precompute", "all", "--dry-run", "--json").stdout)
     assert all(row["total"] is None and "data synth --split" in row["run_first"] for row in rows)
-    assert len(rows) == 3 and sorted(empty.rglob("*")) == before
+    assert len(rows) == 4 and sorted(empty.rglob("*")) == before
 
 
 def test_unknown_names_suggest_the_nearest(project):
