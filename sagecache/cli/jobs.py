@@ -116,12 +116,7 @@ def require_fresh_boxes(project: Project, split: str, kind: str | None = None) -
     kind: 'detections' for a reader of these whatever the split's own boxes are.
     """
     if differences := stale_boxes(project, split, kind):
-        again = project.command(f"sagecache precompute detect --split {split} --force")
-        raise SagecacheError(
-            f"the boxes were made with other settings: {differences}",
-            file=project.detections(split),
-            fix=f"Run: {again}, or set data.py back.",
-        )
+        raise _stale(project, "boxes", differences, project.detections(split), f"detect --split {split}")
 
 
 def stale_boxes(project: Project, split: str, kind: str | None = None) -> str:
@@ -154,12 +149,16 @@ def stale_boxes(project: Project, split: str, kind: str | None = None) -> str:
 def require_fresh_store(project: Project, split: str, teacher: Any) -> None:
     """Refuse a split's store of other settings, naming what differs."""
     if differences := stale_parts(project, split, teacher):
-        again = project.command(f"sagecache precompute geo --split {split} --force")
-        raise SagecacheError(
-            f"the store was made with other settings: {differences}",
-            file=project.geometry_store(split),
-            fix=f"Run: {again}, or set data.py back.",
-        )
+        raise _stale(project, "targets", differences, project.geometry_store(split), f"geo --split {split}")
+
+
+def _stale(project: Project, what: str, differences: str, file: Path, step: str) -> SagecacheError:
+    again = project.command(f"sagecache precompute {step} --force")
+    return SagecacheError(
+        f"the {what} were made with other settings: {differences}",
+        file=file,
+        fix=f"Run: {again}, or set data.py back.",
+    )
 
 
 def _require_fresh_prior(project: Project) -> None:

@@ -56,10 +56,10 @@ contents = st.fixed_dictionaries(
 def test_zarr_and_tensorstore_read_the_same_from_any_store(arguments):
     with memory_folder() as folder:
         content = make_content(**arguments)
-        compare_with_zarr_and_tensorstore(content, content.write(Path(folder) / "geo"), arguments["outputs"])
+        assert_zarr_and_tensorstore_agree(content, content.write(Path(folder) / "geo"), arguments["outputs"])
 
 
-def compare_with_zarr_and_tensorstore(content, root, outputs):
+def assert_zarr_and_tensorstore_agree(content, root, outputs):
     reader, group = StoreReader(root), zarr.open_group(str(root / "targets.zarr"), mode="r")
     rows = good_rows(content)
     batch = reader.read_many([key(content, row) for row in rows])
