@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +28,7 @@ from sagecache.evaluation.bootstrap import paired_bootstrap  # noqa: E402
 from sagecache.evaluation.keypoints import KeypointReport  # noqa: E402
 from sagecache.mm.evaluate import score  # noqa: E402
 from sagecache.project import Project  # noqa: E402
+from sagecache.project.runs import finished_run  # noqa: E402
 
 ARMS = {
     "stage0": "200 steps on the labels",
@@ -75,16 +75,13 @@ def main() -> None:
 def trained(project: Project, arm: str, seed: int, runs: Path) -> Path:
     """The arm's checkpoint that did best on val; trained now unless its run is complete."""
     folder = runs / f"seed{seed}" / arm
-    finished = folder / "finished.json"
-    if not finished.is_file():
-        overrides = {}
-        if arm != "stage0":
-            overrides["load_from"] = str(trained(project, "stage0", seed, runs).resolve())
-        start = time.monotonic()
-        checkpoint = train(project, arm, overrides, seed=seed, work_dir=folder)
-        seconds = round(time.monotonic() - start)
-        finished.write_text(json.dumps(dict(checkpoint=checkpoint.name, seconds=seconds)))
-    return folder / json.loads(finished.read_text())["checkpoint"]
+    finished = finished_run(folder)
+    if finished is not None:
+        return folder / finished.checkpoint
+    overrides = {}
+    if arm != "stage0":
+        overrides["load_from"] = str(trained(project, "stage0", seed, runs).resolve())
+    return train(project, arm, overrides, seed=seed, work_dir=folder)
 
 
 def write_reference(reports: dict[str, list[KeypointReport]], options: argparse.Namespace) -> None:

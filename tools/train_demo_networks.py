@@ -32,6 +32,7 @@ from sagecache.models.convnet import GeometryNet, PersonDetector  # noqa: E402
 
 # Seeds of the looks. The project's own splits have other seeds; VALIDATION is never trained on.
 GENERIC = dict(look="generic", seed=11, count=6000)
+INFANTS = dict(look="infants", seed=21, count=6000)
 SOURCE = dict(look="source", seed=12, count=3200)
 SOURCE_HELD_OUT = dict(look="source", seed=13, count=200)
 VALIDATION = dict(look="target", seed=900, count=300)
@@ -40,9 +41,11 @@ MINUTES = dict(geometry=75.0, detector=20.0, student=10.0)
 
 
 def train_geometry(options: argparse.Namespace) -> None:
-    world = _world(options, GENERIC).readable()
+    world = _world(options, INFANTS).readable()
     evaluation = geometry.Evaluation(_world(options, VALIDATION).readable())
-    schedule = Schedule(minutes=options.minutes or MINUTES["geometry"], peak=3e-3, every=options.every)
+    schedule = Schedule(
+        minutes=options.minutes or MINUTES["geometry"], peak=2e-3, muon=0.015, every=options.every
+    )
     run = _run(options, "geometry", GeometryNet(), schedule)
     batches = Batches(geometry.CropSource(world, 20), seed=1)
     if fit(run, batches, geometry.loss, evaluation, _publisher(options, "geometry"), options.workers):

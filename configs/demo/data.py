@@ -33,4 +33,4 @@ crop = dict(padding=1.25)
 # geometry terms, which ask for that, keep few limbs.
 teacher = dict(type="demo", flip_test=True, map_size=(96, 128))
 detector = dict(type="demo")
-evaluation = dict(area="bbox53", pck_normaliser="diagonal")
+evaluation = dict(padding=1.25, area="bbox53", pck_normaliser="diagonal")

@@ -133,7 +133,9 @@ def stats(project: Project, options: RunOptions | None = None) -> StepReport:
 
 def train(project: Project, name: str, overrides: dict | None = None, **options) -> Path:
     """Make sure of what the recipe needs, train it, say where the result lies. Returns the result's path."""
-    overrides = overrides or {}
+    overrides = dict(overrides or {})
+    if options.get("seed") is not None:
+        overrides["seed"] = options["seed"]
     recipe, _ = project.recipe(name, overrides)
     ensure(project, project.requirements(recipe))
     if recipe.kind == "prior":
@@ -151,12 +153,12 @@ def train(project: Project, name: str, overrides: dict | None = None, **options)
     return result
 
 
-def _fit_prior(project: Project, recipe: Recipe, seed: int | None = None, **options) -> Path:
+def _fit_prior(project: Project, recipe: Recipe, **options) -> Path:
     """A fit of seconds, made anew each time. Raises SagecacheError for options of long trainings."""
     from sagecache.cli.jobs import prior_instances
     from sagecache.priors.diffusion_fit import fit_from_instances
 
-    meant = [f"--{key.replace('_', '-')}" for key, value in options.items() if value]
+    meant = [f"--{key.replace('_', '-')}" for key, value in options.items() if value and key != "seed"]
     if meant:
         raise SagecacheError(
             f"fitting the prior knows no {', '.join(meant)}",
@@ -168,7 +170,7 @@ def _fit_prior(project: Project, recipe: Recipe, seed: int | None = None, **opti
             project.skeleton,
             project.prior_file,
             recipe.prior,
-            recipe.seed if seed is None else seed,
+            recipe.seed,
             report,
         )
 

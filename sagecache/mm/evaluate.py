@@ -16,11 +16,10 @@ from sagecache.mm.samples import EvaluationCrops, coco_result
 from sagecache.project import Project
 from sagecache.structures import Instance
 
-PADDING = 1.25  # mmpose's GetBBoxCenterScale
-
 
 def evaluation_crops(project: Project, instances: Sequence[Instance]) -> EvaluationCrops:
-    return EvaluationCrops(instances, tuple(codec_of(project.model)["input_size"]), PADDING, project.skeleton)
+    size, padding = tuple(codec_of(project.model)["input_size"]), project.data.evaluation.padding
+    return EvaluationCrops(instances, size, padding, project.skeleton)
 
 
 def evaluation_loader(crops: EvaluationCrops, batch_size: int = 64) -> DataLoader:

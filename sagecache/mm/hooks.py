@@ -4,6 +4,7 @@ reading what came before, logging that waits for the device at the log interval 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 
 import torch
@@ -12,9 +13,8 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS, LOOPS
 from mmengine.runner import IterBasedTrainLoop
 
+from sagecache.errors import SagecacheError
 from sagecache.mm.samples import unpacked
-
-MAX_SEED = 10**9  # what SemiHook makes of it must fit into torch's 64 bits
 
 
 def unwrap(model):
@@ -64,7 +64,10 @@ class IntervalRuntimeInfoHook(RuntimeInfoHook):
 
 @HOOKS.register_module()
 class ProgressHook(Hook):
-    """Reports ``(done, total, message)`` with the losses that matter; ``report`` comes from the caller."""
+    """Reports ``(done, total, message)`` with the losses that matter; ``report`` comes from the caller.
+
+    Raises SagecacheError where a loss is no longer a number: no later step could mend the weights.
+    """
 
     priority = "LOW"
 
@@ -73,18 +76,25 @@ class ProgressHook(Hook):
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         if self.every_n_train_iters(runner, self.interval) or self.is_last_train_iter(runner):
-            self.report(runner.iter + 1, runner.max_iters, self._message(runner))
+            scalars = runner.message_hub.log_scalars
+            names = [key.removeprefix("train/") for key in sorted(scalars) if key.startswith("train/")]
+            values = {name: scalars[f"train/{name}"].current() for name in names}
+            self._require_finite(values, runner.iter + 1)
+            self.report(runner.iter + 1, runner.max_iters, self._message(values))
 
-    def _message(self, runner) -> str:
-        scalars = runner.message_hub.log_scalars
-        shown = []
-        for key in sorted(scalars):
-            name = key.removeprefix("train/")
-            if key.startswith("train/") and (
-                name.startswith("loss") or name in ("keep_mean", "num_use_teacherA")
-            ):
-                shown.append(f"{name.removeprefix('loss_')} {scalars[key].current():.3g}")
-        return "  ".join(shown)
+    @staticmethod
+    def _require_finite(values: dict[str, float], iteration: int) -> None:
+        for name, value in values.items():
+            if name.startswith("loss") and not math.isfinite(value):
+                raise SagecacheError(
+                    f"{name} is {value} at iteration {iteration}",
+                    fix="Lower the learning rate, or clip: optim_wrapper = dict(clip_grad=dict(max_norm=1)).",
+                )
+
+    @staticmethod
+    def _message(values: dict[str, float]) -> str:
+        matters = [n for n in values if n.startswith("loss") or n in ("keep_mean", "num_use_teacherA")]
+        return "  ".join(f"{name.removeprefix('loss_')} {values[name]:.3g}" for name in matters)
 
 
 @LOOPS.register_module()

@@ -34,14 +34,14 @@ from sagecache.mm.checkpoints import Resumable, load_network, newest_readable
 from sagecache.mm.compat import ddp_wrapper_cfg, init_cpu_distributed
 from sagecache.mm.estimator import SemiPoseEstimator
 from sagecache.mm.evaluate import evaluation_crops, evaluation_loader
-from sagecache.mm.hooks import MAX_SEED, IntervalRuntimeInfoHook, ProgressHook, SemiHook
+from sagecache.mm.hooks import IntervalRuntimeInfoHook, ProgressHook, SemiHook
 from sagecache.mm.metrics import KeypointMetric
 from sagecache.mm.registry import build_student, codec_of, heatmap_from_input
 from sagecache.mm.samples import EncodedSteps, LabelEncoder
 from sagecache.mm.terms import build_labeler, build_terms, load_prior
 from sagecache.models.weights import weights_path
 from sagecache.project import Project, Recipe
-from sagecache.project.runs import FinishedRun, mark_finished, set_aside, unmark
+from sagecache.project.runs import FinishedRun, finished_run, mark_finished, set_aside, unmark
 from sagecache.store.reader import StoreReader
 
 logger = logging.getLogger(__name__)
@@ -86,8 +86,6 @@ def train(project: Project, name: str, options: TrainOptions, report: Progress) 
     # Batches and views are drawn from the seed, so a run that goes on keeps its own.
     seeds = (options.seed, None if last is None else last.seed, recipe.seed)
     seed = next(one for one in seeds if one is not None)
-    if seed > MAX_SEED:
-        raise SagecacheError(f"seed is {seed}, it must be at most {MAX_SEED}", fix="Choose a smaller one.")
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         init_cpu_distributed()
     torch.manual_seed(seed)
@@ -161,6 +159,7 @@ def start_checkpoint(project: Project, recipe: Recipe) -> Path | None:
                 f"recipe '{recipe.load_from}' is not trained yet",
                 fix=f"Run: {project.train_command(recipe.load_from)}",
             )
+        _warn_of_a_short_run(project, recipe.load_from)
         return found
     path = project.path(recipe.load_from)
     if not path.is_file():
@@ -170,6 +169,18 @@ def start_checkpoint(project: Project, recipe: Recipe) -> Path | None:
             fix=nearest(recipe.load_from, ["demo", *project.recipe_names()]),
         )
     return path
+
+
+def _warn_of_a_short_run(project: Project, name: str) -> None:
+    """A trial of a few iterations (--max-iters) stands for its recipe until that is trained again."""
+    run, settings = finished_run(project.work_dir(name)), project.recipe(name)[0].train_cfg
+    if run is not None and settings is not None and run.iterations < settings.max_iters:
+        logger.warning(
+            "starting from '%s', which was trained for %d of its %d iterations",
+            name,
+            run.iterations,
+            settings.max_iters,
+        )
 
 
 def train_loader(project: Project, recipe: Recipe, model: dict, seed: int) -> DataLoader:
@@ -239,7 +250,7 @@ def _runner(
         sampler_seed=None,
     )
     own_hooks = [SemiHook(seed, int(os.environ.get("RANK", 0))), ProgressHook(report, settings.log_interval)]
-    return QuietRunner(
+    sections = dict(
         model=estimator,
         work_dir=str(work_dir),
         train_dataloader=loader,
@@ -247,7 +258,7 @@ def _runner(
         optim_wrapper=build_optimizer(estimator.student, recipe.optim_wrapper, options.amp),
         param_scheduler=_schedule(recipe.param_scheduler, settings.max_iters),
         default_hooks=hooks | recipe.default_hooks,
-        custom_hooks=[*own_hooks, *(recipe.custom_hooks or [])],
+        custom_hooks=[*own_hooks, *recipe.custom_hooks],
         load_from=None if last is None else str(last.path),
         resume=last is not None,
         launcher="pytorch" if distributed else "none",
@@ -260,6 +271,11 @@ def _runner(
         cfg=dict(recipe=_plain(recipe), model_wrapper_cfg=ddp_wrapper_cfg() if distributed else None),
         **validation,
     )
+    try:
+        return QuietRunner(**sections)
+    except (KeyError, TypeError, ValueError, AssertionError) as error:  # hooks, backends, env_cfg
+        told = str(error).strip('"').split("\n")[0]
+        raise SagecacheError(f"mmengine refuses the recipe: {told}") from error
 
 
 def _validation(project: Project, recipe: Recipe) -> dict[str, Any]:
@@ -320,7 +336,7 @@ def _try_schedule(scheduler: dict[str, Any]) -> None:
 
 def _backends(recipe: Recipe) -> list[dict]:
     """Fresh dicts each time: mmengine writes the run's folder into them."""
-    return copy.deepcopy(recipe.vis_backends) or [dict(type=name) for name in DEFAULT_BACKENDS]
+    return copy.deepcopy(list(recipe.vis_backends)) or [dict(type=name) for name in DEFAULT_BACKENDS]
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from sagecache.semi.consistency import Consistency
 from sagecache.semi.filtering import KeypointFilter
 from sagecache.semi.gating import HybridGate, Plausibility, calibrate_threshold
 from sagecache.semi.pseudo_labels import PseudoLabeler
+from sagecache.skeleton.measure import stacked_keypoints
 from sagecache.skeleton.stats import SkeletonStats
 from sagecache.strict import call_with
 
@@ -116,8 +117,7 @@ def build_labeler(project: Project, recipe: Recipe, sigma: float) -> PseudoLabel
 def _calibrated(project: Project, recipe: Recipe, plausibility: Plausibility, confidence: float) -> float:
     instances = [one for split in recipe.data.labeled for one in project.instances(split, "annotations")]
     instances = [one for one in instances if one.keypoints is not None]
-    shape = (len(instances), project.skeleton.num_keypoints, 3)
-    keypoints = torch.from_numpy(np.array([one.keypoints for one in instances], np.float32).reshape(shape))
+    keypoints = torch.from_numpy(stacked_keypoints(instances, project.skeleton).astype(np.float32))
     scale = torch.tensor([(one.bbox[2] * one.bbox[3]) ** 0.5 for one in instances])
     return calibrate_threshold(plausibility, keypoints[..., :2], keypoints[..., 2] > 0, scale, confidence)
 

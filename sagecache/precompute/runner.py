@@ -22,6 +22,7 @@ from sagecache.precompute.parts import PARTS_FIX, Parts, PartsWriter, set_parts_
 from sagecache.precompute.plan import CODE_FORMAT, CropRule, GeoPlan, hash_images, limited, plan_geo
 from sagecache.precompute.steps import FailedItem, GeoShard, detect_part, geo_shard
 from sagecache.skeleton.definition import Skeleton
+from sagecache.skeleton.measure import stacked_keypoints
 from sagecache.skeleton.stats import SkeletonStats, compute_stats
 from sagecache.store import StoreReader, StoreWriter, pending, set_aside
 from sagecache.store.fingerprint import describe, diff, digest
@@ -253,7 +254,7 @@ def run_stats(
     result, instances = limited(Path(job.result), job.instances, options.limit)
     labelled = [one for one in instances if one.keypoints is not None and (one.keypoints[:, 2] > 0).any()]
     progress(0, len(labelled), "statistics")
-    keypoints = _stacked_keypoints(labelled, job.skeleton)
+    keypoints = stacked_keypoints(labelled, job.skeleton)
     bboxes = np.array([one.bbox for one in labelled], float).reshape(-1, 4)
     content = {"instances": len(labelled), "keypoints": keypoints.tolist(), "bboxes": bboxes.tolist()}
     provenance = {"labels_sha256": digest(content), "code_format": CODE_FORMAT["stats"]}
@@ -281,19 +282,6 @@ def estimate_stats(job: StatsJob, options: RunOptions = RunOptions()) -> Estimat
         report = run_stats(replace(job, result=Path(folder) / result.name, instances=instances))
     missing = report.total if options.force or not result.exists() else 0
     return Estimate(report.total, missing, report.bytes, report.seconds)
-
-
-def _stacked_keypoints(instances: Sequence[Instance], skeleton: Skeleton) -> np.ndarray:
-    """(N, K, 3). Raises SagecacheError for a person of another skeleton."""
-    shape = (skeleton.num_keypoints, 3)
-    for one in instances:
-        if one.keypoints.shape != shape:
-            raise SagecacheError(
-                f"has {len(one.keypoints)} keypoints, the skeleton '{skeleton.name}' has {shape[0]}",
-                record=f"image_id {one.image_id}, annotation {one.annotation_id}",
-                fix="Mend or remove it; 'sagecache data check' lists all such annotations.",
-            )
-    return np.array([one.keypoints for one in instances], float).reshape(-1, *shape)
 
 
 class _Clock:

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from sagecache.errors import SagecacheError, nearest
@@ -242,7 +242,8 @@ class DiffusionPrior(nn.Module):
         }
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
         temporary = path.with_name(f".{path.name}.partial")
-        save_file(tensors, temporary, metadata={"sagecache": json.dumps(about, sort_keys=True)})
+        # through bytes, so that a folder that can't be written is an OSError that names it
+        temporary.write_bytes(save(tensors, {"sagecache": json.dumps(about, sort_keys=True)}))
         temporary.replace(path)
 
     @classmethod
@@ -306,6 +307,11 @@ class DiffusionGuidance(nn.Module):
         weighting: str = "displacement",
     ) -> None:
         super().__init__()
+        low, high = noise
+        if not 0 < low <= high < 1:
+            raise SagecacheError(
+                f"noise is {tuple(noise)}", fix="Give the range of s_t, low <= high, both within (0, 1)."
+            )
         self.prior = prior.freeze()
         self.draws, self.noise, self.weighting = draws, tuple(noise), weighting
         flip = torch.from_numpy(prior.skeleton.flip_indices.copy())

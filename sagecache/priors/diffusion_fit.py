@@ -23,6 +23,7 @@ from sagecache.errors import SagecacheError
 from sagecache.priors.denoiser import Denoiser, gaussian_noise
 from sagecache.priors.diffusion import DiffusionPrior, skeleton_frame
 from sagecache.skeleton.definition import Skeleton
+from sagecache.skeleton.measure import stacked_keypoints
 from sagecache.strict import build
 from sagecache.structures import Instance
 
@@ -95,9 +96,7 @@ def labels_sha256(instances: Sequence[Instance], skeleton: Skeleton) -> str:
 
 def _labelled(instances: Sequence[Instance], skeleton: Skeleton) -> np.ndarray:
     """(N, K, 3) float32, image pixels."""
-    labelled = [one.keypoints for one in instances if one.keypoints is not None]
-    shape = (len(labelled), skeleton.num_keypoints, 3)
-    return np.array(labelled, np.float32).reshape(shape)
+    return stacked_keypoints(instances, skeleton).astype(np.float32)
 
 
 def fit(

@@ -171,7 +171,7 @@ def _data_page(splits: dict[str, dict[str, str]], dataset_info: str, val_is_labe
         "# The demo's small networks. Your own: dict(type='torchscript', …), see docs/extending.md.",
         'teacher = dict(type="demo", flip_test=True, map_size=(96, 128))',
         'detector = dict(type="demo")',
-        'evaluation = dict(area="bbox53", pck_normaliser="diagonal")',
+        'evaluation = dict(padding=1.25, area="bbox53", pck_normaliser="diagonal")',
         "",
     ]
     return "\n".join(lines)

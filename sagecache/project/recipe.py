@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal
 
 from sagecache.data.views import ViewConfig
 from sagecache.errors import SagecacheError
+
+MAX_SEED = 10**9  # what a training makes of it must fit into torch's 64 bits
 
 
 def _at_least(name: str, value: int, low: int) -> None:
@@ -123,15 +125,29 @@ class Recipe:
     seed: int = 0
     optim_wrapper: dict[str, Any] = field(default_factory=dict)
     param_scheduler: Any = None
-    default_hooks: dict[str, Any] = field(default_factory=dict)
-    custom_hooks: Any = None
+    default_hooks: dict[str, dict[str, Any] | None] = field(default_factory=dict)
+    custom_hooks: tuple[dict[str, Any], ...] = ()
     env_cfg: dict[str, Any] = field(default_factory=dict)
-    vis_backends: Any = None
+    vis_backends: tuple[dict[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
-        _at_least("seed", self.seed, 0)
+        if not 0 <= self.seed <= MAX_SEED:
+            raise SagecacheError(f"seed is {self.seed}, it must be in [0, {MAX_SEED}]")
         if not 0 <= self.ema_decay < 1:
             raise SagecacheError(f"ema_decay is {self.ema_decay}, it must be in [0, 1)")
+        self._refuse_keys_of_the_other_kind()
+
+    def _refuse_keys_of_the_other_kind(self) -> None:
+        if self.kind == "pose":
+            foreign = ["prior"]
+        else:
+            foreign = [one.name for one in fields(self) if one.name not in ("kind", "data", "seed", "prior")]
+        for one in fields(self):
+            default = one.default if one.default_factory is MISSING else one.default_factory()
+            if one.name in foreign and getattr(self, one.name) != default:
+                raise SagecacheError(
+                    f"'{one.name}' has no effect on a recipe of kind '{self.kind}'", fix="Remove it."
+                )
 
     @property
     def terms(self) -> dict[str, dict[str, Any]]:

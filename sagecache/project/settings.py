@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from sagecache.errors import SagecacheError
+
 
 @dataclass(frozen=True)
 class RenderSettings:
@@ -48,10 +50,19 @@ class CropSettings:
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """How ``eval`` scores: the area in OKS, and what PCK's threshold is a fraction of."""
+    """How ``val`` and ``eval`` cut and score.
 
+    padding: of the box, as in mmpose's GetBBoxCenterScale. area: in OKS. pck_normaliser: what PCK's
+    threshold is a fraction of.
+    """
+
+    padding: float = 1.25
     area: Literal["bbox53", "annotation"] = "bbox53"
     pck_normaliser: Literal["diagonal", "max_side"] = "diagonal"
+
+    def __post_init__(self) -> None:
+        if not self.padding > 0:
+            raise SagecacheError(f"padding is {self.padding}, it must be positive")
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,30 @@ Units are those of the keypoints (pixels of any frame). What can't be measured i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from sagecache.errors import SagecacheError, nearest
 from sagecache.skeleton.definition import Skeleton
+from sagecache.structures import Instance
+
+
+def stacked_keypoints(instances: Sequence[Instance], skeleton: Skeleton) -> np.ndarray:
+    """(N, K, 3) float64 (x, y, v) of the persons who have keypoints.
+
+    Raises SagecacheError for a person of another skeleton.
+    """
+    known = [one for one in instances if one.keypoints is not None]
+    shape = (skeleton.num_keypoints, 3)
+    for one in known:
+        if one.keypoints.shape != shape:
+            raise SagecacheError(
+                f"has {len(one.keypoints)} keypoints, the skeleton '{skeleton.name}' has {shape[0]}",
+                record=f"image_id {one.image_id}, annotation {one.annotation_id}",
+                fix="Mend or remove it; 'sagecache data check' lists all such annotations.",
+            )
+    return np.array([one.keypoints for one in known], np.float64).reshape(-1, *shape)
 
 
 def limb_lengths(keypoints: np.ndarray, edges: np.ndarray) -> np.ndarray:

@@ -96,8 +96,8 @@ SOURCE = Look(
     photometry=Photometry(exposure=(0.95, 1.15), blur=(0.3, 0.6), noise=(0.006, 0.006), tint=0.03),
 )
 
-# What the geometry teacher and the detector learn from: every body, pose, view and colour. Photometry
-# is clean because it is drawn anew each time a picture is used in training.
+# What the detector learns from: every body, pose, view and colour. Photometry is clean because it is drawn
+# anew each time a picture is used in training.
 GENERIC = Look(
     name="generic",
     group={"infant": 0.6, "older": 0.4},
@@ -119,4 +119,26 @@ GENERIC = Look(
     lamp=180.0,
 )
 
-LOOKS = {look.name: look for look in (TARGET, SOURCE, GENERIC)}
+# What the geometry teacher learns from: infants who lie, the head up in the picture, in any colour and light.
+INFANTS = Look(
+    name="infants",
+    group={"infant": 1.0},
+    kinds={"supine": 0.6, "side": 0.2, "prone": 0.2},
+    people=(0.85, 0.15),
+    elevation=(38, 89),
+    lying_elevation=(38, 89),
+    torso_turn=75.0,
+    roll=12.0,
+    fill=(0.55, 0.95),
+    focal=(0.85, 2.4),
+    floor="any",
+    palette="any",
+    blanket=0.3,
+    blanket_size=(0.25, 0.6),
+    toys=(0.4, 0.3, 0.2, 0.1),
+    rails=0.08,
+    ambient=(0.05, 0.55),
+    lamp=180.0,
+)
+
+LOOKS = {look.name: look for look in (TARGET, SOURCE, GENERIC, INFANTS)}

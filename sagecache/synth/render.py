@@ -29,15 +29,13 @@ SUBPIXELS = np.array([[-0.25, -0.25], [0.25, -0.25], [-0.25, 0.25], [0.25, 0.25]
 @dataclass(frozen=True)
 class Rendering:
     """image (H, W, 3) uint8 RGB; depth (H, W) float32 camera z, metres; normals (H, W, 3) float32, camera
-    frame; instances (H, W) int16, index into people, -1 elsewhere; intrinsics (3, 3); up (3,): the world's
-    vertical in the camera frame, unit."""
+    frame; instances (H, W) int16, index into people, -1 elsewhere; intrinsics (3, 3)."""
 
     image: np.ndarray
     depth: np.ndarray
     normals: np.ndarray
     instances: np.ndarray
     intrinsics: np.ndarray
-    up: np.ndarray
     people: list[Person]
 
 
@@ -62,8 +60,7 @@ def render(body: Body, rng: np.random.Generator, look: Look, size: tuple[int, in
     instances = np.where((owner >= 0) & (owner < PROPS), owner, -1).astype(np.int16)
     people, instances = annotate(body, world, camera, actors, instances)
     depth = hits.depth.reshape(height, width)
-    up = camera.camera_from_world[:, 2]
-    return Rendering(image, depth, normals, instances, camera.intrinsics, up, people)
+    return Rendering(image, depth, normals, instances, camera.intrinsics, people)
 
 
 def pixel_grid(size: tuple[int, int]) -> np.ndarray:

@@ -35,6 +35,7 @@ from sagecache.synth.render import Rendering, render
 PARTS = ".parts"  # records of finished pictures, until annotations.json holds them all
 FAR_FACTOR = 4.0  # depth saturates at this many times the people's median depth, to keep 16 bits fine
 JPEG_QUALITY = 95
+RENDERER = 1  # count it up when the code makes other pictures of the same look and seed
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -124,7 +125,7 @@ def image_rng(look: Look, seed: int, index: int) -> np.random.Generator:
 def _settings(job: _Job, count: int) -> dict:
     """Everything that decides the split's content, as JSON values."""
     settings = {"look": asdict(job.look), "seed": job.seed, "count": count, "start_id": job.start_id}
-    settings |= {"geometry": job.geometry, "size": list(job.size)}
+    settings |= {"geometry": job.geometry, "size": list(job.size), "renderer": RENDERER}
     return json.loads(json.dumps(settings))
 
 

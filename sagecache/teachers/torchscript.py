@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -99,13 +100,19 @@ class TorchScriptSettings:
 class TorchScriptTeacher:
     """Teacher over one or several TorchScript files; see TorchScriptSettings.
 
-    Raises SagecacheError for a file that cannot be read and for outputs of the wrong shape.
+    The networks are loaded at the first call: who only compares fingerprints pays for reading the files.
+    Raises SagecacheError for a missing file, and when called for one that is no TorchScript and for outputs
+    of the wrong shape.
     """
 
     def __init__(self, settings: TorchScriptSettings) -> None:
         self.settings = settings
         paths = {name: Path(path) for name, path in settings.files.items()} or {"all": Path(settings.path)}
-        self._modules = {name: _load(path, settings.device) for name, path in paths.items()}
+        for path in paths.values():
+            if not path.is_file():
+                raise SagecacheError(
+                    "TorchScript file not found", file=path, fix="Correct its path in data.py."
+                )
         self._hashes = {name: file_hash(path) for name, path in paths.items()}
         self._paths = paths
         with_mask = settings.returned if settings.mask == "network" else (*settings.returned, "mask")
@@ -128,6 +135,10 @@ class TorchScriptTeacher:
         maps = {name: self._finish(name, value) for name, value in raw.items() if name != "mask"}
         maps["mask"] = resize_maps(self._mask(raw, maps), self.spec.map_size)
         return {name: maps[name] for name in self.spec.outputs}
+
+    @cached_property
+    def _modules(self) -> dict[str, torch.jit.ScriptModule]:
+        return {name: _load(path, self.settings.device) for name, path in self._paths.items()}
 
     def _run(self, images: Tensor) -> dict[str, Tensor]:
         """Raw outputs (B, C, h, w) float32 on the CPU, shapes checked."""
@@ -189,8 +200,6 @@ class TorchScriptTeacher:
 
 
 def _load(path: Path, device: str) -> torch.jit.ScriptModule:
-    if not path.is_file():
-        raise SagecacheError("TorchScript file not found", file=path, fix="Correct its path in data.py.")
     try:
         with warnings.catch_warnings():
             # torch calls TorchScript old; it is nevertheless what Sapiens-lite and others ship.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from dots import SPLITS, true_joints, write_dots_project
@@ -63,6 +66,16 @@ def test_batches_hold_every_instance_once_and_progress_ends_at_the_last(project,
     seen = []
     predict(project, checkpoint, instances, report=lambda done, total: seen.append((done, total)))
     assert seen[-1] == (6, 6)
+
+
+def test_crops_are_padded_as_the_page_says(project):
+    for padding in (1.0, 1.5):
+        rules = replace(project.data.evaluation, padding=padding)
+        other = copy.copy(project)
+        other.data = replace(project.data, evaluation=rules)
+        sample = evaluation_crops(other, project.instances("val")[:1])[0]["data_samples"].metainfo
+        width, height = sample["input_size"]
+        assert sample["input_scale"][0] == pytest.approx(max(120, 146 * width / height) * padding)
 
 
 def test_a_perfect_network_scores_one_and_a_shifted_one_less(project, checkpoint):

@@ -85,6 +85,11 @@ def test_progress_names_the_losses():
     hook = ProgressHook(lambda *words: said.append(words), interval=10)
     hook.after_train_iter(runner, 9)
     assert said == [(10, 50, "consistency 0.25")]
+    hub.update_scalar("train/loss_cmgc_depth", float("nan"))
+    hook.after_train_iter(SimpleNamespace(message_hub=hub, iter=10, max_iters=50), 10)  # not its turn
+    with pytest.raises(SagecacheError, match="loss_cmgc_depth is nan at iteration 20"):
+        hook.after_train_iter(SimpleNamespace(message_hub=hub, iter=19, max_iters=50), 19)
+    assert len(said) == 1
 
 
 def test_a_resumed_stream_starts_at_its_step_and_reads_nothing_before():

@@ -19,6 +19,7 @@ from sagecache.mm import run
 from sagecache.mm.registry import MODELS
 from sagecache.models.weights import weights_path
 from sagecache.project import Project
+from sagecache.project.runs import FinishedRun, mark_finished
 
 ADAMW = dict(optimizer=dict(type="AdamW", lr=0.01, weight_decay=0.02))
 
@@ -166,6 +167,18 @@ def test_a_recipe_that_is_not_trained_yet_is_named_with_its_command(project):
         start(project, "stage1-full")
 
 
+def test_a_base_of_a_trial_run_is_warned_of(project, caplog):
+    work_dir = project.work_dir("stage0")
+    work_dir.mkdir(parents=True)
+    (work_dir / "iter_2.pth").touch()
+    total = project.recipe("stage0")[0].train_cfg.max_iters
+    for done, told in ((2, True), (total, False)):
+        caplog.clear()
+        mark_finished(work_dir, FinishedRun(done, "iter_2.pth"))
+        assert start(project, "stage0") == work_dir / "iter_2.pth"
+        assert (f"'stage0', which was trained for 2 of its {total} iterations" in caplog.text) == told
+
+
 def test_a_start_that_is_nowhere_names_the_nearest_recipe(project):
     with pytest.raises(SagecacheError, match="load_from 'stage1-ful' is neither.*did you mean 'stage1-full'"):
         start(project, "stage1-ful")
@@ -265,10 +278,26 @@ def test_a_recipe_without_train_cfg_says_so(project):
 
 def test_a_seed_too_large_for_the_generator_is_refused(project):
     words = {"data.val": None, "seed": 10**9 + 1}
-    with pytest.raises(SagecacheError, match="seed is 1000000001, it must be at most 1000000000"):
+    with pytest.raises(SagecacheError, match=r"seed is 1000000001, it must be in \[0, 1000000000\]"):
         run.train(project, "stage0", run.TrainOptions(overrides=words), lambda *words: None)
-    options = run.TrainOptions(overrides=words, seed=10**9, max_iters=1)  # the largest works
+    options = run.TrainOptions(overrides=words | {"seed": 10**9}, max_iters=1)  # the largest works
     assert run.train(project, "stage0", options, lambda *words: None).name == "iter_1.pth"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ({"default_hooks.mine": 1}, "'default_hooks.mine' should be a dict, got 1"),
+        ({"custom_hooks": 3}, "'custom_hooks' should be a list, got 3"),
+        ({"custom_hooks": [{"type": "NoSuchHook"}]}, "mmengine refuses the recipe: .*NoSuchHook"),
+        ({"vis_backends": [{"type": "NoSuchBackend"}]}, "mmengine refuses the recipe: .*NoSuchBackend"),
+    ],
+)
+def test_what_mmengine_cannot_build_is_one_clear_error(project, tmp_path, words, told):
+    # mmengine names a run by its folder and second, and warns of a second one of that name
+    options = run.TrainOptions(overrides=words, work_dir=tmp_path / str(len(told)))
+    with pytest.raises(SagecacheError, match=told):
+        run.train(project, "stage0", options, lambda *words: None)
 
 
 def test_a_cut_checkpoint_resumes_from_the_one_before(project, caplog):

@@ -159,6 +159,9 @@ def test_settings_are_checked():
         prior.guidance_loss(poses(), torch.ones(3, 17), draws=3)
     with pytest.raises(SagecacheError, match="did you mean 'sds'"):
         prior.guidance_loss(poses(), torch.ones(3, 17), weighting="sd")
+    for noise in ((0.9, 0.1), (0.0, 0.5), (0.1, 1.0)):
+        with pytest.raises(SagecacheError, match="noise is .*low <= high"):
+            DiffusionGuidance(prior, noise=noise)
 
 
 def test_a_frozen_prior_stays_frozen_inside_a_model_in_training():

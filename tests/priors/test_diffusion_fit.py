@@ -135,6 +135,9 @@ def test_from_instances_to_a_file(family, tmp_path):
         fit_from_instances(bodies, COCO17, path, dict(widht=3))
     with pytest.raises(SagecacheError, match="0 of 0 bodies"):
         fit_from_instances(bodies[-1:], COCO17, path)
+    twelve = Instance(7, 0, Path("7.jpg"), (0, 0, 1, 1), keypoints=np.ones((12, 3)), annotation_id=70)
+    with pytest.raises(SagecacheError, match="image_id 7, annotation 70: has 12 keypoints, .* has 17"):
+        fit_from_instances([*bodies, twelve], COCO17, path)
 
 
 @pytest.mark.parametrize(

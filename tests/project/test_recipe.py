@@ -100,7 +100,7 @@ def test_what_a_page_says_wrong_is_named(values, told):
         (dict(views=dict(padding=0)), "padding is 0.0"),
         (dict(train_cfg=dict(max_iters=0)), "page.py, train_cfg: max_iters is 0"),
         (dict(train_cfg=dict(max_iters=5, log_interval=0)), "log_interval is 0"),
-        (dict(seed=-1), "page.py: seed is -1, it must be at least 0"),
+        (dict(seed=-1), r"page.py: seed is -1, it must be in \[0, 1000000000\]"),
         (dict(ema_decay=1.0), r"page.py: ema_decay is 1.0, it must be in \[0, 1\)"),
         (dict(ema_decay=-0.1), "ema_decay is -0.1"),
         (dict(ema_decay=float("nan")), "ema_decay is nan"),
@@ -116,3 +116,17 @@ def test_what_a_page_says_wrong_is_named(values, told):
 def test_a_number_out_of_its_range_is_named_with_its_section(values, told):
     with pytest.raises(SagecacheError, match=told):
         page(**values)
+
+
+@pytest.mark.parametrize(
+    "values, told",
+    [
+        (dict(prior=dict(steps=5)), "'prior' has no effect on a recipe of kind 'pose'"),
+        (dict(kind="prior", batch=dict(labeled=4)), "'batch' has no effect on a recipe of kind 'prior'"),
+        (dict(kind="prior", default_hooks=dict(logger=None)), "'default_hooks' has no effect"),
+    ],
+)
+def test_a_key_of_the_other_kind_is_refused_for_it_would_do_nothing(values, told):
+    with pytest.raises(SagecacheError, match=f"page.py: {told}"):
+        page(**values)
+    assert page(kind="prior", prior=dict(steps=5), seed=3, data=dict(labeled="a")).prior == dict(steps=5)

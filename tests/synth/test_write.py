@@ -13,6 +13,7 @@ from pycocotools.coco import COCO
 
 from sagecache.errors import SagecacheError
 from sagecache.store.lock import FolderLock
+from sagecache.synth import write
 from sagecache.synth.looks import LOOKS
 from sagecache.synth.render import render
 from sagecache.synth.write import image_rng, read_geometry, write_split
@@ -107,13 +108,16 @@ def test_one_worker_a_kill_and_a_resume_give_the_same_bytes(split, tmp_path):
     assert files(folder) == files(split)
 
 
-def test_a_complete_split_is_kept_and_another_is_refused(split):
+def test_a_complete_split_is_kept_and_another_is_refused(split, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in split.rglob("*")}
     (split / ".parts").mkdir()  # of a run that was killed in its last moment
     write_split(split, LOOKS["target"], COUNT, 9, workers=1, start_id=11, size=SIZE)
     assert before == {path: path.stat().st_mtime_ns for path in split.rglob("*")}
     with pytest.raises(SagecacheError, match="differs in look, seed"):
         write_split(split, LOOKS["source"], COUNT, 10, workers=1, start_id=11, size=SIZE)
+    monkeypatch.setattr(write, "RENDERER", write.RENDERER + 1)  # newer code, which would draw otherwise
+    with pytest.raises(SagecacheError, match="differs in renderer"):
+        write_split(split, LOOKS["target"], COUNT, 9, workers=1, start_id=11, size=SIZE)
 
 
 def test_annotations_that_nobody_rendered_are_never_taken_for_a_split(tmp_path):

@@ -147,7 +147,7 @@ def test_a_file_that_is_no_torchscript_is_named(tmp_path, crops):
     path = tmp_path / "weights.pth"
     path.write_bytes(b"not a program")
     with pytest.raises(SagecacheError, match="weights.pth: not a readable TorchScript file"):
-        build(files=dict(depth=str(path)))
+        build(files=dict(depth=str(path)))(crops)
 
 
 def test_fingerprint_follows_bytes_and_settings_but_not_the_path(save, tmp_path):

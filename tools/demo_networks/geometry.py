@@ -1,4 +1,4 @@
-"""Training of the geometry teacher: crops of the generic look, photometry drawn while training, losses.
+"""Training of the geometry teacher: crops of lying infants, photometry drawn while training, losses.
 
 One affine, image -> crop, moves the picture, the depth, the normals and the mask of a crop together.
 Pixel centres are integers; half-resolution geometry (see world.py) lies at image pixel 2 i.
@@ -23,11 +23,7 @@ from .world import World
 
 WIDTH, HEIGHT = GeometryNet.INPUT_SIZE
 STRIDE = GeometryNet.STRIDE
-UPRIGHT_SHARE, UPRIGHT_SD = 0.7, 8.0  # of the crops; degrees
-# What this teacher is for: infants who lie, taken from above with the head up in the picture. Each of the
-# four makes a person that much more likely to be drawn.
-LYING_WEIGHT, INFANT_WEIGHT, ABOVE_WEIGHT, HEAD_UP_WEIGHT = 4.0, 2.0, 3.0, 2.0
-INFANT_TRUNK = 0.3  # metres from the hips to the shoulders, at most
+ROTATION_SD = 4.0  # degrees; the pictures themselves are rolled more
 
 
 @dataclass(frozen=True)
@@ -53,49 +49,20 @@ class Placement:
     border_value: tuple[int, int, int] = (0, 0, 0)
 
 
-def draw_placement(rng: np.random.Generator, up: np.ndarray | None = None) -> Placement:
+def draw_placement(rng: np.random.Generator) -> Placement:
     """Mirrored half of the time, padding 1.0 to 1.6; replicated, reflected or flat borders.
 
-    up (2,): where the vertical points in the image. UPRIGHT_SHARE of the crops have it up but for a tilt of
-    UPRIGHT_SD, as pictures mostly do: what is higher in them lies farther off. The others turn the full
-    circle, and so do all where `up` is None.
+    Nearly upright, as pictures mostly are: what is higher in them lies farther off.
     """
-    mirror, rotation = bool(rng.random() < 0.5), rng.uniform(-np.pi, np.pi)
-    if up is not None and rng.random() < UPRIGHT_SHARE:
-        now = np.arctan2(up[1], -up[0] if mirror else up[0])
-        rotation = -np.pi / 2 + np.radians(rng.normal(0, UPRIGHT_SD)) - now
     borders = [cv2.BORDER_REPLICATE, cv2.BORDER_REFLECT_101, cv2.BORDER_CONSTANT]
     return Placement(
-        rotation=rotation,
-        mirror=mirror,
+        rotation=np.radians(rng.normal(0, ROTATION_SD)),
+        mirror=bool(rng.random() < 0.5),
         padding=1.25 * np.exp(rng.uniform(-0.223, 0.247)),
         shift=tuple(rng.normal(0, 0.04, 2)),
         border=int(rng.choice(borders, p=[0.6, 0.2, 0.2])),
         border_value=tuple(int(v) for v in rng.integers(0, 256, 3)),
     )
-
-
-def torsos(keypoints: np.ndarray) -> np.ndarray:
-    """From mid-hip to mid-shoulder, (P, 2) pixels; 0 where one of those joints is unknown."""
-    known = (keypoints[:, [5, 6, 11, 12], 2] > 0).all(1)
-    return np.where(known[:, None], keypoints[:, 5:7, :2].mean(1) - keypoints[:, 11:13, :2].mean(1), 0)
-
-
-def likelihood(world: World) -> np.ndarray:
-    """How likely each person is drawn, (P,), sums to 1."""
-    up = world.up[world.persons[:, 0]]
-    above = np.degrees(np.arcsin(np.clip(-up[:, 2], -1, 1))) > 35
-    head_up = (torsos(world.keypoints) * up[:, :2]).sum(1) > 0
-    infant = world.trunk < INFANT_TRUNK
-    weight = np.ones(len(up))
-    for applies, factor in (
-        (world.lying, LYING_WEIGHT),
-        (infant, INFANT_WEIGHT),
-        (above, ABOVE_WEIGHT),
-        (head_up, HEAD_UP_WEIGHT),
-    ):
-        weight[applies] *= factor
-    return weight / weight.sum()
 
 
 def place_person(points: np.ndarray, place: Placement) -> np.ndarray:
@@ -171,7 +138,7 @@ def cover(crop: Crop, rng: np.random.Generator) -> None:
 
 def training_crop(world: World, index: int, rng: np.random.Generator) -> Crop:
     """A crop, placed at random and degraded; one in five is partly covered."""
-    place = draw_placement(rng, world.up[world.persons[index, 0], :2])
+    place = draw_placement(rng)
     matrix = place_person(person_pixels(world, index), place)
     crop = cut(world, index, matrix, STRIDE, place.border, place.border_value)
     crop = Crop(degrade(crop.image, rng), crop.relief, crop.normals, crop.person, crop.valid)
@@ -193,10 +160,10 @@ class CropSource:
     """make(rng) for training.Batches. Crops of half the size cost a third and teach far less."""
 
     def __init__(self, world: World, batch: int) -> None:
-        self.world, self.batch, self.likely = world, batch, likelihood(world)
+        self.world, self.batch = world, batch
 
     def __call__(self, rng: np.random.Generator) -> tuple[Tensor, ...]:
-        picks = rng.choice(len(self.likely), self.batch, p=self.likely)
+        picks = rng.integers(len(self.world.persons), size=self.batch)
         return stack([training_crop(self.world, int(i), rng) for i in picks])
 
 

