@@ -67,7 +67,7 @@ def main() -> None:
             reports[arm].append(report)
             figures = {name: round(100 * report.as_dict()[name], 1) for name in METRICS}
             print(arm, seed, json.dumps(figures), flush=True)
-    write_table(reports, project, options)
+    write_table(reports, options)
     if options.split == "test":
         write_reference(reports, options)
 
@@ -94,9 +94,7 @@ def means(seeds: list[KeypointReport]) -> dict[str, float]:
     return {name: float(np.mean([report.as_dict()[name] for report in seeds])) for name in METRICS}
 
 
-def write_table(
-    reports: dict[str, list[KeypointReport]], project: Project, options: argparse.Namespace
-) -> None:
+def write_table(reports: dict[str, list[KeypointReport]], options: argparse.Namespace) -> None:
     """Replace what stands between the markers of the page; the words around it are written by hand."""
     header = ["arm", "what it learns from", *METRICS, f"PCK@0.05 by seed, less {CONTROL}", "95% interval"]
     lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
