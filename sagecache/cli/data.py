@@ -47,8 +47,8 @@ def check_command(context, project: Project, splits: tuple[str, ...], decode: bo
     if project.embedded:
         for name in names:
             ensure(project, project.split_requirements(name)[:1])
-    trained, labelled = _uses(project)
-    sources = {name: _source(project, name, name in trained, name in labelled) for name in names}
+    trained, labeled = _uses(project)
+    sources = {name: _source(project, name, name in trained, name in labeled) for name in names}
     with progress("check") as report:
         findings = check_splits(sources, decode=decode, skeleton=project.skeleton, progress=report)
     errors = sum(finding.level == "error" for finding in findings)
@@ -70,7 +70,7 @@ def _uses(project: Project) -> tuple[set[str], set[str]]:
     return labeled | unlabeled, labeled | val | set(project.data.stats_splits)
 
 
-def _source(project: Project, name: str, trained: bool, labelled: bool):
+def _source(project: Project, name: str, trained: bool, labeled: bool):
     from sagecache.data.check import SplitSource
 
     split = project.split(name)
@@ -79,5 +79,5 @@ def _source(project: Project, name: str, trained: bool, labelled: bool):
         annotations=project.path(split.annotations),
         detections=None if split.boxes in ("annotations", "detect") else project.detections(name),
         trained=trained,
-        labelled=labelled,
+        labeled=labeled,
     )

@@ -31,7 +31,7 @@ ORIENTATION = 0x0112  # the EXIF tag
 class SplitSource:
     """Where a split lies: image folder, annotation file and, where boxes are detected, the detection file.
 
-    trained: whether anything is learned from it. labelled: whether it is read for its keypoints; splits that
+    trained: whether anything is learned from it. labeled: whether it is read for its keypoints; splits that
     measure are, whatever this says.
     """
 
@@ -39,7 +39,7 @@ class SplitSource:
     annotations: Path
     detections: Path | None = None
     trained: bool = True
-    labelled: bool = False
+    labeled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ def check_splits(
         _check_files(coco, paths[name], facts, log)
         sizes = _sizes(coco, paths[name], facts)
         check_annotations(coco, sizes, log, skeleton)
-        check_not_empty(coco, log, labelled=sources[name].labelled or _held_out(name))
+        check_not_empty(coco, log, labeled=sources[name].labeled or _held_out(name))
         _check_boxes(sources[name], coco, sizes, log)
     same_file = _same_file(sources)
     across = _check_contents(paths, facts, same_file) + _check_sequences(annotations, same_file)

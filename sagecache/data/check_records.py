@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import median
 
-from sagecache.data.coco import labelled_keypoints
+from sagecache.data.coco import labeled_keypoints
 from sagecache.data.findings import FindingList, some
 from sagecache.skeleton.category import is_person, person_categories
 from sagecache.skeleton.definition import Skeleton
@@ -82,14 +82,14 @@ def check_annotations(
     _check_area(coco, persons, sizes, log)
 
 
-def check_not_empty(coco: Mapping, log: FindingList, labelled: bool) -> None:
+def check_not_empty(coco: Mapping, log: FindingList, labeled: bool) -> None:
     """A split has images and, where it is read for them, keypoints."""
     if not coco["images"]:
         log.error("no_images", "has no images", fix="Name another annotation file in data.py")
         return
     persons = person_categories(coco)
     people = [a for a in coco["annotations"] if is_person(a, persons) and not a.get("iscrowd")]
-    if labelled and not any(labelled_keypoints(a) for a in people):
+    if labeled and not any(labeled_keypoints(a) for a in people):
         log.error(
             "no_labels",
             "has no keypoints, and is trained or measured by them",
@@ -147,27 +147,27 @@ def _check_keypoints(annotation: Mapping, size, where: str, log: FindingList) ->
     odd = sorted({v for _, _, v in points} - {0, 1, 2})
     if odd:
         log.error("visibility", f"v must be 0, 1 or 2, found {some(odd)}", where)
-    labelled = [(x, y) for x, y, v in points if v > 0]
+    labeled = [(x, y) for x, y, v in points if v > 0]
     stated = annotation.get("num_keypoints")
-    if stated is not None and values and stated != len(labelled):
-        log.warning("num_keypoints", f"num_keypoints is {stated}, {len(labelled)} have v > 0", where)
+    if stated is not None and values and stated != len(labeled):
+        log.warning("num_keypoints", f"num_keypoints is {stated}, {len(labeled)} have v > 0", where)
     if size is not None:
         width, height = size
         outside = [
             (x, y)
-            for x, y in labelled
+            for x, y in labeled
             if not (-MARGIN <= x <= width + MARGIN and -MARGIN <= y <= height + MARGIN)
         ]
         if outside:
-            text = f"{len(outside)} labelled keypoints lie outside the image ({width}x{height}): "
+            text = f"{len(outside)} labeled keypoints lie outside the image ({width}x{height}): "
             log.warning("keypoint_outside", text + some(outside, 2), where, "Set v to 0 there")
     bx, by, bw, bh = annotation["bbox"]
     far = sum(
-        not (-0.25 * bw <= x - bx <= 1.25 * bw and -0.25 * bh <= y - by <= 1.25 * bh) for x, y in labelled
+        not (-0.25 * bw <= x - bx <= 1.25 * bw and -0.25 * bh <= y - by <= 1.25 * bh) for x, y in labeled
     )
-    if bw > 0 and bh > 0 and far > len(labelled) / 2:
+    if bw > 0 and bh > 0 and far > len(labeled) / 2:
         log.error(
-            "box_not_of_person", f"{far} of {len(labelled)} labelled keypoints are far from the box", where
+            "box_not_of_person", f"{far} of {len(labeled)} labeled keypoints are far from the box", where
         )
 
 
@@ -194,7 +194,7 @@ def _check_lengths(coco: Mapping, skeleton: Skeleton | None, log: FindingList) -
 def _count_persons(coco: Mapping, persons: set[int] | None, log: FindingList) -> None:
     annotations = [a for a in coco["annotations"] if is_person(a, persons)]
     crowds = [a.get("id") for a in annotations if a.get("iscrowd")]
-    bare = [a.get("id") for a in annotations if not a.get("iscrowd") and not labelled_keypoints(a)]
+    bare = [a.get("id") for a in annotations if not a.get("iscrowd") and not labeled_keypoints(a)]
     message = f"{len(coco['images']):,} images, {len(annotations):,} persons"
     log.note("contents", f"{message}, {len(annotations) - len(crowds) - len(bare):,} with keypoints")
     if crowds:
@@ -207,7 +207,7 @@ def _check_area(coco: Mapping, persons: set[int] | None, sizes: Mapping, log: Fi
     ratios, larger, missing = [], 0, 0
     for annotation in coco["annotations"]:
         _, _, w, h = annotation["bbox"]
-        if annotation.get("iscrowd") or w <= 0 or h <= 0 or not labelled_keypoints(annotation):
+        if annotation.get("iscrowd") or w <= 0 or h <= 0 or not labeled_keypoints(annotation):
             continue
         if annotation.get("area") is None:
             missing += 1
@@ -217,11 +217,11 @@ def _check_area(coco: Mapping, persons: set[int] | None, sizes: Mapping, log: Fi
         larger += width is not None and annotation["area"] > width * height
     advice = "State the rule with every AP; 'bbox53' (.53 w h) is the default"
     if missing:
-        log.note("no_area", f"{missing:,} labelled persons have no area", fix=advice)
+        log.note("no_area", f"{missing:,} labeled persons have no area", fix=advice)
     if not ratios:
         return
     middle = median(ratios)
-    text = f"median area / (w h) is {middle:.3g} over {len(ratios):,} labelled persons"
+    text = f"median area / (w h) is {middle:.3g} over {len(ratios):,} labeled persons"
     if larger:
         text += f"; the area of {larger:,} is larger than their image"
     plausible = PLAUSIBLE_AREA[0] <= middle <= PLAUSIBLE_AREA[1] and not larger

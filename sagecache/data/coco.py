@@ -112,7 +112,7 @@ def load_detections(path: str | Path) -> list[dict]:
     return content
 
 
-def labelled_keypoints(annotation: dict) -> int:
+def labeled_keypoints(annotation: dict) -> int:
     """How many keypoints have v > 0: counted, because num_keypoints may be missing or wrong."""
     return sum(1 for v in (annotation.get("keypoints") or [])[2::3] if v > 0)
 
@@ -124,7 +124,7 @@ def instances_from_annotations(
 
     instance counts all of the image's annotations, the dropped ones too, so that a person keeps its number
     whatever is filtered. Dropped: crowds, other categories than persons, boxes without area and, unless
-    keep_unlabeled, persons without a labelled keypoint. file is named in errors.
+    keep_unlabeled, persons without a labeled keypoint. file is named in errors.
     """
     paths = _paths_by_id(coco, image_root, file)
     persons = person_categories(coco)
@@ -136,7 +136,7 @@ def instances_from_annotations(
         seen[image_id] += 1
         if not is_person(record, persons) or record.get("iscrowd") or not _has_area(record["bbox"]):
             continue
-        if not (keep_unlabeled or labelled_keypoints(record)):
+        if not (keep_unlabeled or labeled_keypoints(record)):
             continue
         keypoints = record.get("keypoints")
         instances.append(

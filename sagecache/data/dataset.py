@@ -1,4 +1,4 @@
-"""Batches of labelled and unlabelled views with their cached targets: what a training step is fed with.
+"""Batches of labeled and unlabeled views with their cached targets: what a training step is fed with.
 
 A sampler draws, a dataset makes: `MixedBatchSampler` says for each step which instances each stream shows
 and from what entropy their views are drawn, `CachedTargetDataset` turns that into one dict of stacked
@@ -209,7 +209,7 @@ class CachedTargetDataset(Dataset):
 
 
 class MixedBatchSampler(Sampler[StepDraws]):
-    """An endless sequence of steps, each with a fixed number of labelled and unlabelled draws per rank.
+    """An endless sequence of steps, each with a fixed number of labeled and unlabeled draws per rank.
 
     Each stream runs through its instances in ever new shuffled orders; the ranks of a step take neighbouring
     pieces of one sequence, so that they share no draw and N ranks see what one rank with an N-fold batch
@@ -234,7 +234,7 @@ class MixedBatchSampler(Sampler[StepDraws]):
             raise ValueError(f"rank {rank} does not exist among {world_size}")
         self.seed, self.rank, self.world_size, self.start_step = seed, rank, world_size, start_step
         self.streams = ((num_labeled, batch_labeled), (num_unlabeled, batch_unlabeled))
-        for name, (count, batch) in zip(("labelled", "unlabelled"), self.streams, strict=True):
+        for name, (count, batch) in zip(("labeled", "unlabeled"), self.streams, strict=True):
             if batch > 0 and count == 0:
                 raise SagecacheError(
                     f"no {name} instances to draw {batch} a step from", fix=f"Check the {name} split"
@@ -351,7 +351,7 @@ def _require_keypoints(instance: Instance, skeleton: Skeleton) -> None:
         raise SagecacheError(
             f"needs keypoints {shape} for the skeleton '{skeleton.name}', has {found}",
             record=_record(instance),
-            fix="Leave persons without keypoints out of the labelled split",
+            fix="Leave persons without keypoints out of the labeled split",
         )
 
 

@@ -13,7 +13,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import PurePosixPath
 
-from sagecache.data.coco import labelled_keypoints
+from sagecache.data.coco import labeled_keypoints
 from sagecache.errors import SagecacheError
 
 SEQUENCE_FIELDS = ("sequence", "sequence_id", "seq_id", "video", "video_id", "vid_id")
@@ -25,20 +25,20 @@ GENERIC_STEMS = frozenset(
 
 
 def draw_images(
-    coco: Mapping, count: int, seed: int, *, labelled_only: bool = True, by_sequence: bool = False
+    coco: Mapping, count: int, seed: int, *, labeled_only: bool = True, by_sequence: bool = False
 ) -> list[int]:
-    """Ids of count images, sorted. labelled_only: images with at least one labelled keypoint.
+    """Ids of count images, sorted. labeled_only: images with at least one labeled keypoint.
 
     count is images, not persons (Semi_Human_Pose's '1K labels' are the first 1,000 person records of the
     file). by_sequence takes whole sequences (see `sequence_keys`) until count is reached: what a held-out
     split needs. Raises SagecacheError where there are too few.
     """
     records = coco["images"]
-    if labelled_only:
-        labelled = {a["image_id"] for a in coco["annotations"] if labelled_keypoints(a)}
-        records = [record for record in records if record["id"] in labelled]
+    if labeled_only:
+        labeled = {a["image_id"] for a in coco["annotations"] if labeled_keypoints(a)}
+        records = [record for record in records if record["id"] in labeled]
     if not 0 < count <= len(records):
-        kind = "labelled images" if labelled_only else "images"
+        kind = "labeled images" if labeled_only else "images"
         raise SagecacheError(f"can't draw {count} of {len(records)} {kind}")
     keys = sequence_keys(records) if by_sequence else [None] * len(records)
     units: dict[Hashable, list[int]] = {}

@@ -163,7 +163,7 @@ def move_keypoints(
     """Annotated joints in a view; in a mirrored view left and right change names.
 
     keypoints (K, 3): x, y in image pixels and COCO's v; size (width, height) of the view.
-    Returns positions (K, 2) float32 in view pixels and visible (K,) float32: 1 where v > 0 (labelled,
+    Returns positions (K, 2) float32 in view pixels and visible (K,) float32: 1 where v > 0 (labeled,
     occluded or not) and the joint lies in the view, else 0.
     """
     if np.linalg.det(view_from_image[:2, :2]) < 0:

@@ -63,10 +63,10 @@ def _measure(report: KeypointReport, metric: str):
     names = [name for name in sums if name.startswith("PCK@")]
     if metric not in names:
         raise SagecacheError(f"unknown metric '{metric}'", fix=nearest(metric, [*RANKED_METRICS, *names]))
-    correct, labelled = sums[metric], sums["labelled"]
+    correct, labeled = sums[metric], sums["labeled"]
 
     def pck(weights: np.ndarray) -> float:
-        total = weights @ labelled
+        total = weights @ labeled
         return float(weights @ correct / total) if total else float("nan")
 
     return pck

@@ -4,9 +4,9 @@ Predictions are COCO results ({image_id, keypoints [x, y, score, ...], score}; c
 ground truth is a COCO keypoint dict. All figures are fractions in [0, 1].
 
 Conventions. AP: the ten OKS thresholds .5:.05:.95, at most 20 predictions an image, v > 0 counts, crowds and
-persons without a labelled keypoint are ignored. Area: 'bbox53' is .53 w h (mmpose's rule for files without
+persons without a labeled keypoint are ignored. Area: 'bbox53' is .53 w h (mmpose's rule for files without
 area), 'annotation' the file's own field, which differs by file even within one data set (SyRIP: median
-area / (w h) of .05, 15.6 and 1.0). PCK: a labelled joint is correct within threshold x normaliser of the true
+area / (w h) of .05, 15.6 and 1.0). PCK: a labeled joint is correct within threshold x normaliser of the true
 box ('diagonal' or 'max_side'); joints of a person whom no prediction matches are wrong.
 """
 
@@ -43,9 +43,9 @@ class KeypointReport:
     """What `evaluate` found.
 
     coco: the ten figures of pycocotools by name, None where there is nothing to measure. pck {threshold:
-    value}, pck_per_joint {threshold: (K,)}; NaN where no joint is labelled. correct (thresholds, I, K) and
-    labelled (I, K) are counts for each of the I images of image_ids; ranking is what AP is made of.
-    persons: labelled ones, unmatched: those without a prediction, all of whose joints are wrong.
+    value}, pck_per_joint {threshold: (K,)}; NaN where no joint is labeled. correct (thresholds, I, K) and
+    labeled (I, K) are counts for each of the I images of image_ids; ranking is what AP is made of.
+    persons: labeled ones, unmatched: those without a prediction, all of whose joints are wrong.
     """
 
     skeleton: Skeleton
@@ -56,7 +56,7 @@ class KeypointReport:
     thresholds: tuple[float, ...]
     image_ids: np.ndarray
     correct: np.ndarray
-    labelled: np.ndarray
+    labeled: np.ndarray
     persons: int
     unmatched: int
     ranking: RankedDetections
@@ -79,18 +79,18 @@ class KeypointReport:
 
     @property
     def pck(self) -> dict[float, float]:
-        totals = self.correct.sum(axis=(1, 2)), self.labelled.sum()
+        totals = self.correct.sum(axis=(1, 2)), self.labeled.sum()
         return {t: _ratio(correct, totals[1]) for t, correct in zip(self.thresholds, totals[0], strict=True)}
 
     @property
     def pck_per_joint(self) -> dict[float, np.ndarray]:
-        labelled = self.labelled.sum(axis=0)
+        labeled = self.labeled.sum(axis=0)
         with np.errstate(invalid="ignore"):
-            return {t: c.sum(axis=0) / labelled for t, c in zip(self.thresholds, self.correct, strict=True)}
+            return {t: c.sum(axis=0) / labeled for t, c in zip(self.thresholds, self.correct, strict=True)}
 
     def per_image(self) -> dict[str, np.ndarray]:
-        """Sums for each image: 'image_ids' (I,), 'labelled' (I,) joints, 'PCK@t' (I,) correct joints."""
-        sums = {"image_ids": self.image_ids, "labelled": self.labelled.sum(axis=1)}
+        """Sums for each image: 'image_ids' (I,), 'labeled' (I,) joints, 'PCK@t' (I,) correct joints."""
+        sums = {"image_ids": self.image_ids, "labeled": self.labeled.sum(axis=1)}
         for threshold, correct in zip(self.thresholds, self.correct, strict=True):
             sums[pck_name(threshold)] = correct.sum(axis=1)
         return sums
@@ -113,7 +113,7 @@ class KeypointReport:
             "images": len(self.image_ids),
             "persons": self.persons,
             "unmatched_persons": self.unmatched,
-            "labelled_joints": int(self.labelled.sum()),
+            "labeled_joints": int(self.labeled.sum()),
         }
 
 
@@ -141,7 +141,7 @@ def evaluate(
     image_ids = np.array(sorted(image["id"] for image in truth["images"]), dtype=np.int64)
     persons = [a for a in truth["annotations"] if a["num_keypoints"] > 0 and not a["iscrowd"]]
     matching, found = _match(persons, results, truth, skeleton)
-    correct, labelled = _count_correct(persons, found, image_ids, normaliser, tuple(thresholds), skeleton)
+    correct, labeled = _count_correct(persons, found, image_ids, normaliser, tuple(thresholds), skeleton)
     return KeypointReport(
         skeleton=skeleton,
         area_rule=area_rule,
@@ -151,7 +151,7 @@ def evaluate(
         thresholds=tuple(thresholds),
         image_ids=image_ids,
         correct=correct,
-        labelled=labelled,
+        labeled=labeled,
         persons=len(persons),
         unmatched=sum(one is None for one in found),
         ranking=ranking,
@@ -166,7 +166,7 @@ def oks(predicted: np.ndarray, keypoints: np.ndarray, areas: np.ndarray, sigmas:
     """Object keypoint similarity: mean over v > 0 of exp(-d^2 / (2 area (2 sigma)^2)), COCO's definition.
 
     predicted (P, K, 2), keypoints (G, K, 3), areas (G,) px^2, sigmas (K,) -> (P, G) in [0, 1]; NaN where a
-    person has no labelled joint.
+    person has no labeled joint.
     """
     squared = ((predicted[:, None] - keypoints[None, :, :, :2]) ** 2).sum(axis=-1)  # (P, G, K)
     scale = 2 * (areas[:, None] + np.spacing(1)) * (2 * np.asarray(sigmas)) ** 2  # (G, K)
@@ -353,12 +353,12 @@ def _count_correct(
     thresholds: tuple[float, ...],
     skeleton: Skeleton,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Correct (thresholds, I, K) and labelled (I, K) joints of each image, int64."""
+    """Correct (thresholds, I, K) and labeled (I, K) joints of each image, int64."""
     count = skeleton.num_keypoints
     correct = np.zeros((len(thresholds), len(image_ids), count), dtype=np.int64)
-    labelled = np.zeros((len(image_ids), count), dtype=np.int64)
+    labeled = np.zeros((len(image_ids), count), dtype=np.int64)
     if not persons:
-        return correct, labelled
+        return correct, labeled
     truth = np.array([p["keypoints"] for p in persons], dtype=np.float64).reshape(-1, count, 3)
     sides = np.array([p["bbox"][2:] for p in persons], dtype=np.float64)
     size = np.linalg.norm(sides, axis=1) if normaliser == "diagonal" else sides.max(axis=1)
@@ -369,10 +369,10 @@ def _count_correct(
     error = np.linalg.norm(predicted - truth[..., :2], axis=-1) / size[:, None]  # (P, K)
     visible = truth[..., 2] > 0
     row = np.searchsorted(image_ids, [p["image_id"] for p in persons])
-    np.add.at(labelled, row, visible)
+    np.add.at(labeled, row, visible)
     for t, threshold in enumerate(thresholds):
         np.add.at(correct[t], row, visible & (error <= threshold))
-    return correct, labelled
+    return correct, labeled
 
 
 def _ratio(part: float, whole: float) -> float:

@@ -69,7 +69,7 @@ class DetectJob:
 
 @dataclass(frozen=True)
 class StatsJob:
-    """Skeleton statistics of the labelled persons among instances, into one JSON file."""
+    """Skeleton statistics of the labeled persons among instances, into one JSON file."""
 
     result: Path
     instances: Sequence[Instance]
@@ -252,11 +252,11 @@ def run_stats(
     """Robust summaries of limb lengths, angles and visibility. One quick pass: made anew or not at all."""
     began = time.perf_counter()
     result, instances = limited(Path(job.result), job.instances, options.limit)
-    labelled = [one for one in instances if one.keypoints is not None and (one.keypoints[:, 2] > 0).any()]
-    progress(0, len(labelled), "statistics")
-    keypoints = stacked_keypoints(labelled, job.skeleton)
-    bboxes = np.array([one.bbox for one in labelled], float).reshape(-1, 4)
-    content = {"instances": len(labelled), "keypoints": keypoints.tolist(), "bboxes": bboxes.tolist()}
+    labeled = [one for one in instances if one.keypoints is not None and (one.keypoints[:, 2] > 0).any()]
+    progress(0, len(labeled), "statistics")
+    keypoints = stacked_keypoints(labeled, job.skeleton)
+    bboxes = np.array([one.bbox for one in labeled], float).reshape(-1, 4)
+    content = {"instances": len(labeled), "keypoints": keypoints.tolist(), "bboxes": bboxes.tolist()}
     provenance = {"labels_sha256": digest(content), "code_format": CODE_FORMAT["stats"]}
     replaced, computed = None, 0
     if result.exists() and not options.force:
@@ -269,10 +269,10 @@ def run_stats(
         stats = compute_stats(keypoints, bboxes, job.skeleton, provenance=provenance)
         replaced = set_parts_aside(result) if options.force else None
         stats.save(result)
-        computed = len(labelled)
-    progress(len(labelled), len(labelled), "statistics")
+        computed = len(labeled)
+    progress(len(labeled), len(labeled), "statistics")
     seconds = time.perf_counter() - began
-    return StepReport("stats", result, len(labelled), computed, [], result.stat().st_size, seconds, replaced)
+    return StepReport("stats", result, len(labeled), computed, [], result.stat().st_size, seconds, replaced)
 
 
 def estimate_stats(job: StatsJob, options: RunOptions = RunOptions()) -> Estimate:

@@ -1,1 +1,1 @@
-"""What bodies may look like: cached geometry (CMGC) and labelled skeletons (the diffusion prior)."""
+"""What bodies may look like: cached geometry (CMGC) and labeled skeletons (the diffusion prior)."""

@@ -1,4 +1,4 @@
-"""The diffusion developmental prior (DDP): what 2-D skeletons of labelled bodies look like.
+"""The diffusion developmental prior (DDP): what 2-D skeletons of labeled bodies look like.
 
 A denoiser over normalised skeletons, used in three ways: `guidance_loss` pulls a student's pose towards its
 denoised self (score distillation), `correct` moves a pseudo-label there, `implausibility` scores a pose.

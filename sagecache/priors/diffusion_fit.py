@@ -1,4 +1,4 @@
-"""Fit the diffusion prior on a labelled split's skeletons, and say honestly what it is worth.
+"""Fit the diffusion prior on a labeled split's skeletons, and say honestly what it is worth.
 
 Twenty skeletons or twenty thousand: augmented, held out in part, stopped when the held-out loss stops
 falling, and reported by noise level beside the Gaussian of the same skeletons. Deterministic in the seed
@@ -34,7 +34,7 @@ MIN_BODIES = 8
 BUCKETS = (0.0, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9, 1.0)  # s_t
 RIDGES = (0.001, 0.003, 0.01, 0.03, 0.1)  # added to a covariance of trace D; the best on held-out is taken
 MOMENT_SAMPLES, HELD_OUT_SAMPLES = 10_000, 1024
-DROP_SHARE = 0.3  # of the samples lose joints; the rest are as labelled
+DROP_SHARE = 0.3  # of the samples lose joints; the rest are as labeled
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ def fit_from_instances(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Path:
-    """Fit on the labelled instances and save the prior at path, which is returned. options: FitConfig's."""
-    keypoints = _labelled(instances, skeleton)
+    """Fit on the labeled instances and save the prior at path, which is returned. options: FitConfig's."""
+    keypoints = _labeled(instances, skeleton)
     provenance = {"keypoints_sha256": labels_sha256(instances, skeleton), "count": len(keypoints)}
     config = build(FitConfig, {"seed": seed, **(options or {})}, "recipe", "prior")
     prior, _ = fit(keypoints, skeleton, config, progress, provenance)
@@ -91,10 +91,10 @@ def fit_from_instances(
 
 def labels_sha256(instances: Sequence[Instance], skeleton: Skeleton) -> str:
     """Of the keypoints that a prior is fitted on: ``provenance['keypoints_sha256']`` of a fresh prior."""
-    return hashlib.sha256(_labelled(instances, skeleton).tobytes()).hexdigest()
+    return hashlib.sha256(_labeled(instances, skeleton).tobytes()).hexdigest()
 
 
-def _labelled(instances: Sequence[Instance], skeleton: Skeleton) -> np.ndarray:
+def _labeled(instances: Sequence[Instance], skeleton: Skeleton) -> np.ndarray:
     """(N, K, 3) float32, image pixels."""
     return stacked_keypoints(instances, skeleton).astype(np.float32)
 
@@ -108,7 +108,7 @@ def fit(
 ) -> tuple[DiffusionPrior, dict]:
     """Train a prior; the global random state is left as it was.
 
-    keypoints (N, K, 3): x, y, v in pixels of upright frames, v > 0 = labelled. progress(step, steps,
+    keypoints (N, K, 3): x, y, v in pixels of upright frames, v > 0 = labeled. progress(step, steps,
     message). Returns the frozen prior and its report (also saved with it): 'bodies' {fit, held_out,
     unusable}, 'best_step', 'steps', 'held_out' and 'gaussian' (eps-MSE over all steps), 'ridge', 'buckets'
     [{noise: [low, high], network, gaussian, samples}]. A value below 'gaussian' says that the prior knows
@@ -166,7 +166,7 @@ def _usable(keypoints: np.ndarray, skeleton: Skeleton) -> tuple[Tensor, Tensor, 
 
 @dataclass(frozen=True)
 class _Bodies:
-    """Labelled bodies from which augmented ones are drawn (global random state)."""
+    """Labeled bodies from which augmented ones are drawn (global random state)."""
 
     points: Tensor
     mask: Tensor

@@ -71,7 +71,7 @@ def _tensors(model: nn.Module) -> list[torch.Tensor]:
 
 
 def ramp_up(step: int, length: int) -> float:
-    """Weight of the unlabelled losses: linear from 0 at step 0 to 1 at step `length`, then 1.
+    """Weight of the unlabeled losses: linear from 0 at step 0 to 1 at step `length`, then 1.
 
     Linear rather than the sigmoid exp(-5 (1 - t)^2) of Laine & Aila 2017, which is below .1 for a third of
     the ramp: a fine-tuned student's labels are useful early. length 0 switches the ramp off.

@@ -1,6 +1,6 @@
 """Is this skeleton plausible, and who teaches the sample: A (the EMA teacher) or B (its corrected pose)?
 
-KPS, the kinematic plausibility score (MATHS 5), compares a pose with the labelled split's statistics; the
+KPS, the kinematic plausibility score (MATHS 5), compares a pose with the labeled split's statistics; the
 hybrid gate takes A's pose as a hard label where it is confident and plausible, and else at most B's pose as
 a soft, down-weighted target. The gate receives poses and never a prior. Nothing here carries a gradient or
 makes the host wait for the device.
@@ -117,7 +117,7 @@ class Plausibility(nn.Module):
 
     @classmethod
     def from_stats(cls, stats: SkeletonStats, weights=(1.0, 1.0, 1.0)) -> Plausibility:
-        """Limbs and angles that enough labelled bodies showed; angles within their q2.5 to q97.5."""
+        """Limbs and angles that enough labeled bodies showed; angles within their q2.5 to q97.5."""
         limbs, angles = stats.limb("sqrt_area"), stats.angles
         spread = np.maximum(1.4826 * limbs.mad, MIN_SPREAD * limbs.median)
         chosen = [
@@ -151,7 +151,7 @@ class HybridGate:
     A gives hard labels of weight 1 at the joints the filter keeps. B with 'diffusion' gives soft targets of
     weight weight_b at joints of confidence above keep_b (lower than A's filter: such joints are what the
     correction is for, and a soft target costs little when wrong); with 'none' the sample is silent.
-    Thresholds of 0 send every sample to A: plain pseudo-labelling.
+    Thresholds of 0 send every sample to A: plain pseudo-labeling.
     """
 
     def __init__(
@@ -205,13 +205,13 @@ def calibrate_threshold(
 ) -> float:
     """The KPS that all but a share `quantile` of true poses reach, once they err like predictions.
 
-    keypoints (N, K, 2), present (N, K) bool, bbox_scale (N,): labelled bodies. confidence (N, K), or one
+    keypoints (N, K, 2), present (N, K) bool, bbox_scale (N,): labeled bodies. confidence (N, K), or one
     number: what the teacher says of poses worth learning, such as the gate's own threshold_confidence.
     noise: sd of a prediction's error along x and y in units of bbox_scale, drawn anew `draws` times.
     Returns a number in [0, 1], the same for the same seed. Raises SagecacheError for an empty split.
     """
     if len(keypoints) == 0:
-        raise SagecacheError("no labelled body to calibrate the plausibility threshold on")
+        raise SagecacheError("no labeled body to calibrate the plausibility threshold on")
     generator = torch.Generator().manual_seed(seed)
     keypoints, bbox_scale = keypoints.float(), bbox_scale.float()
     confidence = torch.as_tensor(confidence, dtype=torch.float32, device=keypoints.device)

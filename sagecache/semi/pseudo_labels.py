@@ -26,7 +26,7 @@ class PseudoLabeler(nn.Module):
     """Teacher maps in, `PseudoLabels` out.
 
     sigma: the maps' ideal Gaussian, heatmap pixels (scale of the confidence). flip_indices (K,): mirror
-    pairs. plausibility: None without labelled statistics; then KPS is the mean confidence of kept joints.
+    pairs. plausibility: None without labeled statistics; then KPS is the mean confidence of kept joints.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""Robust summaries of a labelled split's skeletons, kept as ``skeleton_stats.json``.
+"""Robust summaries of a labeled split's skeletons, kept as ``skeleton_stats.json``.
 
 Limb lengths in units of several body sizes, their left/right log-ratio, angles at joints, and how often each
-joint is labelled. Names and edges come from the `Skeleton` (a dataset_info) alone. In two dimensions a limb
+joint is labeled. Names and edges come from the `Skeleton` (a dataset_info) alone. In two dimensions a limb
 can only look shorter than it is: its upper quantiles say more about the body than its mean (MATHS 5).
 """
 
@@ -66,15 +66,15 @@ class SkeletonStats:
 
     limbs: normaliser -> Summary over the L limbs of skeleton.limb_edges, lengths in units of that body size.
     log_ratio: over the P rows of skeleton.mirrored_limbs, log(left / right). angles: over the T rows of
-    skeleton.angle_triplets, radians. labelled, visible (K,): share of instances with v > 0 and with v = 2.
-    counts: 'instances', 'complete' (every limb labelled). provenance: what it was made from.
+    skeleton.angle_triplets, radians. labeled, visible (K,): share of instances with v > 0 and with v = 2.
+    counts: 'instances', 'complete' (every limb labeled). provenance: what it was made from.
     """
 
     skeleton: Skeleton
     limbs: dict[str, Summary]
     log_ratio: Summary
     angles: Summary
-    labelled: np.ndarray
+    labeled: np.ndarray
     visible: np.ndarray
     counts: dict[str, int]
     provenance: dict = field(default_factory=dict)
@@ -94,8 +94,8 @@ class SkeletonStats:
             "provenance": dict(self.provenance),
             "counts": dict(self.counts),
             "visibility": {
-                name: {"labelled": _plain(a), "visible": _plain(b)}
-                for name, a, b in zip(self.skeleton.names, self.labelled, self.visible, strict=True)
+                name: {"labeled": _plain(a), "visible": _plain(b)}
+                for name, a, b in zip(self.skeleton.names, self.labeled, self.visible, strict=True)
             },
             "limbs": {name: _to_rows(summary, limb_names) for name, summary in self.limbs.items()},
             "log_ratio": _to_rows(self.log_ratio, _pair_names(self.skeleton)),
@@ -150,9 +150,9 @@ def compute_stats(
     provenance: Mapping | None = None,
     min_count: int = MIN_COUNT,
 ) -> SkeletonStats:
-    """Summarise N labelled bodies in one pass.
+    """Summarise N labeled bodies in one pass.
 
-    keypoints (N, K, 3): x, y, v (COCO: 0 not labelled, 1 occluded, 2 visible; both labelled kinds are
+    keypoints (N, K, 3): x, y, v (COCO: 0 not labeled, 1 occluded, 2 visible; both labeled kinds are
     measured), pixels. bboxes (N, 4) xywh in the same pixels. provenance: JSON values that say where the
     labels come from, such as {'annotations_sha256': ...}. Raises SagecacheError for other shapes, non-finite
     values or no body at all.
@@ -166,7 +166,7 @@ def compute_stats(
     if not (np.isfinite(keypoints).all() and np.isfinite(bboxes).all()):
         raise SagecacheError("keypoints and boxes must be finite")
     if len(keypoints) == 0:
-        raise SagecacheError("no labelled person to summarise", fix="Check the split: sagecache data check")
+        raise SagecacheError("no labeled person to summarise", fix="Check the split: sagecache data check")
 
     seen = keypoints[..., 2] > 0
     lengths = limb_lengths(keypoints, skeleton.limb_edges)
@@ -180,7 +180,7 @@ def compute_stats(
         limbs={name: Summary.of(lengths / size[:, None], min_count) for name, size in sizes.items()},
         log_ratio=Summary.of(np.log(lengths[:, left]) - np.log(lengths[:, right]), min_count),
         angles=Summary.of(angles, min_count),
-        labelled=seen.mean(axis=0),
+        labeled=seen.mean(axis=0),
         visible=(keypoints[..., 2] == 2).mean(axis=0),
         counts={
             "instances": len(keypoints),
@@ -251,7 +251,7 @@ def _from_dict(content: dict) -> SkeletonStats:
         limbs={name: _to_summary(rows, skeleton.limb_names) for name, rows in content["limbs"].items()},
         log_ratio=_to_summary(content["log_ratio"], _pair_names(skeleton)),
         angles=_to_summary(content["angles"], _triplet_names(skeleton)),
-        labelled=np.array([rate["labelled"] for rate in rates], dtype=np.float64),
+        labeled=np.array([rate["labeled"] for rate in rates], dtype=np.float64),
         visible=np.array([rate["visible"] for rate in rates], dtype=np.float64),
         counts=dict(content["counts"]),
         provenance=dict(content["provenance"]),

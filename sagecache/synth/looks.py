@@ -45,7 +45,7 @@ class Look:
     photometry: Photometry = field(default_factory=Photometry)
 
 
-# The unlabelled domain: infants in bed seen from above. Ranges follow the prototype's look N, measured
+# The unlabeled domain: infants in bed seen from above. Ranges follow the prototype's look N, measured
 # to leave a student pretrained on 'source' room to learn, yet readable at 128 x 96 pixels.
 TARGET = Look(
     name="target",
@@ -76,7 +76,7 @@ TARGET = Look(
     ),
 )
 
-# The labelled domain of the pretrained student: older people, daylight, sharp. All azimuths and some
+# The labeled domain of the pretrained student: older people, daylight, sharp. All azimuths and some
 # lying bodies, so that backs are seen and left is not simply the picture's right.
 SOURCE = Look(
     name="source",

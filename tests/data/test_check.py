@@ -173,7 +173,7 @@ def test_two_readings_of_one_file_leak_where_one_measures_the_other(tmp_path, na
 
 def test_an_empty_split_is_an_error(tmp_path):
     source = make_split(tmp_path, range(1, 3))
-    labels = replace(source, labelled=True)
+    labels = replace(source, labeled=True)
     edit(tmp_path, lambda coco: [a.update(keypoints=[0] * 51, num_keypoints=0) for a in coco["annotations"]])
     assert problems({"infants": labels}) == [("error", "no_labels", "infants")]
     assert problems({"val": source}) == [("error", "no_labels", "val")]

@@ -48,11 +48,11 @@ def test_sound_annotations_give_notes_only():
     assert notes["note", "contents"].message == "2 images, 3 persons, 1 with keypoints"
     assert notes["note", "crowd"].message.endswith(": 3")
     assert notes["note", "no_keypoints"].message.endswith(": 4")
-    assert "0.5 over 1 labelled" in notes["note", "area_rule"].message
+    assert "0.5 over 1 labeled" in notes["note", "area_rule"].message
 
 
 @pytest.mark.parametrize(
-    ("change", "labelled", "codes"),
+    ("change", "labeled", "codes"),
     [
         ({}, True, []),
         (dict(iscrowd=1), True, ["no_labels"]),  # left out of training
@@ -60,9 +60,9 @@ def test_sound_annotations_give_notes_only():
         (dict(keypoints=[0] * 51, num_keypoints=0), False, []),
     ],
 )
-def test_a_split_that_is_read_for_its_keypoints_has_some(change, labelled, codes):
+def test_a_split_that_is_read_for_its_keypoints_has_some(change, labeled, codes):
     log = FindingList("s")
-    check_not_empty(coco_of(person(1, **change)), log, labelled)
+    check_not_empty(coco_of(person(1, **change)), log, labeled)
     assert [f.code for f in log.found] == codes
 
 

@@ -10,7 +10,7 @@ from sagecache.data.coco import (
     image_path,
     instances_from_annotations,
     instances_from_detections,
-    labelled_keypoints,
+    labeled_keypoints,
     load_coco,
     load_detections,
     read_image,
@@ -244,9 +244,9 @@ def test_fields_of_an_instance():
     assert one.keypoints is None and one.annotation_id is None and one.area is None
 
 
-def test_labelled_keypoints_are_counted():
-    assert labelled_keypoints({"keypoints": [5, 5, 0, 5, 5, 1, 5, 5, 2]}) == 2
-    assert labelled_keypoints({}) == labelled_keypoints({"keypoints": None}) == 0
+def test_labeled_keypoints_are_counted():
+    assert labeled_keypoints({"keypoints": [5, 5, 0, 5, 5, 1, 5, 5, 2]}) == 2
+    assert labeled_keypoints({}) == labeled_keypoints({"keypoints": None}) == 0
 
 
 def test_unknown_and_repeated_images_are_refused():

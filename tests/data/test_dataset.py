@@ -119,7 +119,7 @@ def assert_same(one: dict, two: dict) -> None:
 # --- one sample ----------------------------------------------------------------------------------
 
 
-def test_a_labelled_item_is_the_crop_with_its_joints(instances):
+def test_a_labeled_item_is_the_crop_with_its_joints(instances):
     item = labeled_views(instances, ViewConfig())[1]
     source = instances[1]
     expected = crop_affine(source.bbox, SIZE, PADDING)
@@ -141,7 +141,7 @@ def test_a_labelled_item_is_the_crop_with_its_joints(instances):
     }
 
 
-def test_an_unlabelled_item_has_a_weak_and_different_strong_views(instances, store):
+def test_an_unlabeled_item_has_a_weak_and_different_strong_views(instances, store):
     item = unlabeled_views(instances, store, views=3)[Draw(2, (5, 1, 9))]
     assert item["weak"].shape == (3, 64, 48) and item["strong"].shape == (3, 3, 64, 48)
     expected = crop_affine(instances[2].bbox, SIZE, PADDING)
@@ -313,7 +313,7 @@ def test_other_seeds_draw_otherwise():
 
 
 def test_an_empty_stream_that_is_drawn_from_is_refused():
-    with pytest.raises(SagecacheError, match="no unlabelled instances"):
+    with pytest.raises(SagecacheError, match="no unlabeled instances"):
         MixedBatchSampler(5, 0, 2, 4)
     with pytest.raises(ValueError, match="rank 2"):
         MixedBatchSampler(5, 5, 2, 4, rank=2, world_size=2)

@@ -4,11 +4,11 @@ from sagecache.data.splits import draw_images, sequence_keys, shared, subset
 from sagecache.errors import SagecacheError
 
 
-def coco_of(count, labelled=None, name="{:012d}.jpg"):
+def coco_of(count, labeled=None, name="{:012d}.jpg"):
     images = [{"id": i, "file_name": name.format(i)} for i in range(1, count + 1)]
-    labelled = count if labelled is None else labelled
+    labeled = count if labeled is None else labeled
     annotations = [
-        {"id": i, "image_id": i, "bbox": [0, 0, 9, 9], "keypoints": [1, 1, 2 if i <= labelled else 0]}
+        {"id": i, "image_id": i, "bbox": [0, 0, 9, 9], "keypoints": [1, 1, 2 if i <= labeled else 0]}
         for i in range(1, count + 1)
     ]
     return {"images": images, "annotations": annotations, "info": "kept"}
@@ -38,12 +38,12 @@ def test_draws_are_even():
     assert sum(hits) == 4000 and min(hits[1:]) > 60 and max(hits) < 145  # binomial: 100 +- 8.7
 
 
-def test_only_labelled_images_are_drawn_unless_asked():
-    coco = coco_of(20, labelled=5)
+def test_only_labeled_images_are_drawn_unless_asked():
+    coco = coco_of(20, labeled=5)
     assert draw_images(coco, 5, seed=0) == [1, 2, 3, 4, 5]
-    with pytest.raises(SagecacheError, match="can't draw 6 of 5 labelled images"):
+    with pytest.raises(SagecacheError, match="can't draw 6 of 5 labeled images"):
         draw_images(coco, 6, seed=0)
-    assert len(draw_images(coco, 20, seed=0, labelled_only=False)) == 20
+    assert len(draw_images(coco, 20, seed=0, labeled_only=False)) == 20
 
 
 def test_sequences_are_drawn_whole():
@@ -51,7 +51,7 @@ def test_sequences_are_drawn_whole():
         {"id": 100 * s + f, "file_name": f"baby{s}_{f:03d}.jpg"} for s in range(6) for f in range(10, 20)
     ]
     coco = {"images": records, "annotations": []}
-    drawn = draw_images(coco, 25, seed=0, labelled_only=False, by_sequence=True)
+    drawn = draw_images(coco, 25, seed=0, labeled_only=False, by_sequence=True)
     assert len(drawn) == 30  # 25 reached with the third sequence
     assert len({i // 100 for i in drawn}) == 3
 

@@ -24,7 +24,7 @@ PERSON = {"id": 1, "name": "person", "keypoints": list(COCO17.names), "skeleton"
 
 
 def random_persons(rng, images=6, first_id=1):
-    """A crowded little ground truth: 1 to 4 persons an image, some joints unlabelled."""
+    """A crowded little ground truth: 1 to 4 persons an image, some joints unlabeled."""
     annotations = []
     for image_id in range(1, images + 1):
         for _ in range(rng.integers(1, 5)):
@@ -89,7 +89,7 @@ def test_oks_by_hand():
     truth = np.zeros((1, 17, 3))
     truth[0, 0] = 10, 10, 2
     truth[0, 9] = 50, 20, 1
-    truth[0, 3] = 70, 70, 0  # not labelled: must not count
+    truth[0, 3] = 70, 70, 0  # not labeled: must not count
     guess = truth[:, :, :2].copy()
     guess[0, 0] += (3, 4)
     guess[0, 3] += 1000
@@ -220,7 +220,7 @@ def test_pck_against_a_slow_loop(normaliser):
         assert 0 < right.sum() < total.sum()
         assert report.pck[threshold] == pytest.approx(right.sum() / total.sum())
         np.testing.assert_allclose(report.pck_per_joint[threshold], right / total)
-    np.testing.assert_array_equal(report.per_image()["labelled"].sum(), total.sum())
+    np.testing.assert_array_equal(report.per_image()["labeled"].sum(), total.sum())
     assert normaliser in report.as_dict()["pck_normaliser"]
 
 
@@ -245,7 +245,7 @@ def test_a_weaker_duplicate_does_not_replace_a_prediction():
     assert evaluate([exact, blurred], truth, COCO17).pck == alone.pck
 
 
-def test_nothing_predicted_is_zero_and_nothing_labelled_is_none():
+def test_nothing_predicted_is_zero_and_nothing_labeled_is_none():
     rng = np.random.default_rng(9)
     truth = random_persons(rng)
     empty = evaluate([], truth, COCO17)
@@ -305,11 +305,11 @@ def test_a_person_without_keypoints_is_ignored_as_pycocotools_does(bare, tmp_pat
     rng = np.random.default_rng(3)
     truth = random_persons(rng)
     results = sort_predictions(guesses(truth, rng, noise=4))
-    unlabelled = truth["annotations"][2]
+    unlabeled = truth["annotations"][2]
     same = json.loads(json.dumps(truth))
     same["annotations"][2].update(keypoints=[0] * 51, num_keypoints=0)
-    del unlabelled["keypoints"], unlabelled["num_keypoints"]
-    unlabelled.update(bare)
+    del unlabeled["keypoints"], unlabeled["num_keypoints"]
+    unlabeled.update(bare)
     report = evaluate(results, truth, COCO17, area_rule="annotation")
     for name, value in official(same, results, tmp_path).items():
         assert report.coco[name] == pytest.approx(value, abs=1e-12), name
@@ -334,5 +334,5 @@ def test_real_annotations_agree_with_pycocotools(tmp_path):
     rng = np.random.default_rng(0)
     results = sort_predictions(guesses(truth, rng, noise=4))
     report = evaluate(results, truth, COCO17, area_rule="annotation")
-    assert (report.persons, report.labelled.sum()) == (12, 181)
+    assert (report.persons, report.labeled.sum()) == (12, 181)
     assert report.AP == pytest.approx(official(truth, results, tmp_path)["AP"], abs=1e-12)

@@ -72,5 +72,5 @@ def test_labels_without_a_single_pose_are_refused(tmp_path):
     for one in content["annotations"]:
         del one["keypoints"]
     page.write_text(json.dumps(content))
-    with pytest.raises(SagecacheError, match="no labelled body"):
+    with pytest.raises(SagecacheError, match="no labeled body"):
         build_labeler(project, Recipe(), 1.25)

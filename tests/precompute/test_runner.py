@@ -210,7 +210,7 @@ def test_images_out_of_order_are_refused(images, tmp_path):
 
 
 @pytest.fixture
-def labelled(instances):
+def labeled(instances):
     rng = np.random.default_rng(0)
     keypoints = np.concatenate(
         [rng.uniform(0, 50, (len(instances), 17, 2)), np.full((len(instances), 17, 1), 2)], 2
@@ -218,17 +218,17 @@ def labelled(instances):
     return [replace(one, keypoints=k) for one, k in zip(instances, keypoints, strict=True)]
 
 
-def test_statistics_are_those_of_the_labelled_persons(labelled, tmp_path):
-    unlabelled = replace(labelled[0], instance=99, keypoints=None)
-    empty = replace(labelled[0], instance=98, keypoints=np.zeros((17, 3)))
-    job = StatsJob(tmp_path / "skeleton_stats.json", [*labelled, empty, unlabelled], COCO17)
+def test_statistics_are_those_of_the_labeled_persons(labeled, tmp_path):
+    unlabeled = replace(labeled[0], instance=99, keypoints=None)
+    empty = replace(labeled[0], instance=98, keypoints=np.zeros((17, 3)))
+    job = StatsJob(tmp_path / "skeleton_stats.json", [*labeled, empty, unlabeled], COCO17)
     report = run_stats(job)
     assert (report.total, report.computed) == (14, 14)
     assert SkeletonStats.load(report.path, COCO17).counts["instances"] == 14
     first = report.path.read_bytes()
     assert run_stats(job).computed == 0
-    moved = labelled[3].keypoints + [1, 0, 0]
-    changed = replace(job, instances=[*labelled[:3], replace(labelled[3], keypoints=moved), *labelled[4:]])
+    moved = labeled[3].keypoints + [1, 0, 0]
+    changed = replace(job, instances=[*labeled[:3], replace(labeled[3], keypoints=moved), *labeled[4:]])
     with pytest.raises(SagecacheError, match="made from other labels .labels_sha256.*--force"):
         run_stats(changed)
     forced = run_stats(changed, RunOptions(force=True))
@@ -236,18 +236,18 @@ def test_statistics_are_those_of_the_labelled_persons(labelled, tmp_path):
     assert json.loads(report.path.read_bytes()) != json.loads(first)
 
 
-def test_a_person_of_another_skeleton_is_named(labelled, tmp_path):
-    labelled[3] = replace(labelled[3], keypoints=labelled[3].keypoints[:14], annotation_id=77)
+def test_a_person_of_another_skeleton_is_named(labeled, tmp_path):
+    labeled[3] = replace(labeled[3], keypoints=labeled[3].keypoints[:14], annotation_id=77)
     with pytest.raises(
         SagecacheError, match=r"image_id 4, annotation 77: has 14 keypoints, .* 'coco' has 17"
     ):
-        run_stats(StatsJob(tmp_path / "skeleton_stats.json", labelled, COCO17))
+        run_stats(StatsJob(tmp_path / "skeleton_stats.json", labeled, COCO17))
 
 
-def test_no_labelled_person_is_said_and_force_then_moves_nothing(labelled, tmp_path):
-    job = StatsJob(tmp_path / "skeleton_stats.json", labelled, COCO17)
+def test_no_labeled_person_is_said_and_force_then_moves_nothing(labeled, tmp_path):
+    job = StatsJob(tmp_path / "skeleton_stats.json", labeled, COCO17)
     run_stats(job)
-    nobody = replace(job, instances=[replace(one, keypoints=None) for one in labelled])
-    with pytest.raises(SagecacheError, match="no labelled person to summarise"):
+    nobody = replace(job, instances=[replace(one, keypoints=None) for one in labeled])
+    with pytest.raises(SagecacheError, match="no labeled person to summarise"):
         run_stats(nobody, RunOptions(force=True))
     assert [path.name for path in tmp_path.iterdir()] == ["skeleton_stats.json"]

@@ -9,7 +9,7 @@ from sagecache.skeleton import COCO17
 
 
 def make_family(count: int, seed: int) -> np.ndarray:
-    """COCO-17 bodies (count, 17, 3), pixels, all joints labelled, upright within 20 degrees."""
+    """COCO-17 bodies (count, 17, 3), pixels, all joints labeled, upright within 20 degrees."""
     rng = np.random.default_rng(seed)
 
     def along(start: np.ndarray, angle: np.ndarray, length: float) -> np.ndarray:

@@ -86,7 +86,7 @@ def test_augmentation_turns_within_its_range_and_hides_joints(family):
     assert 25 + lean < angle.abs().max() <= 30 + lean + 1e-3
 
 
-def test_joints_that_nobody_labelled_are_left_out(family):
+def test_joints_that_nobody_labeled_are_left_out(family):
     keypoints = family(20, seed=0)
     keypoints[:, [1, 2], 2] = 0
     keypoints[:, [1, 2], :2] = np.nan

@@ -103,7 +103,7 @@ def tensors(keypoints: np.ndarray, boxes: np.ndarray) -> tuple[Tensor, Tensor, T
     return points, torch.tensor(keypoints[..., 2] > 0), torch.tensor(boxes[:, 2] * boxes[:, 3]).sqrt().float()
 
 
-def test_statistics_of_a_labelled_split_recognise_its_bodies():
+def test_statistics_of_a_labeled_split_recognise_its_bodies():
     score = Plausibility.from_stats(compute_stats(*bodies(200), COCO17))
     assert len(score.edges) == 12 and len(score.triplets) == 8
     points, present, scale = tensors(*bodies(100, seed=1))
@@ -118,7 +118,7 @@ def test_statistics_of_a_labelled_split_recognise_its_bodies():
 
 def test_quantities_that_few_bodies_showed_are_not_used():
     keypoints, boxes = bodies(50)
-    keypoints[5:, 9, 2] = 0  # the left wrist is labelled in five bodies only
+    keypoints[5:, 9, 2] = 0  # the left wrist is labeled in five bodies only
     score = Plausibility.from_stats(compute_stats(keypoints, boxes, COCO17))
     assert len(score.edges) == 11 and not (score.edges == 9).any()
     assert not (score.triplets == 9).any()
@@ -229,5 +229,5 @@ def test_calibration_is_repeatable_and_strict_without_noise():
     direct = score(points, present, scale, torch.full((100, 17), 0.6)).quantile(0.05).item()
     assert calibrate_threshold(*arguments, noise=0.0, draws=1) == pytest.approx(direct)
     assert calibrate_threshold(*arguments, noise=0.1) < direct
-    with pytest.raises(SagecacheError, match="no labelled body"):
+    with pytest.raises(SagecacheError, match="no labeled body"):
         calibrate_threshold(score, torch.zeros(0, 17, 2), torch.zeros(0, 17).bool(), torch.zeros(0), 0.6)

@@ -11,7 +11,7 @@ from sagecache.skeleton.stats import FORMAT, SkeletonStats, Summary, compute_sta
 
 
 def bodies(rng, count=60):
-    """Jittered copies of one body of different sizes, some joints not labelled."""
+    """Jittered copies of one body of different sizes, some joints not labeled."""
     base = rng.uniform(0, 1, (17, 2)) * [60, 120]
     size = rng.uniform(0.5, 3, (count, 1, 1))
     points = (base + rng.normal(0, 3, (count, 17, 2))) * size
@@ -81,7 +81,7 @@ def test_lengths_are_free_of_scale(sample):
         np.testing.assert_allclose(larger.limb(name).q99, stats.limb(name).q99)
 
 
-def test_unlabelled_joints_have_no_influence(sample):
+def test_unlabeled_joints_have_no_influence(sample):
     keypoints, bboxes, stats = sample
     moved = keypoints.copy()
     moved[moved[..., 2] == 0, :2] = 9999
@@ -90,7 +90,7 @@ def test_unlabelled_joints_have_no_influence(sample):
 
 def test_rates_and_counts(sample):
     keypoints, _, stats = sample
-    np.testing.assert_allclose(stats.labelled, (keypoints[..., 2] >= 1).mean(0))
+    np.testing.assert_allclose(stats.labeled, (keypoints[..., 2] >= 1).mean(0))
     np.testing.assert_allclose(stats.visible, (keypoints[..., 2] == 2).mean(0))
     complete = sum((body[5:, 2] > 0).all() for body in keypoints)
     assert stats.counts == {"instances": 60, "complete": complete, "min_count": 10}
@@ -98,7 +98,7 @@ def test_rates_and_counts(sample):
 
 def test_too_few_samples_are_flagged_and_never_nan_in_the_file(tmp_path):
     keypoints, bboxes = bodies(np.random.default_rng(1), count=12)
-    keypoints[:, 9, 2] = 0  # the left wrist is never labelled
+    keypoints[:, 9, 2] = 0  # the left wrist is never labeled
     keypoints[:9, 16, 2] = 0  # the right ankle at most three times
     stats = compute_stats(keypoints, bboxes, COCO17)
     path = tmp_path / "stats.json"
@@ -184,7 +184,7 @@ def test_bad_input_is_refused(sample):
         compute_stats(keypoints[:, :5], bboxes, COCO17)
     with pytest.raises(SagecacheError, match="finite"):
         compute_stats(keypoints * np.nan, bboxes, COCO17)
-    with pytest.raises(SagecacheError, match="no labelled person"):
+    with pytest.raises(SagecacheError, match="no labeled person"):
         compute_stats(keypoints[:0], bboxes[:0], COCO17)
     with pytest.raises(SagecacheError, match="did you mean 'sqrt_area'"):
         stats.limb("sqrt_areas")

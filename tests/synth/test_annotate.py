@@ -60,7 +60,7 @@ def test_a_board_hides_joints_but_keeps_box_and_positions(body, actor, camera):
     assert nobody == [] and (instances == -1).all()  # hidden people are left out
 
 
-def test_outside_the_frame_is_unlabelled_and_the_box_is_clipped(body, actor, camera):
+def test_outside_the_frame_is_unlabeled_and_the_box_is_clipped(body, actor, camera):
     shifted = replace(camera, intrinsics=camera.intrinsics + np.array([[0, 0, 31.5], [0, 0, 0], [0, 0, 0]]))
     (person,), _ = people(body, actor, shifted)
     (whole,), _ = people(body, actor, camera)

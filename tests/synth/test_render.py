@@ -32,11 +32,11 @@ def test_projected_joints_are_the_keypoints(renderings, name):
     for rendering in renderings[name]:
         for person in rendering.people:
             image = person.keypoints_camera @ rendering.intrinsics.T
-            labelled = person.keypoints[:, 2] > 0
+            labeled = person.keypoints[:, 2] > 0
             np.testing.assert_allclose(
-                (image[:, :2] / image[:, 2:])[labelled], person.keypoints[labelled, :2], atol=1e-6
+                (image[:, :2] / image[:, 2:])[labeled], person.keypoints[labeled, :2], atol=1e-6
             )
-            count += labelled.sum()
+            count += labeled.sum()
     assert count > 40
 
 

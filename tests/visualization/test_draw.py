@@ -85,7 +85,7 @@ def test_limbs_join_their_joints_in_the_colour_of_their_side():
     assert (picture != GREY).any()
 
 
-def test_unlabelled_joints_and_their_limbs_are_left_out():
+def test_unlabeled_joints_and_their_limbs_are_left_out():
     joints = only_joint(7)
     x, y = joints[9, :2].astype(int)
     picture = draw_skeleton(GREY, joints, COCO17)
