@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -120,6 +121,19 @@ def call_with(
     Options arrive as the function's annotations say, as far as `convert` knows these. also: keys that stand
     here too and that the caller has read: an error suggests them.
     """
+    return function(**given, **checked(function, options, file, where, given=given, also=also))
+
+
+def checked(
+    function: Callable,
+    options: Mapping,
+    file: str | Path,
+    where: str,
+    *,
+    given: Collection[str] = (),
+    also: Sequence[str] = (),
+) -> dict[str, Any]:
+    """The options as `call_with` would hand them to the function, which is not called; its errors too."""
     parameters = inspect.signature(function).parameters
     known = [name for name in parameters if name not in given and name != "self"]
     for key in options:
@@ -133,11 +147,28 @@ def call_with(
     if missing:
         raise SagecacheError(f"missing key '{where}.{missing[0]}'", file=file, fix="Add it.")
     hints = _hints(function)
-    values = {
+    return {
         key: convert(hints[key], value, file, f"{where}.{key}") if _known(hints.get(key)) else value
         for key, value in options.items()
     }
-    return function(**given, **values)
+
+
+def at_least(name: str, value: float, low: float) -> None:
+    """Raise SagecacheError unless value is a finite number >= low; for ``__post_init__`` of settings."""
+    if not low <= value < math.inf:
+        raise SagecacheError(f"{name} is {value}, it must be at least {low}")
+
+
+def positive(name: str, value: float) -> None:
+    """Raise SagecacheError unless value is a finite number > 0."""
+    if not 0 < value < math.inf:
+        raise SagecacheError(f"{name} is {value}, it must be positive")
+
+
+def share(name: str, value: float) -> None:
+    """Raise SagecacheError unless value is in [0, 1]."""
+    if not 0 <= value <= 1:
+        raise SagecacheError(f"{name} is {value}, it must be in [0, 1]")
 
 
 def _hints(function: Callable) -> dict[str, Any]:

@@ -53,11 +53,33 @@ def make_person(rng: np.random.Generator, left: float, hidden: int) -> np.ndarra
     return joints
 
 
+def draw_body(image: np.ndarray, left: int) -> None:
+    """A dim figure in the box from (left, 30) on, of which the demo's geometry teacher makes a mask."""
+
+    def place(*point: int) -> tuple[int, int]:
+        return left + point[0], 30 + point[1]
+
+    shade = (85, 72, 0)  # far from as bright as a disc
+    cv2.circle(image, place(60, 18), 17, shade, -1)
+    cv2.ellipse(image, place(60, 65), (24, 34), 0, 0, 360, shade, -1)
+    for start, end in (
+        ((45, 45), (12, 70)),
+        ((75, 45), (108, 70)),
+        ((50, 95), (30, 140)),
+        ((70, 95), (90, 140)),
+    ):
+        cv2.line(image, place(*start), place(*end), shade, 13)
+
+
 def draw(people: list[np.ndarray]) -> np.ndarray:
     """RGB picture; blue climbs from left to right, so that a mirrored picture can be told."""
     image = np.zeros((*SIZE[::-1], 3), np.uint8)
     blue = np.linspace(0, 250, SIZE[0]).astype(np.uint8)
-    for person in people:
+    for number, person in enumerate(people):
+        draw_body(image, 10 + 155 * number)
+        for x, y, visible in person.tolist():
+            if visible:  # black around a disc, or resampling would mix its colour with the figure's
+                cv2.circle(image, (x, y), RADIUS + 4, (0, 0, 0), -1)
         for (x, y, visible), (red, green) in zip(person.tolist(), COLOURS, strict=True):
             if visible:
                 cv2.circle(image, (x, y), RADIUS, (round(red), round(green), 0), -1)

@@ -3,8 +3,9 @@
 
     python tools/reference_table.py
 
-Needs an hour or two on two cores. Arms that are trained already are kept, so a killed run goes on. Writes
-docs/results.md and configs/demo/reference.json (which `sagecache demo` prints). Run it where the demo ran
+Needs two hours on two cores. Arms that are trained already are kept, so a killed run goes on; after a change
+of networks or code delete --runs. Writes docs/results.md and configs/demo/reference.json (which `sagecache
+demo` prints); with other options than the defaults it prints the table instead. Run it where the demo ran
 (rendered splits and stores are taken from cache/demo), or let it make them.
 
 A seed draws the batches and the views, and each seed has its own stage 0; the labeled images stay the same.
@@ -28,7 +29,7 @@ from sagecache.evaluation.bootstrap import paired_bootstrap  # noqa: E402
 from sagecache.evaluation.keypoints import KeypointReport  # noqa: E402
 from sagecache.mm.evaluate import score  # noqa: E402
 from sagecache.project import Project  # noqa: E402
-from sagecache.project.runs import finished_run  # noqa: E402
+from sagecache.project.runs import finished_run, recipe_digest  # noqa: E402
 
 ARMS = {
     "stage0": "200 steps on the labels",
@@ -41,6 +42,7 @@ ARMS = {
     "oracle": "true labels of every unlabeled image",
 }
 CONTROL = "stage1-supervised"
+SEEDS = 3
 METRICS = ("AP", "AP50", "PCK@0.05", "PCK@0.1")
 COMMAND = "python tools/reference_table.py"
 
@@ -49,7 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seeds", type=int, default=3, help="how many, from 0")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="how many, from 0")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--split", default="test")
     parser.add_argument("--runs", type=Path, default=Path("work_dirs/reference"), help="where runs are kept")
@@ -57,7 +59,7 @@ def main() -> None:
     parser.add_argument("--reference", type=Path, default=ROOT / "configs" / "demo" / "reference.json")
     options = parser.parse_args()
 
-    project = Project.open(None)
+    project = Project.demo()
     ensure(project, project.split_requirements(options.split))
     reports: dict[str, list[KeypointReport]] = {arm: [] for arm in options.arms}
     for seed in range(options.seeds):  # seed by seed: what a stopped run leaves can be compared
@@ -67,20 +69,22 @@ def main() -> None:
             reports[arm].append(report)
             figures = {name: round(100 * report.as_dict()[name], 1) for name in METRICS}
             print(arm, seed, json.dumps(figures), flush=True)
-    write_table(reports, options)
-    if options.split == "test":
+    table = make_table(reports, options)
+    print("\n".join(table))
+    if (options.seeds, options.arms, options.split) == (SEEDS, list(ARMS), "test"):
+        write_table(table, options.table)
         write_reference(reports, options)
 
 
 def trained(project: Project, arm: str, seed: int, runs: Path) -> Path:
-    """The arm's checkpoint that did best on val; trained now unless its run is complete."""
+    """The arm's checkpoint that did best on val; trained now unless a run of today's pages is complete."""
     folder = runs / f"seed{seed}" / arm
-    finished = finished_run(folder)
-    if finished is not None:
-        return folder / finished.checkpoint
-    overrides = {}
+    overrides = {"seed": seed}
     if arm != "stage0":
         overrides["load_from"] = str(trained(project, "stage0", seed, runs).resolve())
+    finished = finished_run(folder)
+    if finished is not None and finished.recipe == recipe_digest(*project.recipe(arm, overrides)):
+        return folder / finished.checkpoint
     return train(project, arm, overrides, seed=seed, work_dir=folder)
 
 
@@ -94,8 +98,8 @@ def means(seeds: list[KeypointReport]) -> dict[str, float]:
     return {name: float(np.mean([report.as_dict()[name] for report in seeds])) for name in METRICS}
 
 
-def write_table(reports: dict[str, list[KeypointReport]], options: argparse.Namespace) -> None:
-    """Replace what stands between the markers of the page; the words around it are written by hand."""
+def make_table(reports: dict[str, list[KeypointReport]], options: argparse.Namespace) -> list[str]:
+    """Lines of Markdown: a row an arm, and what was measured."""
     header = ["arm", "what it learns from", *METRICS, f"PCK@0.05 by seed, less {CONTROL}", "95% interval"]
     lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
     for arm, seeds in reports.items():
@@ -116,10 +120,15 @@ def write_table(reports: dict[str, list[KeypointReport]], options: argparse.Name
         f"{options.seeds} seeds; percent. OKS area {first.area_rule}; PCK of {first.normaliser}. "
         f"Remade by `{COMMAND}`.",
     ]
+    return lines
+
+
+def write_table(lines: list[str], path: Path) -> None:
+    """Replace what stands between the markers of the page; the words around it are written by hand."""
     begin, end = "<!-- table: begin -->", "<!-- table: end -->"
-    page = options.table.read_text() if options.table.is_file() else f"# Results\n\n{begin}\n{end}\n"
+    page = path.read_text() if path.is_file() else f"# Results\n\n{begin}\n{end}\n"
     before, after = page.split(begin)[0], page.split(end)[1]
-    options.table.write_text(f"{before}{begin}\n" + "\n".join(lines) + f"\n{end}{after}")
+    path.write_text(f"{before}{begin}\n" + "\n".join(lines) + f"\n{end}{after}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Remake the three committed networks of the demo project.
+"""Train the three networks of the demo project, as the committed ones were trained.
 
     python tools/train_demo_networks.py all --data /path/to/scratch --threads 2
 

@@ -133,10 +133,13 @@ def stats(project: Project, options: RunOptions | None = None) -> StepReport:
 
 def train(project: Project, name: str, overrides: dict | None = None, **options) -> Path:
     """Make sure of what the recipe needs, train it, say where the result lies. Returns the result's path."""
+    from sagecache.cli.jobs import check_recipe
+
     overrides = dict(overrides or {})
     if options.get("seed") is not None:
         overrides["seed"] = options["seed"]
     recipe, _ = project.recipe(name, overrides)
+    check_recipe(recipe)
     ensure(project, project.requirements(recipe))
     if recipe.kind == "prior":
         result = _fit_prior(project, recipe, **options)
@@ -146,6 +149,8 @@ def train(project: Project, name: str, overrides: dict | None = None, **options)
         require_fresh(project, recipe)
         from sagecache.mm import run
 
+        if int(os.environ.get("RANK", 0)) == 0:
+            note(f"{name}: {recipe.summary}")
         with progress(f"train {name}") as report:
             result = run.train(project, name, run.TrainOptions(overrides=overrides, **options), report)
     if int(os.environ.get("RANK", 0)) == 0:

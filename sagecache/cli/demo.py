@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sagecache.cli.context import open_project
 from sagecache.cli.output import emit_table, note
 
 if TYPE_CHECKING:
@@ -22,8 +21,11 @@ SHOWN = ("AP", "AP50", "PCK@0.05", "PCK@0.1")
 @click.command("demo", short_help="The whole job on rendered infants, with pictures.")
 def demo_command() -> None:
     """Render infants, cache targets, train stage0 and stage1-full, compare them on test, draw pictures."""
+    from sagecache.project import Project
+
     start = time.monotonic()
-    project = open_project(None)
+    folder = click.get_current_context().find_root().params.get("project")
+    project = Project.open(folder) if folder else Project.demo()  # never what $SAGECACHE_PROJECT names
     measured = run(project)
     emit_table(f"test split, measured now ({(time.monotonic() - start) / 60:.1f} minutes)", *_table(measured))
     reference = project.folder / "reference.json"
@@ -41,21 +43,25 @@ def run(project: Project) -> dict[str, dict[str, float]]:
     """Everything that the two arms need, the two arms, their figures on the test split."""
     from sagecache.cli.actions import train
     from sagecache.cli.evaluate import evaluate
+    from sagecache.project.runs import finished_run
 
     measured = {}
     for arm in ARMS:
         if not _trained(project, arm):
-            train(project, arm, resume=project.checkpoint(arm) is not None)
+            train(project, arm, resume=finished_run(project.work_dir(arm)) is None)
         measured[arm] = evaluate(project, project.checkpoint(arm), "test")
     return measured
 
 
 def _trained(project: Project, arm: str) -> bool:
-    """In full: a trial of a few iterations is trained on."""
-    from sagecache.project.runs import finished_run
+    """In full and as the pages say; a trial, or a run of other pages, is trained anew."""
+    from sagecache.project.runs import finished_run, recipe_digest
 
-    run = finished_run(project.work_dir(arm))
-    if run is None or run.iterations < project.recipe(arm)[0].train_cfg.max_iters:
+    run, (recipe, model) = finished_run(project.work_dir(arm)), project.recipe(arm)
+    if run is None or run.iterations < recipe.train_cfg.max_iters:
+        return False
+    if run.recipe != recipe_digest(recipe, model):
+        note(f"{arm}: trained with other settings than its page's")
         return False
     note(f"{arm}: already trained, {project.checkpoint(arm)}")
     return True

@@ -20,6 +20,7 @@ import click
 
 from sagecache import __version__
 from sagecache.cli.context import json_option, open_project
+from sagecache.cli.jobs import check_recipe
 from sagecache.cli.output import emit_json, emit_table
 from sagecache.errors import SagecacheError
 
@@ -217,7 +218,9 @@ def check_project(project: Project) -> Iterator[Finding]:
     seen: set[tuple[str, str]] = set()
     for name in project.recipe_names():
         try:
-            needs = project.requirements(project.recipe(name)[0])
+            recipe, _ = project.recipe(name)
+            check_recipe(recipe)
+            needs = project.requirements(recipe)
         except SagecacheError as error:
             yield Finding("project", name, str(error), ERROR, error.fix or "")
             continue

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.command("inspect", short_help="One image: picture, targets, provenance.")
 @click.argument("image_id", type=int)
 @project_option
-@click.option("--split", default="unlabeled", show_default=True)
+@click.option("--split", help="Default: unlabeled, or labeled where there is no such split.")
 @click.option("--instance", type=click.IntRange(0), help="Only this instance of the image. Default: all.")
 @click.option(
     "--checkpoint",
@@ -50,7 +50,7 @@ def inspect_command(image_id: int, project: Project, as_json: bool, **options) -
 def inspect(
     project: Project,
     image_id: int,
-    split: str = "unlabeled",
+    split: str | None = None,
     instance: int | None = None,
     checkpoint: Path | None = None,
     recipe: str = "stage1-full",
@@ -59,6 +59,7 @@ def inspect(
     """Draw the picture, return what the table says."""
     from sagecache.data.coco import read_image
 
+    split = split or ("unlabeled" if "unlabeled" in project.data.splits else "labeled")
     ensure(project, project.split_requirements(split))
     chosen = _find(project, split, image_id, instance)
     reader = _reader(project, split)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,9 @@ if TYPE_CHECKING:
     from sagecache.precompute.runner import DetectJob, GeoJob, StatsJob
     from sagecache.project import Project, Recipe
     from sagecache.structures import Instance
+
+
+logger = logging.getLogger(__name__)
 
 
 def crop_rule(project: Project) -> CropRule:
@@ -78,6 +83,18 @@ def prior_instances(project: Project, recipe: Recipe) -> list[Instance]:
     return [one for split in recipe.data.labeled for one in project.instances(split, "annotations")]
 
 
+def check_recipe(recipe: Recipe) -> None:
+    """Names and types of what a recipe's sections say, before anything is made for it."""
+    if recipe.kind == "prior":
+        from sagecache.priors.diffusion_fit import fit_config
+
+        fit_config(recipe.prior, recipe.seed)
+    else:
+        from sagecache.mm.terms import check_semi
+
+        check_semi(recipe)
+
+
 def require_fresh(project: Project, recipe: Recipe) -> None:
     """Refuse what was made of other labels or with other settings, naming what differs.
 
@@ -87,10 +104,9 @@ def require_fresh(project: Project, recipe: Recipe) -> None:
         require_fresh_boxes(project, split)
     if not recipe.uses_unlabeled:
         return
-    from sagecache.precompute.runner import run_stats
     from sagecache.teachers.registry import build_teacher
 
-    run_stats(stats_job(project))
+    _require_fresh_stats(project)
     if recipe.uses_prior:
         _require_fresh_prior(project)
     if not recipe.uses_geometry:
@@ -161,17 +177,35 @@ def _stale(project: Project, what: str, differences: str, file: Path, step: str)
     )
 
 
+def _require_fresh_stats(project: Project) -> None:
+    from sagecache.precompute.runner import run_stats
+
+    try:
+        run_stats(stats_job(project))
+    except SagecacheError as error:
+        again = project.command("sagecache precompute stats --force")
+        raise SagecacheError(
+            error.message, file=error.file, record=error.record, fix=f"Run: {again}"
+        ) from error
+
+
 def _require_fresh_prior(project: Project) -> None:
     from sagecache.priors.diffusion import DiffusionPrior
-    from sagecache.priors.diffusion_fit import labels_sha256
+    from sagecache.priors.diffusion_fit import fit_config, labels_sha256
 
     prior = DiffusionPrior.load(project.prior_file, project.skeleton)
-    instances = prior_instances(project, project.recipe("ddp-prior")[0])
+    recipe = project.recipe("ddp-prior")[0]
+    instances = prior_instances(project, recipe)
     if prior.provenance.get("keypoints_sha256") != labels_sha256(instances, project.skeleton):
         raise SagecacheError(
             "the diffusion prior was fitted on other labels than today's",
             file=project.prior_file,
             fix="Run: " + project.command("sagecache train ddp-prior"),
+        )
+    today = asdict(fit_config(recipe.prior, recipe.seed))
+    if prior.provenance.get("fit") != today:
+        logger.warning(
+            "the diffusion prior was fitted with other settings than the page's: %s", project.prior_file
         )
 
 

@@ -66,6 +66,11 @@ def measure(project: Project, split: str) -> dict:
     settings = project.split(split)
     if settings.render is None or not settings.render.geometry:
         raise SagecacheError(f"split '{split}' has no ground-truth geometry", fix="Use a rendered one: val.")
+    if settings.boxes != "annotations":
+        raise SagecacheError(
+            f"the boxes of split '{split}' are detected, and nothing says whose they are",
+            fix="Use one with annotated boxes: val.",
+        )
     ensure(project, project.split_requirements(split, geometry=True))
     require_fresh_store(project, split, build_teacher(project.data.teacher))
     detect(project, split)
@@ -104,6 +109,9 @@ def _errors(project: Project, split: str):
     folder = project.path(settings.annotations).parent
     records = {record["id"]: record for record in load_coco(project.path(settings.annotations))["images"]}
     reader = StoreReader(project.geometry_store(split))
+    missing = {"depth", "normal", "mask"} - set(reader.fields)
+    if missing:
+        raise SagecacheError(f"its teacher gives no {' and no '.join(sorted(missing))}", file=reader.root)
     keys = [tuple(key) for key in reader.ids.tolist() if tuple(key) in reader]
     with progress(f"measure {split}") as report:
         for done, key in enumerate(keys, 1):

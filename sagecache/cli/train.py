@@ -84,6 +84,7 @@ def newest_checkpoint(project: Project, checkpoint: Path | None) -> Path:
     """The given checkpoint, else the project's newest. Raises SagecacheError where there is none."""
     found = checkpoint or project.checkpoint()
     if found is None:
-        fix = "Run: " + project.command("sagecache train stage1-full")
+        recipe = "stage1-full" if "stage1-full" in project.recipe_names() else "stage0"
+        fix = "Run: " + project.command(f"sagecache train {recipe}")
         raise SagecacheError("no checkpoint yet", file=project.folder, fix=fix)
     return found

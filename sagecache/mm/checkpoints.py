@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from mmengine.runner import find_latest_checkpoint
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -56,10 +55,8 @@ def newest_readable(work_dir: Path) -> Resumable | None:
     than weights and plain values: a cut archive never looks like that, and to load it would run its code.
     """
     activate()
-    named = find_latest_checkpoint(str(work_dir))
+    # mmengine's last_checkpoint holds an absolute path, in a copied folder that of the original
     candidates = sorted(work_dir.glob("iter_*.pth"), key=_iteration, reverse=True)
-    if named is not None and Path(named).is_file() and Path(named) not in candidates:
-        candidates.insert(0, Path(named))
     cut = []
     for path in candidates:
         try:

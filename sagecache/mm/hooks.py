@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from mmengine.hooks import Hook, RuntimeInfoHook
@@ -32,6 +33,22 @@ class SemiHook(Hook):
 
     def __init__(self, seed: int = 0, rank: int = 0) -> None:
         self.seed, self.rank = seed, rank
+
+    def before_train(self, runner) -> None:
+        """Of a resumed run the best checkpoint lies in this folder, wherever the run was before.
+
+        mmengine keeps its absolute path and deletes that file for a better one.
+        """
+        hub = runner.message_hub
+        best = hub.runtime_info.get("best_ckpt")
+        if best is None:
+            return
+        here = Path(runner.work_dir) / Path(best).name
+        if here.is_file():
+            hub.update_info("best_ckpt", str(here))
+        else:
+            hub.pop_info("best_ckpt")
+            hub.pop_info("best_score", None)
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         # micro-steps of an accumulated gradient belong to one optimiser step

@@ -6,7 +6,8 @@ import copy
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,15 @@ from sagecache.mm.samples import EncodedSteps, LabelEncoder
 from sagecache.mm.terms import build_labeler, build_terms, load_prior
 from sagecache.models.weights import weights_path
 from sagecache.project import Project, Recipe
-from sagecache.project.runs import FinishedRun, finished_run, mark_finished, set_aside, unmark
+from sagecache.project.runs import (
+    FinishedRun,
+    finished_run,
+    mark_finished,
+    put_back,
+    recipe_digest,
+    set_aside,
+    unmark,
+)
 from sagecache.store.reader import StoreReader
 
 logger = logging.getLogger(__name__)
@@ -92,24 +101,39 @@ def train(project: Project, name: str, options: TrainOptions, report: Progress) 
     estimator = build_estimator(project, recipe, model)
     loader = train_loader(project, recipe, model, seed)
     runner = _runner(project, recipe, options, estimator, loader, work_dir, seed, report, last)
+    with _way_made(work_dir, last) if runner.rank == 0 else nullcontext():
+        runner.train()
+        best = runner.message_hub.runtime_info.get("best_ckpt")
+        checkpoint = Path(best) if best else work_dir / f"iter_{runner.iter}.pth"
+        if not checkpoint.is_file():
+            raise SagecacheError(
+                "the run wrote no checkpoint", file=work_dir, fix="Leave default_hooks.checkpoint on."
+            )
     if runner.rank == 0:
-        _make_way(work_dir, last)
-    runner.train()
-    best = runner.message_hub.runtime_info.get("best_ckpt")
-    checkpoint = Path(best) if best else work_dir / f"iter_{runner.iter}.pth"
-    if runner.rank == 0:
-        mark_finished(work_dir, FinishedRun(runner.iter, checkpoint.name))
+        mark_finished(work_dir, FinishedRun(runner.iter, checkpoint.name, recipe_digest(recipe, model)))
     return checkpoint
 
 
-def _make_way(work_dir: Path, last: Resumable | None) -> None:
-    """Unmark a run that goes on; a fresh one sets the files of an earlier run aside."""
+@contextmanager
+def _way_made(work_dir: Path, last: Resumable | None) -> Iterator[None]:
+    """Unmark a run that goes on; a fresh one sets the files of an earlier run aside.
+
+    They come back where the fresh one fails before its first checkpoint; where it is stopped by hand they
+    do not: a --resume means the stopped one.
+    """
     if last is not None:
         unmark(work_dir)
+        yield
         return
     folder = set_aside(work_dir)
     if folder is not None:
         logger.warning("the checkpoints of an earlier run are kept in %s", folder)
+    try:
+        yield
+    except Exception:
+        if folder is not None:
+            put_back(work_dir, folder)
+        raise
 
 
 def build_estimator(
@@ -159,7 +183,7 @@ def start_checkpoint(project: Project, recipe: Recipe) -> Path | None:
                 f"recipe '{recipe.load_from}' is not trained yet",
                 fix=f"Run: {project.train_command(recipe.load_from)}",
             )
-        _warn_of_a_short_run(project, recipe.load_from)
+        _warn_of_another_run(project, recipe.load_from)
         return found
     path = project.path(recipe.load_from)
     if not path.is_file():
@@ -171,16 +195,16 @@ def start_checkpoint(project: Project, recipe: Recipe) -> Path | None:
     return path
 
 
-def _warn_of_a_short_run(project: Project, name: str) -> None:
-    """A trial of a few iterations (--max-iters) stands for its recipe until that is trained again."""
-    run, settings = finished_run(project.work_dir(name)), project.recipe(name)[0].train_cfg
-    if run is not None and settings is not None and run.iterations < settings.max_iters:
-        logger.warning(
-            "starting from '%s', which was trained for %d of its %d iterations",
-            name,
-            run.iterations,
-            settings.max_iters,
-        )
+def _warn_of_another_run(project: Project, name: str) -> None:
+    """A trial (--max-iters, overrides) stands for its recipe until that is trained again."""
+    run, (recipe, model) = finished_run(project.work_dir(name)), project.recipe(name)
+    if run is None or recipe.train_cfg is None:
+        return
+    if run.iterations < recipe.train_cfg.max_iters:
+        done, total = run.iterations, recipe.train_cfg.max_iters
+        logger.warning("starting from '%s', which was trained for %d of its %d iterations", name, done, total)
+    elif run.recipe != recipe_digest(recipe, model):
+        logger.warning("starting from '%s', which was trained with other settings than its page's", name)
 
 
 def train_loader(project: Project, recipe: Recipe, model: dict, seed: int) -> DataLoader:
@@ -281,6 +305,8 @@ def _runner(
 def _validation(project: Project, recipe: Recipe) -> dict[str, Any]:
     if recipe.data.val is None:
         return {}
+    if not project.instances(recipe.data.val, "annotations"):
+        logger.warning("split '%s' has no labeled person: the last checkpoint will count", recipe.data.val)
     crops = evaluation_crops(project, project.instances(recipe.data.val))
     metric = KeypointMetric(
         load_coco(project.path(project.split(recipe.data.val).annotations)),
@@ -303,7 +329,7 @@ def build_optimizer(student: nn.Module, config: Mapping[str, Any], amp: bool) ->
         config |= dict(type="AmpOptimWrapper", dtype="bfloat16", loss_scale=dict(enabled=False))
     try:
         return build_optim_wrapper(student, config)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AssertionError) as error:
         raise SagecacheError(f"optim_wrapper can't be built: {error}", record=str(dict(config))) from error
 
 
@@ -312,7 +338,7 @@ def _schedule(schedulers: Any, max_iters: int) -> list[dict] | None:
     if not schedulers:
         return None
     schedulers = [schedulers] if isinstance(schedulers, Mapping) else schedulers
-    if isinstance(schedulers, str) or not all(isinstance(one, Mapping) for one in schedulers):
+    if not isinstance(schedulers, (list, tuple)) or not all(isinstance(one, Mapping) for one in schedulers):
         raise SagecacheError(
             f"param_scheduler is {schedulers!r}", file="recipe", fix="Set a list of dict(type=…)."
         )

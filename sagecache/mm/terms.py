@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from sagecache.errors import SagecacheError, nearest
 from sagecache.mm.reference import check_store, labeled_reference, limb_edges
-from sagecache.priors.cmgc import CMGCDepth, CMGCNormal
+from sagecache.priors.cmgc import CMGCDepth, CMGCNormal, LimbReference
 from sagecache.priors.diffusion import DiffusionGuidance, DiffusionPrior
 from sagecache.project import Project, Recipe
 from sagecache.semi.consistency import Consistency
@@ -21,7 +22,7 @@ from sagecache.semi.gating import HybridGate, Plausibility, calibrate_threshold
 from sagecache.semi.pseudo_labels import PseudoLabeler
 from sagecache.skeleton.measure import stacked_keypoints
 from sagecache.skeleton.stats import SkeletonStats
-from sagecache.strict import call_with
+from sagecache.strict import call_with, checked
 
 
 @dataclass(frozen=True)
@@ -33,60 +34,79 @@ class TermInputs:
     sigma: float
     prior: DiffusionPrior | None
 
-    @property
     def flip_indices(self) -> Tensor:
         return torch.tensor(self.project.skeleton.flip_indices)
 
-    def check_stores(self) -> None:
+    def limbs(self) -> Tensor:
+        self._check_stores()
+        return limb_edges(self.project.skeleton)
+
+    def tubes(self) -> Tensor:
+        self._check_stores()
+        return limb_edges(self.project.skeleton, tubes=True)
+
+    def reference(self) -> LimbReference:
+        return labeled_reference(self.project, self.recipe.data.labeled, self.limbs())
+
+    def _check_stores(self) -> None:
         """Raise SagecacheError unless CMGC can compare with the targets of all splits of the recipe."""
         data = self.recipe.data
         for split in [*data.labeled, *([] if data.unlabeled is None else [data.unlabeled])]:
             check_store(self.project, split)
 
 
-def _consistency(inputs: TermInputs, options: dict[str, Any]) -> nn.Module:
-    return _call(Consistency, "consistency", options, flip_indices=inputs.flip_indices, sigma=inputs.sigma)
+class TermKind:
+    """A module, and where its arguments come from that no recipe says."""
+
+    def __init__(self, module: type[nn.Module], **given: Callable[[TermInputs], Any]) -> None:
+        self.module, self.given = module, given
+
+    def check(self, name: str, options: Mapping[str, Any]) -> None:
+        """Raise SagecacheError for options that the module doesn't take."""
+        rest = {key: value for key, value in options.items() if key != "weight"}
+        checked(self.module, rest, "recipe", f"semi.terms.{name}", given=self.given, also=("weight",))
+
+    def build(self, name: str, inputs: TermInputs, options: Mapping[str, Any]) -> nn.Module:
+        rest = {key: value for key, value in options.items() if key != "weight"}
+        given = {key: source(inputs) for key, source in self.given.items()}
+        return call_with(self.module, rest, "recipe", f"semi.terms.{name}", also=("weight",), **given)
 
 
-def _diffusion(inputs: TermInputs, options: dict[str, Any]) -> nn.Module:
-    return _call(DiffusionGuidance, "diffusion", options, prior=inputs.prior)
-
-
-def _cmgc_depth(inputs: TermInputs, options: dict[str, Any]) -> nn.Module:
-    inputs.check_stores()
-    edges = limb_edges(inputs.project.skeleton)
-    reference = labeled_reference(inputs.project, inputs.recipe.data.labeled, edges)
-    given = dict(edges=edges, flip_indices=inputs.flip_indices, reference=reference)
-    return _call(CMGCDepth, "cmgc_depth", options, **given)
-
-
-def _cmgc_normal(inputs: TermInputs, options: dict[str, Any]) -> nn.Module:
-    inputs.check_stores()
-    tubes = limb_edges(inputs.project.skeleton, tubes=True)
-    return _call(CMGCNormal, "cmgc_normal", options, edges=tubes, flip_indices=inputs.flip_indices)
-
-
-TERMS: dict[str, Callable[[TermInputs, dict[str, Any]], nn.Module]] = {
-    "consistency": _consistency,
-    "diffusion": _diffusion,
-    "cmgc_depth": _cmgc_depth,
-    "cmgc_normal": _cmgc_normal,
+TERMS = {
+    "consistency": TermKind(Consistency, flip_indices=TermInputs.flip_indices, sigma=attrgetter("sigma")),
+    "diffusion": TermKind(DiffusionGuidance, prior=attrgetter("prior")),
+    "cmgc_depth": TermKind(
+        CMGCDepth,
+        edges=TermInputs.limbs,
+        flip_indices=TermInputs.flip_indices,
+        reference=TermInputs.reference,
+    ),
+    "cmgc_normal": TermKind(CMGCNormal, edges=TermInputs.tubes, flip_indices=TermInputs.flip_indices),
 }
+
+
+def check_semi(recipe: Recipe) -> None:
+    """Raise SagecacheError for unknown terms and for options that nothing takes. Needs no files."""
+    for name, options in recipe.semi.terms.items():
+        if name not in TERMS:
+            raise SagecacheError(f"unknown term '{name}'", file="semi.terms", fix=nearest(name, TERMS))
+        TERMS[name].check(name, options)
+    checked(
+        KeypointFilter, recipe.semi.pseudo_labels, "recipe", "semi.pseudo_labels", given=["num_keypoints"]
+    )
+    checked(HybridGate, _stated(recipe.semi.gate), "recipe", "semi.gate")
 
 
 def build_terms(
     project: Project, recipe: Recipe, sigma: float, prior: DiffusionPrior | None
 ) -> dict[str, tuple[float, nn.Module]]:
     """name -> (weight, term) of every term with a weight. Unknown names and options are errors."""
-    for name in recipe.semi.terms:
-        if name not in TERMS:
-            raise SagecacheError(f"unknown term '{name}'", file="semi.terms", fix=nearest(name, TERMS))
+    check_semi(recipe)
     inputs = TermInputs(project, recipe, sigma, prior)
-    built = {}
-    for name, options in recipe.terms.items():
-        rest = {key: value for key, value in options.items() if key != "weight"}
-        built[name] = (float(options.get("weight", 1.0)), TERMS[name](inputs, rest))
-    return built
+    return {
+        name: (float(options.get("weight", 1.0)), TERMS[name].build(name, inputs, options))
+        for name, options in recipe.terms.items()
+    }
 
 
 def load_prior(project: Project, recipe: Recipe) -> DiffusionPrior | None:
@@ -106,10 +126,10 @@ def build_labeler(project: Project, recipe: Recipe, sigma: float) -> PseudoLabel
     joints = call_with(
         KeypointFilter, recipe.semi.pseudo_labels, "recipe", "semi.pseudo_labels", num_keypoints=count
     )
-    options = {name: value for name, value in recipe.semi.gate.items() if value is not None}
+    options = _stated(recipe.semi.gate)
     gate = call_with(HybridGate, options, "recipe", "semi.gate")
     if "threshold_plausibility" not in options:
-        confidence = options.get("threshold_confidence", joints.threshold)
+        confidence = gate.threshold_confidence or joints.threshold
         gate.threshold_plausibility = _calibrated(project, recipe, plausibility, confidence)
     return PseudoLabeler(sigma, torch.tensor(project.skeleton.flip_indices), joints, gate, plausibility)
 
@@ -122,5 +142,6 @@ def _calibrated(project: Project, recipe: Recipe, plausibility: Plausibility, co
     return calibrate_threshold(plausibility, keypoints[..., :2], keypoints[..., 2] > 0, scale, confidence)
 
 
-def _call(builder: Callable, name: str, options: dict[str, Any], **given: Any) -> nn.Module:
-    return call_with(builder, options, "recipe", f"semi.terms.{name}", also=("weight",), **given)
+def _stated(options: Mapping[str, Any]) -> dict[str, Any]:
+    """None leaves a key to its default."""
+    return {name: value for name, value in options.items() if value is not None}

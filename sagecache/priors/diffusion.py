@@ -312,6 +312,10 @@ class DiffusionGuidance(nn.Module):
             raise SagecacheError(
                 f"noise is {tuple(noise)}", fix="Give the range of s_t, low <= high, both within (0, 1)."
             )
+        if draws < 2 or draws % 2:
+            raise SagecacheError(f"draws is {draws}", fix="Give an even number: noises come in pairs.")
+        if weighting not in WEIGHTINGS:
+            raise SagecacheError(f"unknown weighting '{weighting}'", fix=nearest(weighting, WEIGHTINGS))
         self.prior = prior.freeze()
         self.draws, self.noise, self.weighting = draws, tuple(noise), weighting
         flip = torch.from_numpy(prior.skeleton.flip_indices.copy())

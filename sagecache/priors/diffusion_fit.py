@@ -83,10 +83,17 @@ def fit_from_instances(
     """Fit on the labeled instances and save the prior at path, which is returned. options: FitConfig's."""
     keypoints = _labeled(instances, skeleton)
     provenance = {"keypoints_sha256": labels_sha256(instances, skeleton), "count": len(keypoints)}
-    config = build(FitConfig, {"seed": seed, **(options or {})}, "recipe", "prior")
+    config = fit_config(options or {}, seed)
     prior, _ = fit(keypoints, skeleton, config, progress, provenance)
     prior.save(path)
     return Path(path)
+
+
+def fit_config(options: Mapping[str, Any], seed: int = 0) -> FitConfig:
+    """Of a recipe's `prior` section and its seed. Raises SagecacheError for what FitConfig doesn't know."""
+    if "seed" in options:
+        raise SagecacheError("unknown key 'prior.seed'", file="recipe", fix="The recipe's own `seed` counts.")
+    return build(FitConfig, {**options, "seed": seed}, "recipe", "prior")
 
 
 def labels_sha256(instances: Sequence[Instance], skeleton: Skeleton) -> str:

@@ -41,6 +41,8 @@ def write_project(
 ) -> list[Path]:
     """Write data.py, model.py, the recipes and, for unlabeled images, a COCO image list. Returns the files.
 
+    Without unlabeled images stage0 is the only recipe; with them later: once more, with force.
+
     images: folder of the labeled (val, test) images; labeled, val, test: COCO keypoint JSONs.
     unlabeled_images: folder; its images get ids from their names where all stems are numbers (COCO's
     {:012d} rule), else 1, 2, … in order of name. detections: COCO detection JSON for the unlabeled
@@ -83,7 +85,7 @@ def write_project(
     page.write_text(_data_page(splits, info, val is None))
     written.append(page)
     demo = embedded_project()
-    for name in ("model", *RECIPES):
+    for name in ("model", *(RECIPES if unlabeled_images is not None else RECIPES[:1])):
         written.append(Path(shutil.copyfile(demo / f"{name}.py", folder / f"{name}.py")))
     if skeleton.names != COCO17.names:
         _fit_skeleton(folder, skeleton)

@@ -60,8 +60,17 @@ class Project:
     @classmethod
     def open(cls, folder: str | Path | None = None) -> Project:
         folder = folder or os.environ.get("SAGECACHE_PROJECT")
-        embedded = not folder
-        folder = embedded_project() if embedded else Path(folder).expanduser().resolve()
+        if not folder:
+            return cls.demo()
+        return cls._read(Path(folder).expanduser().resolve(), embedded=False)
+
+    @classmethod
+    def demo(cls) -> Project:
+        """The embedded project, whatever $SAGECACHE_PROJECT says."""
+        return cls._read(embedded_project(), embedded=True)
+
+    @classmethod
+    def _read(cls, folder: Path, embedded: bool) -> Project:
         page = folder / "data.py"
         if not page.is_file():
             raise SagecacheError(

@@ -9,13 +9,11 @@ from typing import Any, Literal
 
 from sagecache.data.views import ViewConfig
 from sagecache.errors import SagecacheError
+from sagecache.strict import at_least, positive
 
 MAX_SEED = 10**9  # what a training makes of it must fit into torch's 64 bits
-
-
-def _at_least(name: str, value: int, low: int) -> None:
-    if value < low:
-        raise SagecacheError(f"{name} is {value}, it must be at least {low}")
+# What a term reads beside the images; it is asked for before a training starts.
+TERM_NEEDS = {"diffusion": "prior", "cmgc_depth": "geometry", "cmgc_normal": "geometry"}
 
 
 @dataclass(frozen=True)
@@ -32,6 +30,9 @@ class RecipeData:
     on_missing: Literal["error", "skip"] = "error"
     image_cache_mb: int = 512
 
+    def __post_init__(self) -> None:
+        at_least("image_cache_mb", self.image_cache_mb, 0)
+
 
 @dataclass(frozen=True)
 class BatchSettings:
@@ -42,9 +43,9 @@ class BatchSettings:
     workers: int = 1
 
     def __post_init__(self) -> None:
-        _at_least("labeled", self.labeled, 1)  # every step has a supervised loss
-        _at_least("unlabeled", self.unlabeled, 0)
-        _at_least("workers", self.workers, 0)
+        at_least("labeled", self.labeled, 1)  # every step has a supervised loss
+        at_least("unlabeled", self.unlabeled, 0)
+        at_least("workers", self.workers, 0)
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,8 @@ class ViewSettings:
     padding: float = 1.25
 
     def __post_init__(self) -> None:
-        _at_least("num_strong", self.num_strong, 1)  # the student's views: without one no term has an input
-        if not self.padding > 0:
-            raise SagecacheError(f"padding is {self.padding}, it must be positive")
+        at_least("num_strong", self.num_strong, 1)  # the student's views: without one no term has an input
+        positive("padding", self.padding)
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,10 @@ class TrainSettings:
     log_interval: int = 10
 
     def __post_init__(self) -> None:
-        _at_least("max_iters", self.max_iters, 1)
-        _at_least("val_interval", self.val_interval, 0)
-        _at_least("checkpoint_interval", self.checkpoint_interval, 0)
-        _at_least("log_interval", self.log_interval, 1)
+        at_least("max_iters", self.max_iters, 1)
+        at_least("val_interval", self.val_interval, 0)
+        at_least("checkpoint_interval", self.checkpoint_interval, 0)
+        at_least("log_interval", self.log_interval, 1)
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class SemiSettings:
     ramp_up: int = 0
 
     def __post_init__(self) -> None:
-        _at_least("ramp_up", self.ramp_up, 0)
+        at_least("ramp_up", self.ramp_up, 0)
         for name, options in self.terms.items():
             weight = options.get("weight", 1.0)
             number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
@@ -108,8 +108,8 @@ class Recipe:
 
     kind 'pose' trains a student (with unlabeled images if ``batch.unlabeled`` > 0), 'prior' fits the
     diffusion prior. load_from: a recipe's name (its best checkpoint), 'demo' (the committed student), a
-    file, or None. channels_last: keep images and weights of convolutions in that memory format, which is
-    faster for convolutional students on CPUs and under AMP (ViTs have little to gain).
+    file, or None. channels_last: keep the weights of convolutions in that memory format (their outputs
+    follow), which is faster for convolutional students on CPUs and under AMP (ViTs have little to gain).
     """
 
     kind: Literal["pose", "prior"] = "pose"
@@ -142,6 +142,10 @@ class Recipe:
             foreign = ["prior"]
         else:
             foreign = [one.name for one in fields(self) if one.name not in ("kind", "data", "seed", "prior")]
+            if self.data != RecipeData(labeled=self.data.labeled, val=self.data.val):
+                raise SagecacheError(
+                    "a recipe of kind 'prior' reads data.labeled alone", fix="Remove the rest."
+                )
         for one in fields(self):
             default = one.default if one.default_factory is MISSING else one.default_factory()
             if one.name in foreign and getattr(self, one.name) != default:
@@ -156,13 +160,25 @@ class Recipe:
 
     @property
     def uses_geometry(self) -> bool:
-        return any(name.startswith("cmgc") for name in self.terms)
+        return "geometry" in self._needs
 
     @property
     def uses_prior(self) -> bool:
-        return "diffusion" in self.terms or self.semi.gate.get("teacher_b", "none") == "diffusion"
+        return "prior" in self._needs or self.semi.gate.get("teacher_b", "none") == "diffusion"
+
+    @property
+    def _needs(self) -> set[str | None]:
+        return {TERM_NEEDS.get(name) for name in self.terms}
 
     @property
     def uses_unlabeled(self) -> bool:
         """Without a term no unlabeled image is read, whatever the batch says."""
         return self.data.unlabeled is not None and self.batch.unlabeled > 0 and bool(self.terms)
+
+    @property
+    def summary(self) -> str:
+        """What a step learns from, in a line."""
+        if not self.uses_unlabeled:
+            return f"{self.batch.labeled} labeled a step, no unlabeled ones: labels alone"
+        terms = ", ".join(f"{name} {options.get('weight', 1.0):g}" for name, options in self.terms.items())
+        return f"{self.batch.labeled} labeled and {self.batch.unlabeled} unlabeled a step; terms: {terms}"

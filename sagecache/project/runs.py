@@ -6,20 +6,33 @@ has a marker with its length and its checkpoint; without one it was killed and c
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+from sagecache.errors import SagecacheError
+from sagecache.strict import build
 
 MARKER = "finished.json"
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """iterations: how many were run. checkpoint: file name in the work dir."""
+    """iterations: how many were run. checkpoint: file name in the work dir. recipe: ``recipe_digest``."""
 
     iterations: int
     checkpoint: str
+    recipe: str = ""
+
+
+def recipe_digest(recipe: Any, model: Mapping[str, Any]) -> str:
+    """Of all that a recipe and its model say, as trained: another one may have been another training."""
+    content = json.dumps([asdict(recipe), model], sort_keys=True, default=str)
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def mark_finished(work_dir: Path, run: FinishedRun) -> None:
@@ -51,16 +64,25 @@ def set_aside(work_dir: Path) -> Path | None:
     return folder
 
 
+def put_back(work_dir: Path, folder: Path) -> None:
+    """Undo `set_aside` for a run that ended without a checkpoint of its own."""
+    if any(work_dir.glob("*.pth")):
+        return
+    for path in folder.iterdir():
+        path.rename(work_dir / path.name)
+    folder.rmdir()
+
+
 def finished_run(work_dir: Path) -> FinishedRun | None:
     """None for a run that was killed, and where the checkpoint is gone or the marker is damaged."""
     marker = work_dir / MARKER
     if not marker.is_file():
         return None
     try:
-        run = FinishedRun(**json.loads(marker.read_text()))
-        return run if (work_dir / run.checkpoint).is_file() else None
-    except (ValueError, TypeError):  # cut, or written by another hand: as good as none
+        run = build(FinishedRun, json.loads(marker.read_text()), marker)
+    except (ValueError, SagecacheError):  # cut, or written by another hand: as good as none
         return None
+    return run if (work_dir / run.checkpoint).is_file() else None
 
 
 def standing_checkpoint(work_dir: Path) -> Path | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from sagecache.errors import SagecacheError
+from sagecache.strict import at_least, positive, share
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,12 @@ class RenderSettings:
     seed: int
     size: tuple[int, int] = (256, 256)
     geometry: bool = True
+
+    def __post_init__(self) -> None:
+        at_least("count", self.count, 1)
+        at_least("seed", self.seed, 0)
+        for side in self.size:
+            at_least("size", side, 16)
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,10 @@ class SplitSettings:
     max_per_image: int = 20
     render: RenderSettings | None = None
 
+    def __post_init__(self) -> None:
+        share("min_score", self.min_score)
+        at_least("max_per_image", self.max_per_image, 1)
+
 
 @dataclass(frozen=True)
 class CropSettings:
@@ -46,6 +56,9 @@ class CropSettings:
 
     padding: float = 1.25
     border: Literal["replicate", "constant"] = "replicate"
+
+    def __post_init__(self) -> None:
+        positive("padding", self.padding)
 
 
 @dataclass(frozen=True)
@@ -61,8 +74,7 @@ class EvaluationSettings:
     pck_normaliser: Literal["diagonal", "max_side"] = "diagonal"
 
     def __post_init__(self) -> None:
-        if not self.padding > 0:
-            raise SagecacheError(f"padding is {self.padding}, it must be positive")
+        positive("padding", self.padding)
 
 
 @dataclass(frozen=True)
@@ -83,3 +95,6 @@ class DataSettings:
     evaluation: EvaluationSettings = EvaluationSettings()
     stats_splits: tuple[str, ...] = ("labeled",)
     shard_size: int = 256
+
+    def __post_init__(self) -> None:
+        at_least("shard_size", self.shard_size, 1)

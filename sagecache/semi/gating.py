@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from sagecache.errors import SagecacheError, nearest
 from sagecache.geometry.precision import full_precision
 from sagecache.skeleton.stats import SkeletonStats
+from sagecache.strict import share
 
 ROM_SOFTNESS = math.radians(10)  # an angle this far outside its range scores exp(-1)
 # A limb's spread is at least this share of its median: the MAD of twenty bodies can be zero by chance.
@@ -166,6 +167,9 @@ class HybridGate:
             raise SagecacheError(f"unknown teacher_b '{teacher_b}'", fix=nearest(str(teacher_b), TEACHER_B))
         if not 0 <= weight_b < 1:
             raise SagecacheError(f"weight_b is in [0, 1), got {weight_b}", fix="B is never a hard label")
+        share("threshold_confidence", threshold_confidence)
+        share("threshold_plausibility", threshold_plausibility)
+        share("keep_b", keep_b)
         self.threshold_confidence = threshold_confidence
         self.threshold_plausibility = threshold_plausibility
         self.teacher_b, self.weight_b, self.keep_b = teacher_b, weight_b, keep_b

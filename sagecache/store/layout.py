@@ -144,7 +144,11 @@ def read_manifest(root: Path) -> dict | None:
         content = json.loads(path.read_bytes())
         version = content["format"]
     except (ValueError, KeyError, TypeError) as error:
-        raise SagecacheError(f"the manifest is damaged ({error})", file=path) from error
+        raise SagecacheError(
+            f"the manifest is damaged ({error})",
+            file=path,
+            fix="Make the store anew with --force; this one is kept beside it.",
+        ) from error
     if version > FORMAT:
         raise SagecacheError(
             f"the store has format {version}, this sagecache knows format {FORMAT}",

@@ -149,15 +149,19 @@ def pending(
 def set_aside(root: str | Path) -> Path | None:
     """Rename a store to ``<name>.replaced-<fingerprint>`` and return the new path; nothing is deleted.
 
-    This is what --force does before it computes all anew. None where there is no store.
+    This is what --force does before it computes all anew; a damaged store is moved too. None where there is
+    no store.
     """
     root = Path(root)
-    content = layout.read_manifest(root)
-    if content is None:
+    if not ((root / layout.MANIFEST).exists() or (root / layout.GROUP).exists()):
         return None
+    try:
+        name = layout.read_manifest(root)["fingerprint_sha256"][:8]
+    except (SagecacheError, TypeError, KeyError):  # damaged, absent, or of a newer format
+        name = "unknown"
     lock = FolderLock(root, shared=False)  # never under a writer's feet
     lock.release()
-    target = unused_name(root.with_name(f"{root.name}.replaced-{content['fingerprint_sha256'][:8]}"))
+    target = unused_name(root.with_name(f"{root.name}.replaced-{name}"))
     root.rename(target)
     sync_folder(root.parent)
     return target

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from sagecache.errors import SagecacheError
 from sagecache.models.convnet import GeometryNet, PersonDetector
 from sagecache.models.weights import load_geometry_net, load_person_detector, weights_path
+from sagecache.strict import positive
 from sagecache.teachers.base import (
     TeacherSpec,
     check_crops,
@@ -40,6 +41,8 @@ class DemoGeometry:
     ) -> None:
         width, height = GeometryNet.INPUT_SIZE
         own = (width // GeometryNet.STRIDE, height // GeometryNet.STRIDE)
+        for side in map_size or ():
+            positive("map_size", side)
         self.flip_test = flip_test
         self.spec = TeacherSpec(
             name="demo-geometry",

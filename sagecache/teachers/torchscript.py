@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sagecache.errors import SagecacheError, nearest
+from sagecache.strict import positive
 from sagecache.teachers.base import (
     DEPTH_KINDS,
     FIELDS,
@@ -66,8 +67,13 @@ class TorchScriptSettings:
             raise SagecacheError(
                 "a TorchScript teacher needs either 'files' or 'path'", fix="Name one of them."
             )
-        if self.path and not self.outputs:
-            raise SagecacheError("'path' needs 'outputs'", fix="For example outputs=('depth', 'normal').")
+        if bool(self.path) != bool(self.outputs):
+            raise SagecacheError(
+                "'path' needs 'outputs', and 'files' names its own",
+                fix="For example path='net.pt2', outputs=('depth', 'normal').",
+            )
+        if len(set(self.outputs)) != len(self.outputs):
+            raise SagecacheError(f"'outputs' names one twice: {', '.join(self.outputs)}")
         for name in self.returned:
             if name not in FIELDS:
                 raise SagecacheError(f"unknown output '{name}'", fix=nearest(name, FIELDS))
@@ -78,6 +84,15 @@ class TorchScriptSettings:
         ):
             if value not in known:
                 raise SagecacheError(f"unknown setting '{value}'", fix=nearest(value, known))
+        for name in ("std", "input_size", "map_size"):
+            for value in getattr(self, name):
+                positive(name, value)
+        try:
+            torch.device(self.device)
+        except RuntimeError as error:
+            raise SagecacheError(
+                f"unknown device '{self.device}'", fix="For example 'cpu' or 'cuda'."
+            ) from error
         self._check_mask()
 
     def _check_mask(self) -> None:
@@ -88,6 +103,8 @@ class TorchScriptSettings:
             )
         if (self.mask == "threshold") != (self.mask_range is not None):
             raise SagecacheError("mask_range goes with mask='threshold'", fix="Give both or neither.")
+        if self.mask_range is not None and not self.mask_range[0] < self.mask_range[1]:
+            raise SagecacheError(f"mask_range is {self.mask_range}, it goes from low to high")
         if self.mask == "threshold" and "depth" not in self.returned:
             raise SagecacheError("mask='threshold' needs an output 'depth'")
 
@@ -142,7 +159,7 @@ class TorchScriptTeacher:
 
     def _run(self, images: Tensor) -> dict[str, Tensor]:
         """Raw outputs (B, C, h, w) float32 on the CPU, shapes checked."""
-        answers = {name: module(images) for name, module in self._modules.items()}
+        answers = {name: self._answer(name, images) for name in self._modules}
         if "all" in answers:
             answer = answers["all"]
             answers = dict(zip(self.settings.outputs, self._as_tuple(answer), strict=True))
@@ -150,6 +167,20 @@ class TorchScriptTeacher:
             value = value[0] if isinstance(value, (tuple, list)) and len(value) == 1 else value
             answers[name] = self._check(name, value, len(images)).float().cpu()
         return answers
+
+    def _answer(self, name: str, images: Tensor) -> object:
+        """What one file says, in the precision of its own weights."""
+        module = self._modules[name]
+        weight = next((p for p in module.parameters() if p.is_floating_point()), images)
+        try:
+            return module(images.to(weight.dtype))
+        except RuntimeError as error:  # TorchScript wraps whatever goes wrong inside
+            reason = [line for line in str(error).strip().splitlines() if line.strip()][-1]
+            raise SagecacheError(
+                f"the network failed on a batch {tuple(images.shape)}: {reason}",
+                file=self._paths[name],
+                fix="Check input_size, and that the file was exported for this device.",
+            ) from error
 
     def _as_tuple(self, answer: object) -> tuple[Tensor, ...]:
         parts = tuple(answer) if isinstance(answer, (tuple, list)) else (answer,)

@@ -13,7 +13,7 @@ from typed import sagecache
 
 from sagecache.cli import demo
 from sagecache.project import Project
-from sagecache.project.runs import FinishedRun, mark_finished
+from sagecache.project.runs import FinishedRun, mark_finished, recipe_digest
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,8 @@ def folder(tmp_path_factory) -> Path:
     for name, shift in (("stage0", 2.0), ("stage1-full", 0.0)):
         save_checkpoint(project, project.work_dir(name) / "best_iter_4.pth", ema_teacher=(0.0, shift))
         steps = project.recipe(name)[0].train_cfg.max_iters
-        mark_finished(project.work_dir(name), FinishedRun(steps, "best_iter_4.pth"))
+        made_of = recipe_digest(*project.recipe(name))
+        mark_finished(project.work_dir(name), FinishedRun(steps, "best_iter_4.pth", made_of))
     sagecache(folder, "precompute", "stats")
     return folder
 
@@ -60,15 +61,20 @@ def test_the_committed_reference_is_shown_beside_it(folder):
     assert rows(text[: text.index("committed")])["stage1-full"] == ["100.0"] * 4
 
 
-def test_a_trial_of_a_few_iterations_is_not_taken_for_the_arm(folder, monkeypatch):
+def test_a_trial_is_not_taken_for_the_arm_and_a_killed_run_goes_on(folder, monkeypatch):
     project, trained = Project.open(folder), []
     mark = project.work_dir("stage0") / "finished.json"
     monkeypatch.setattr("sagecache.cli.actions.train", lambda *a, **options: trained.append((a[1], options)))
     before = mark.read_text()
-    mark_finished(mark.parent, FinishedRun(2, "best_iter_4.pth"))
+    page, other = (recipe_digest(*project.recipe("stage0", words)) for words in ({}, {"ema_decay": 0.5}))
+    mark_finished(mark.parent, FinishedRun(2, "best_iter_4.pth", page))  # a few iterations
+    demo.run(project)
+    mark_finished(mark.parent, FinishedRun(4, "best_iter_4.pth", other))  # other settings
+    demo.run(project)
+    mark.unlink()
     demo.run(project)
     mark.write_text(before)
-    assert trained == [("stage0", {"resume": True})]
+    assert trained == [("stage0", {"resume": resume}) for resume in (False, False, True)]
 
 
 def test_figures_are_shown_in_percent_in_the_order_of_the_columns():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -13,10 +13,12 @@ from dots import write_dots_project
 
 from sagecache.cli import jobs
 from sagecache.errors import SagecacheError
+from sagecache.mm.terms import TERMS
 from sagecache.precompute.plan import CropRule
 from sagecache.precompute.runner import run_detect, run_geo, run_stats
 from sagecache.priors.diffusion_fit import FitConfig, fit, labels_sha256
 from sagecache.project import Project
+from sagecache.project.recipe import TERM_NEEDS
 from sagecache.teachers.registry import build_detector, build_teacher
 
 
@@ -119,9 +121,39 @@ def test_training_is_refused_stale_statistics_and_stale_targets(folder):
     content["annotations"][0]["keypoints"][0] += 1
     labels.write_text(json.dumps(content))
     jobs.require_fresh(project, supervised)
-    with pytest.raises(SagecacheError, match="skeleton_stats.json"):
+    with pytest.raises(SagecacheError, match="skeleton_stats.json.*sagecache .*precompute stats --force"):
         jobs.require_fresh(project, plain)
     jobs.require_fresh(project, replace(plain, batch=supervised.batch))  # no unlabeled images, no statistics
+
+
+@pytest.mark.parametrize(
+    "name, overrides, told",
+    [
+        (
+            "stage1-full",
+            {"semi.gate.treshold_confidence": 0.5},
+            "unknown key 'semi.gate.treshold_confidence'",
+        ),
+        ("stage1-full", {"semi.terms.consistancy": {}}, "unknown term 'consistancy'.*did you mean 'consis"),
+        (
+            "stage1-full",
+            {"semi.terms.cmgc_depth.edges": [[0, 1]]},
+            "unknown key 'semi.terms.cmgc_depth.edges'",
+        ),
+        ("ddp-prior", {"prior.stepps": 5}, "unknown key 'prior.stepps'. Did you mean 'steps'"),
+        ("ddp-prior", {"prior.seed": 5}, "prior.seed.*The recipe's own `seed` counts"),
+    ],
+)
+def test_names_in_a_recipe_s_sections_are_checked_before_anything_is_made(name, overrides, told):
+    recipe, _ = Project.demo().recipe(name, overrides)
+    with pytest.raises(SagecacheError, match=told):
+        jobs.check_recipe(recipe)
+
+
+def test_every_term_is_known_with_what_it_needs():
+    assert set(TERM_NEEDS) <= set(TERMS)
+    for name in Project.demo().recipe_names():
+        jobs.check_recipe(Project.demo().recipe(name)[0])
 
 
 DETECTOR = 'detector = dict(type="demo")'
@@ -164,7 +196,7 @@ def test_boxes_of_another_list_of_images_are_refused_and_another_s_boxes_taken(f
     jobs.require_fresh_boxes(own, "val")
 
 
-def test_training_is_refused_a_prior_of_other_labels(folder):
+def test_training_is_refused_a_prior_of_other_labels_and_warned_of_other_settings(folder, caplog):
     (folder / "ddp_prior.py").write_text('kind = "prior"')
     project = Project.open(folder)
     run_stats(jobs.stats_job(project))
@@ -180,6 +212,12 @@ def test_training_is_refused_a_prior_of_other_labels(folder):
     )
     prior.save(project.prior_file)
     jobs.require_fresh(project, with_prior)
+    assert ("fitted with other settings" in caplog.text) == (prior.provenance["fit"] != asdict(FitConfig()))
+    caplog.clear()
+    prior.provenance["fit"] = asdict(FitConfig())
+    prior.save(project.prior_file)
+    jobs.require_fresh(project, with_prior)
+    assert not caplog.text
     prior.provenance["keypoints_sha256"] = labels_sha256(instances[:-1], project.skeleton)
     prior.save(project.prior_file)
     with pytest.raises(SagecacheError, match="ddp_prior.*other labels.*train ddp-prior"):

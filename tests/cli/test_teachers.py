@@ -46,6 +46,14 @@ def test_errors_need_a_split_whose_geometry_is_known(folder):
         sagecache(folder, "teachers", "--split", "val")
 
 
+def test_detected_boxes_say_not_whose_they_are(folder):
+    page = folder / "data.py"
+    render = 'boxes="detect", render=dict(look="target", count=1, seed=0)'
+    page.write_text(page.read_text().replace("val=dict(", f"val=dict({render}, "))
+    with pytest.raises(SagecacheError, match="boxes of split 'val' are detected.*annotated boxes"):
+        sagecache(folder, "teachers", "--split", "val")
+
+
 def test_a_store_of_other_settings_is_not_measured(folder):
     page = folder / "data.py"
     render = 'render=dict(look="target", count=2, seed=0, size=(128, 128))'

@@ -24,7 +24,8 @@ def test_the_page_holds_the_reports_figures_between_its_markers(world, options):
     truth, better, worse = world
     good, bad = (evaluate(results, truth, COCO17) for results in (better, worse))
     options.table.write_text("# Ours\n<!-- table: begin -->\nold\n<!-- table: end -->\nkept\n")
-    script.write_table({"stage0": [bad, bad], script.CONTROL: [bad, bad], "oracle": [good, bad]}, options)
+    reports = {"stage0": [bad, bad], script.CONTROL: [bad, bad], "oracle": [good, bad]}
+    script.write_table(script.make_table(reports, options), options.table)
     page = options.table.read_text()
     assert page.startswith("# Ours\n") and page.endswith("\nkept\n") and "old" not in page
     rows = {line.split(" | ")[0].strip("| "): line.split(" | ") for line in page.splitlines() if "| " in line}

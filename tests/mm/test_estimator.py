@@ -181,7 +181,8 @@ def test_the_whole_estimator_moves_to_another_device_and_the_prior_with_it():
 
 def test_teacher_b_s_poses_are_the_prior_s():
     prior, views = small_prior(), unlabeled()
-    gate = HybridGate(threshold_plausibility=2.0, teacher_b="diffusion", keep_b=0.0)
+    gate = HybridGate(teacher_b="diffusion", keep_b=0.0)
+    gate.threshold_plausibility = 2.0  # nobody reaches it
     labels = build(gate, prior=prior).eval().pseudo_labels(views)
     expected = prior.correct(labels.keypoints, labels.confidence)
     torch.testing.assert_close(labels.corrected, expected)

@@ -59,6 +59,7 @@ def test_a_recipe_without_a_confidence_calibrates_as_its_filter_judges(tmp_path)
     # five bodies are too few to judge limbs and angles by: KPS is confidence alone
     assert (low, high) == pytest.approx((0.2, 0.9), abs=1e-6)
     assert threshold(dict(threshold_confidence=0.9)) == high
+    assert threshold(dict(threshold_confidence=0.0), threshold=0.2) == low  # its default, said aloud
     assert threshold(dict(threshold_plausibility=0.25)) == 0.25
     with pytest.raises(SagecacheError, match="'semi.gate.threshold_confidence' should be float, got 'abc'"):
         threshold(dict(threshold_confidence="abc"))

@@ -64,6 +64,13 @@ def test_what_was_written_is_a_project_with_every_recipe(own):
     assert all(one.path.is_file() for one in instances)
 
 
+def test_without_unlabeled_images_stage0_is_all_there_is_to_train(own):
+    project, _ = write(own)
+    assert project.recipe_names() == ["stage0"]
+    project, _ = write(own, unlabeled_images=own / "more", force=True)
+    assert "stage1-full" in project.recipe_names()
+
+
 def test_without_a_val_split_the_page_says_that_it_is_the_labeled_one(own):
     project, _ = write(own)
     assert project.split("val") == project.split("labeled")

@@ -91,6 +91,14 @@ def test_what_a_page_says_wrong_is_named(values, told):
         page(**values)
 
 
+def test_the_summary_says_what_a_step_learns_from():
+    terms = dict(terms=dict(consistency=dict(), cmgc_depth=dict(weight=0.05), diffusion=dict(weight=0)))
+    data, batch = dict(labeled="labeled", unlabeled="more"), dict(labeled=4, unlabeled=8)
+    told = page(data=data, batch=batch, semi=terms).summary
+    assert told == "4 labeled and 8 unlabeled a step; terms: consistency 1, cmgc_depth 0.05"
+    assert "labels alone" in page(data=data, batch=dict(labeled=4), semi=terms).summary
+
+
 @pytest.mark.parametrize(
     "values, told",
     [
@@ -124,6 +132,10 @@ def test_a_number_out_of_its_range_is_named_with_its_section(values, told):
         (dict(prior=dict(steps=5)), "'prior' has no effect on a recipe of kind 'pose'"),
         (dict(kind="prior", batch=dict(labeled=4)), "'batch' has no effect on a recipe of kind 'prior'"),
         (dict(kind="prior", default_hooks=dict(logger=None)), "'default_hooks' has no effect"),
+        (
+            dict(kind="prior", data=dict(unlabeled="more")),
+            "a recipe of kind 'prior' reads data.labeled alone",
+        ),
     ],
 )
 def test_a_key_of_the_other_kind_is_refused_for_it_would_do_nothing(values, told):

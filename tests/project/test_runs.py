@@ -7,6 +7,7 @@ from sagecache.project.runs import (
     finished_run,
     mark_finished,
     newest_work_dir,
+    put_back,
     set_aside,
     standing_checkpoint,
     unmark,
@@ -32,8 +33,27 @@ def test_a_run_is_finished_by_its_marker_not_by_its_checkpoints(tmp_path):
     assert finished_run(tmp_path) is None  # its file is gone
 
 
+def test_what_was_set_aside_comes_back_unless_the_new_run_left_a_checkpoint(tmp_path):
+    last = save(tmp_path / "iter_4.pth", 4)
+    put_back(tmp_path, set_aside(tmp_path))
+    assert last.is_file() and not (tmp_path / "previous-1").exists()
+    folder = set_aside(tmp_path)
+    save(tmp_path / "iter_2.pth", 5)
+    put_back(tmp_path, folder)
+    assert (folder / "iter_4.pth").is_file() and not last.exists()
+
+
 @pytest.mark.parametrize(
-    "text", ["", '{"iterations": 4', "[4]", "{}", '{"iterations": 4, "checkpoint": 4}', "\udcff"]
+    "text",
+    [
+        "",
+        '{"iterations": "x", "checkpoint": "iter_4.pth"}',
+        '{"iterations": 4',
+        "[4]",
+        "{}",
+        '{"iterations": 4, "checkpoint": 4}',
+        "\udcff",
+    ],
 )
 def test_a_damaged_marker_marks_nothing(tmp_path, text):
     last = save(tmp_path / "iter_4.pth", 4)

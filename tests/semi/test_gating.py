@@ -206,6 +206,10 @@ def test_gate_settings_are_checked():
         HybridGate(teacher_b="difusion")
     with pytest.raises(SagecacheError, match="never a hard label"):
         HybridGate(teacher_b="diffusion", weight_b=1.0)
+    for name in ("threshold_confidence", "threshold_plausibility", "keep_b"):
+        for value in (5.0, -0.1, float("nan")):
+            with pytest.raises(SagecacheError, match=rf"{name} is .*in \[0, 1\]"):
+                HybridGate(**{name: value})
     with pytest.raises(SagecacheError, match="corrected pose"):
         HybridGate(teacher_b="diffusion")(*batch_of(TRUTH))
 

@@ -97,7 +97,8 @@ def test_the_prior_is_asked_in_the_image_and_teaches_softly():
         moved[0, 1] = math.nan
         return moved
 
-    gate = HybridGate(threshold_plausibility=2.0, teacher_b="diffusion", weight_b=0.4)
+    gate = HybridGate(teacher_b="diffusion", weight_b=0.4)
+    gate.threshold_plausibility = 2.0  # nobody reaches it
     view = weak_view(flip=True)
     labels = label(labeler(gate), perfect_teacher(view), view, correct=correct)
     assert torch.equal(seen[0][0], labels.keypoints) and torch.equal(seen[0][1], labels.confidence)

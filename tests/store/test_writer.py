@@ -158,6 +158,23 @@ def test_force_sets_the_old_store_aside_whole(store, content):
     assert set_aside(store) is None
 
 
+@pytest.mark.parametrize("damage", ["cut", "gone", "newer"])
+def test_a_damaged_store_can_be_set_aside_too(store, damage):
+    manifest = store / "manifest.json"
+    if damage == "gone":
+        manifest.unlink()
+    else:
+        manifest.write_bytes(manifest.read_bytes()[:40] if damage == "cut" else b'{"format": 99}')
+    moved = set_aside(store)
+    assert moved.name == f"{store.name}.replaced-unknown" and (moved / "targets.zarr").is_dir()
+    assert not store.exists()
+
+
+def test_a_folder_that_is_no_store_stays_where_it_is(tmp_path):
+    (tmp_path / "holiday.jpg").touch()
+    assert set_aside(tmp_path) is None and (tmp_path / "holiday.jpg").is_file()
+
+
 def test_no_store_is_set_aside_under_a_writers_feet(store, content):
     with content.open(store), pytest.raises(SagecacheError, match="another process is writing"):
         set_aside(store)

@@ -43,6 +43,20 @@ class Segments(nn.Module):
         return torch.cat([torch.where(red == 0, 9.0, 0.0), torch.where(red == 0, 0.0, 9.0), 0 * red], 1)
 
 
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((1,), 2.0, dtype=torch.bfloat16))
+
+    def forward(self, x):
+        return torch.nn.functional.linear(x[:, :1, :, :, None], self.weight[None])[..., 0]
+
+
+class Fails(nn.Module):
+    def forward(self, x):
+        return x.view(-1, 7, 5)
+
+
 class Half(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.avg_pool2d(x[:, :1], 2)[:, 0]
@@ -131,6 +145,18 @@ def test_a_crop_that_gives_nan_stays_nan_and_others_do_not(save, crops):
         (lambda save: dict(files=dict(depth="missing.pt2")), "missing.pt2: TorchScript file not found"),
         (lambda save: dict(), "either 'files' or 'path'"),
         (lambda save: dict(path=save(Both())), "needs 'outputs'"),
+        (lambda save: dict(files=dict(depth=save(Red())), outputs=("depth",)), "'files' names its own"),
+        (lambda save: dict(path=save(Both()), outputs=("depth", "depth")), "names one twice"),
+        (lambda save: dict(files=dict(depth=save(Red())), std=(0.0, 1.0, 1.0)), "std is 0.0, it must be pos"),
+        (lambda save: dict(files=dict(depth=save(Red())), device="gpu"), "unknown device 'gpu'"),
+        (
+            lambda save: dict(files=dict(depth=save(Red())), mask="threshold", mask_range=(5.0, -5.0)),
+            "it goes from low to high",
+        ),
+        (
+            lambda save: dict(files=dict(depth=save(Fails()))),
+            r"model.pt2: the network failed on a batch \(2, 3",
+        ),
         (lambda save: dict(files=dict(dept=save(Red()))), "did you mean 'depth'"),
         (lambda save: dict(files=dict(depth=save(Red())), mask="network"), "mask is 'network'"),
         (lambda save: dict(files=dict(depth=save(Red())), mask="threshold"), "mask_range"),
@@ -141,6 +167,13 @@ def test_a_crop_that_gives_nan_stays_nan_and_others_do_not(save, crops):
 def test_mistakes_are_told(save, crops, config, told):
     with pytest.raises(SagecacheError, match=told):
         build(**config(save))(crops)
+
+
+def test_a_network_of_half_precision_gets_its_own_type(save, crops):
+    out = build(files=dict(depth=save(Scaled())))(crops)["depth"]
+    expected = 2 * torch.from_numpy(crops[..., 0]).float()[:, None]
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out, expected, atol=0, rtol=0.01)
 
 
 def test_a_file_that_is_no_torchscript_is_named(tmp_path, crops):

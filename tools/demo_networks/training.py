@@ -116,17 +116,17 @@ def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
 
 def make_optimizers(net: nn.Module, schedule: Schedule) -> list[torch.optim.Optimizer]:
     """AdamW, without weight decay for vectors; with `schedule.muon`, Muon for hidden convolutions."""
-    hidden = lambda name, p: p.ndim == 4 and not name.startswith(("stem", "output"))  # noqa: E731
-    named = list(net.named_parameters())
-    orthogonal_ones = [p for name, p in named if schedule.muon and hidden(name, p)]
-    rest = [p for name, p in named if not (schedule.muon and hidden(name, p))]
+    hidden, rest = [], []
+    for name, weight in net.named_parameters():
+        kernel = weight.ndim == 4 and not name.startswith(("stem", "output"))
+        (hidden if schedule.muon and kernel else rest).append(weight)
     groups = [
         dict(params=[p for p in rest if p.ndim > 1], weight_decay=schedule.weight_decay),
         dict(params=[p for p in rest if p.ndim < 2], weight_decay=0.0),
     ]
     optimizers = [torch.optim.AdamW(groups, schedule.peak)]
-    if orthogonal_ones:
-        optimizers.append(Muon(orthogonal_ones, schedule.muon, schedule.weight_decay))
+    if hidden:
+        optimizers.append(Muon(hidden, schedule.muon, schedule.weight_decay))
     return optimizers
 
 
@@ -178,15 +178,15 @@ class Run:
 
     def learn(self, loss: Tensor, count: int) -> None:
         """One optimiser step on a batch of `count` samples."""
-        share = self.schedule.share(self.progress)
-        for optimizer, peak in zip(self.optimizers, self.peaks, strict=True):
-            for group in optimizer.param_groups:
-                group["lr"] = share * peak
         self.net.zero_grad()
         loss.backward()
         if dist.is_initialized():
             self._agree()
             count *= dist.get_world_size()
+        share = self.schedule.share(self.progress)  # of the clock that all agree on
+        for optimizer, peak in zip(self.optimizers, self.peaks, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = share * peak
         nn.utils.clip_grad_norm_(self.net.parameters(), 2.0)
         for optimizer in self.optimizers:
             optimizer.step()
