@@ -202,7 +202,7 @@ def _show(as_json: bool, *rows: dict) -> None:
 
 
 def _finish(context: click.Context, as_json: bool, reports: list[StepReport]) -> None:
-    """Print what was done and what failed; exit 1 when something failed."""
+    """Print what was done and what has no result; exit 1 when there is something to mend among it."""
     failed = [(report.step, item) for report in reports for item in report.failed]
     if as_json:
         emit_json([_as_dict(report) for report in reports])
@@ -217,11 +217,11 @@ def _finish(context: click.Context, as_json: bool, reports: list[StepReport]) ->
                 (step, item.image_id, item.instance, item.reason, item.path) for step, item in failed[:20]
             ]
             emit_table(
-                f"failed ({len(failed)}; all with --json)",
+                f"without a result ({len(failed)}; all with --json)",
                 ("step", "image", "instance", "why", "file"),
                 shown,
             )
-    context.exit(1 if failed else 0)
+    context.exit(1 if any(not item.nobody for _, item in failed) else 0)
 
 
 def _as_dict(report: StepReport) -> dict:

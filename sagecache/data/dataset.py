@@ -24,6 +24,7 @@ from sagecache.errors import SagecacheError
 from sagecache.geometry.affine import Size
 from sagecache.skeleton import Skeleton
 from sagecache.store.reader import StoreReader
+from sagecache.store.spec import NO_BODY, OK
 from sagecache.structures import Instance
 
 LABELED, UNLABELED = 0, 1
@@ -358,19 +359,22 @@ def _require_keypoints(instance: Instance, skeleton: Skeleton) -> None:
 def _with_targets(
     instances: Sequence[Instance], targets: StoreReader | None, on_missing: str
 ) -> tuple[list[Instance], int]:
-    """The instances whose targets can be read, and how many were left out."""
+    """The instances whose targets can be read, and how many were left out.
+
+    A box in which the teacher saw nobody is always left out: no command would give it targets, and it is most
+    likely a false detection.
+    """
     if on_missing not in ("error", "skip"):
         raise SagecacheError(f"on_missing must be 'error' or 'skip', got '{on_missing}'")
     if targets is None:
         return list(instances), 0
-    failed = {(entry.image_id, entry.instance) for entry in targets.failures()}
-    usable = {tuple(key) for key in targets.ids.tolist()} - failed
-    kept = [instance for instance in instances if instance.key in usable]
-    skipped = len(instances) - len(kept)
-    if skipped and on_missing == "error":
-        first = next(instance for instance in instances if instance.key not in usable)
-        _raise_missing(targets, first, skipped, len(instances))
-    return kept, skipped
+    status = {(entry.image_id, entry.instance): entry.status for entry in targets.failures()}
+    status = {tuple(key): status.get(tuple(key), OK) for key in targets.ids.tolist()}
+    kept = [instance for instance in instances if status.get(instance.key) == OK]
+    missing = [instance for instance in instances if status.get(instance.key) not in (OK, NO_BODY)]
+    if missing and on_missing == "error":
+        _raise_missing(targets, missing[0], len(missing), len(instances))
+    return kept, len(instances) - len(kept)
 
 
 def _raise_missing(targets: StoreReader, first: Instance, missing: int, count: int) -> None:

@@ -105,7 +105,7 @@ def train(project: Project, name: str, options: TrainOptions, report: Progress) 
         runner.train()
         best = runner.message_hub.runtime_info.get("best_ckpt")
         checkpoint = Path(best) if best else work_dir / f"iter_{runner.iter}.pth"
-        if not checkpoint.is_file():
+        if runner.rank == 0 and not checkpoint.is_file():
             raise SagecacheError(
                 "the run wrote no checkpoint", file=work_dir, fix="Leave default_hooks.checkpoint on."
             )

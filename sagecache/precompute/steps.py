@@ -32,6 +32,11 @@ class FailedItem:
     reason: str
     path: Path
 
+    @property
+    def nobody(self) -> bool:
+        """The teacher saw no person in the box: an answer, and nothing to mend."""
+        return self.reason == STATUS_TEXT[NO_BODY]
+
 
 @dataclass(frozen=True)
 class GeoShard:

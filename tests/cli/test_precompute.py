@@ -52,7 +52,7 @@ def test_an_image_that_cannot_be_read_is_listed_and_exits_1(folder):
     (row,) = answer(folder, "geo", "--split", "val", code=1)
     assert [(one["image_id"], one["instance"], one["file"]) for one in row["failed"]] == [(302, 0, str(gone))]
     text = sagecache(folder, "precompute", "geo", "--split", "val", "--force", code=1).stdout
-    assert "failed (1; all with --json)" in text and "302" in text
+    assert "without a result (1; all with --json)" in text and "302" in text
 
 
 def test_a_limit_goes_into_a_place_of_its_own(folder):

@@ -27,7 +27,7 @@ from sagecache.geometry.affine import crop_affine
 from sagecache.skeleton import COCO17
 from sagecache.store.codec import encode_row, failed_row
 from sagecache.store.reader import StoreReader
-from sagecache.store.spec import NO_BODY, StorePlan, build_fields
+from sagecache.store.spec import NO_BODY, UNREADABLE, StorePlan, build_fields
 from sagecache.store.writer import StoreWriter
 from sagecache.structures import Instance
 
@@ -65,7 +65,7 @@ def target_maps(image_id: int, instance: int) -> dict[str, np.ndarray]:
     return {"depth": depth, "normal": normal, "mask": mask}
 
 
-def make_store(root, instances, failed=()) -> StoreReader:
+def make_store(root, instances, failed=(), status=UNREADABLE) -> StoreReader:
     plan = StorePlan(
         ids=np.array([instance.key for instance in instances], dtype=np.int64),
         image_sha256=np.zeros((len(instances), 32), np.uint8),
@@ -80,7 +80,7 @@ def make_store(root, instances, failed=()) -> StoreReader:
             writer.commit(
                 number,
                 [
-                    failed_row(fields, MAP_SIZE, NO_BODY)
+                    failed_row(fields, MAP_SIZE, status)
                     if key in failed
                     else encode_row(fields, target_maps(*key))
                     for key in keys
@@ -341,8 +341,15 @@ def test_missing_and_failed_targets_are_skipped_and_counted(tmp_path, instances)
 
 def test_a_failed_target_is_an_error_with_its_reason(tmp_path, instances):
     failed = make_store(tmp_path / "geo", instances, failed={(101, 0)})
-    with pytest.raises(SagecacheError, match="image_id 101, instance 0: the teacher's mask was empty"):
+    with pytest.raises(SagecacheError, match="image_id 101, instance 0: the image could not be read"):
         unlabeled_views(instances, failed)
+
+
+@pytest.mark.parametrize("on_missing", ["error", "skip"])
+def test_a_box_in_which_the_teacher_saw_nobody_is_left_out_and_counted(tmp_path, instances, on_missing):
+    store = make_store(tmp_path / "geo", instances, {(101, 0)}, NO_BODY)
+    views = unlabeled_views(instances, store, on_missing=on_missing)
+    assert views.skipped == 1 and (101, 0) not in [one.key for one in views.instances]
 
 
 def test_an_unknown_answer_to_missing_targets_is_refused(instances, store):
