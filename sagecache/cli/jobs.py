@@ -153,9 +153,10 @@ def stale_boxes(project: Project, split: str, kind: str | None = None) -> str:
         return ""
     known = made_from(result)
     images = load_coco(project.path(settings.annotations))["images"]
+    of_images = known["images"] if isinstance(known.get("images"), dict) else {}
     expected = known | dict(
         detector=build_detector(project.data.detector).fingerprint(),
-        images=known["images"] | dict(count=len(images)),
+        images=of_images | dict(count=len(images)),
         code_format=CODE_FORMAT["detect"],
     )
     differences = diff(known, expected)

@@ -123,6 +123,16 @@ def codec_of(model: dict) -> dict:
     missing = [key for key in ("input_size", "heatmap_size", "sigma") if key not in codec]
     if missing:
         raise SagecacheError(f"the head's decoder has no '{missing[0]}'", file="model.py", fix="Add it.")
+    for key in ("input_size", "heatmap_size"):
+        sides = codec[key]
+        if not (isinstance(sides, (list, tuple)) and len(sides) == 2 and all(_is_number(s) for s in sides)):
+            raise SagecacheError(
+                f"the decoder's {key} is {sides!r}", file="model.py", fix="Give (width, height)."
+            )
+    if not _is_number(codec["sigma"]):
+        raise SagecacheError(
+            f"the decoder's sigma is {codec['sigma']!r}", file="model.py", fix="Give heatmap pixels, > 0."
+        )
     if abs(3 * codec["sigma"] - round(3 * codec["sigma"])) > 1e-6:
         raise SagecacheError(
             f"with sigma {codec['sigma']:g} mmpose draws labels near the left and top edges one pixel off",
@@ -136,6 +146,10 @@ def codec_of(model: dict) -> dict:
             fix="Set shift_heatmap=False.",
         )
     return codec
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
 
 
 def heatmap_from_input(codec: dict) -> Tensor:

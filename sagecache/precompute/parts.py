@@ -63,7 +63,7 @@ class Parts:
             )
 
     def _read_meta(self) -> dict:
-        return _read(self.meta, "identity", "sha256", "failed")
+        return _read_meta(self.meta)
 
     def _is_finished(self) -> bool:
         if not (self.meta.exists() and self.result.exists()):
@@ -129,7 +129,7 @@ def made_from(result: Path) -> dict:
     meta = result.with_suffix(".meta.json")
     if not meta.exists():
         raise SagecacheError(_NOT_OURS, file=result, fix=PARTS_FIX)
-    return _read(meta, "identity", "sha256", "failed")["identity"]
+    return _read_meta(meta)["identity"]
 
 
 def set_parts_aside(result: Path) -> Path | None:
@@ -144,6 +144,13 @@ def set_parts_aside(result: Path) -> Path | None:
         path.rename(folder / path.name)
     sync_folder(result.parent)
     return folder
+
+
+def _read_meta(path: Path) -> dict:
+    content = _read(path, "identity", "sha256", "failed")
+    if not (isinstance(content["identity"], dict) and isinstance(content["failed"], list)):
+        raise SagecacheError("the file is cut or damaged", file=path, fix=_DAMAGED_FIX)
+    return content
 
 
 def _read(path: Path, *keys: str) -> dict:

@@ -101,6 +101,9 @@ def test_perfect_maps_of_an_accepted_codec_fuse_with_their_mirror_to_the_true_pl
         (dict(heatmap_type="combined"), "UDPHeatmap of type 'combined'"),
         (None, "the head's decoder is none"),
         ({"heatmap_size": None}, "no 'heatmap_size'"),
+        (dict(input_size=[96]), r"the decoder's input_size is \[96\].*\(width, height\)"),
+        (dict(sigma=0), "the decoder's sigma is 0"),
+        (dict(sigma="a"), "the decoder's sigma is 'a'"),
     ],
 )
 def test_a_codec_that_views_and_mirrored_maps_do_not_fit_is_refused(change, told):

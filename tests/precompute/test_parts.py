@@ -78,7 +78,9 @@ def test_a_foreign_or_edited_file_is_never_replaced(tmp_path):
     assert result.read_text() == "[1]"
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"identity": {}}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"identity": {}}', '{"identity": 5, "sha256": "", "failed": 3}']
+)
 def test_a_damaged_meta_file_is_named_with_its_way_out(tmp_path, text):
     result = tmp_path / "a.json"
     work(result)
