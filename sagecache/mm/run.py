@@ -99,8 +99,18 @@ def train(project: Project, name: str, options: TrainOptions, report: Progress) 
         init_cpu_distributed()
     torch.manual_seed(seed)
     estimator = build_estimator(project, recipe, model)
-    loader = train_loader(project, recipe, model, seed)
-    runner = _runner(project, recipe, options, estimator, loader, work_dir, seed, report, last)
+    runner = _runner(
+        dict(
+            model=estimator,
+            optim_wrapper=build_optimizer(estimator.student, recipe.optim_wrapper, options.amp),
+            train_dataloader=train_loader(project, recipe, model, seed),
+            work_dir=str(work_dir),
+            experiment_name=work_dir.name,
+            load_from=None if last is None else str(last.path),
+            resume=last is not None,
+            **_sections(project, recipe, options, seed, report),
+        )
+    )
     with _way_made(work_dir, last) if runner.rank == 0 else nullcontext():
         runner.train()
         best = runner.message_hub.runtime_info.get("best_ckpt")
@@ -243,17 +253,19 @@ def train_loader(project: Project, recipe: Recipe, model: dict, seed: int) -> Da
     return build_loader(dataset, sampler, recipe.batch.workers, pin_memory=torch.cuda.is_available())
 
 
-def _runner(
-    project: Project,
-    recipe: Recipe,
-    options: TrainOptions,
-    estimator: SemiPoseEstimator,
-    loader: DataLoader,
-    work_dir: Path,
-    seed: int,
-    report: Progress,
-    last: Resumable | None,
-) -> Runner:
+def _runner(sections: Mapping[str, Any]) -> Runner:
+    """Raises SagecacheError for what mmengine can't build: hooks, backends, env_cfg."""
+    try:
+        return QuietRunner(**sections)
+    except (KeyError, TypeError, ValueError, AssertionError) as error:
+        told = str(error).strip('"').split("\n")[0]
+        raise SagecacheError(f"mmengine refuses the recipe: {told}") from error
+
+
+def _sections(
+    project: Project, recipe: Recipe, options: TrainOptions, seed: int, report: Progress
+) -> dict[str, Any]:
+    """What mmengine's Runner takes beside the model, its optimiser, the loader and the work dir."""
     settings = recipe.train_cfg
     max_iters = options.max_iters or settings.max_iters
     val_interval = min(settings.val_interval or max_iters, max_iters)
@@ -274,32 +286,20 @@ def _runner(
         sampler_seed=None,
     )
     own_hooks = [SemiHook(seed, int(os.environ.get("RANK", 0))), ProgressHook(report, settings.log_interval)]
-    sections = dict(
-        model=estimator,
-        work_dir=str(work_dir),
-        train_dataloader=loader,
+    return dict(
         train_cfg=dict(type="StreamTrainLoop", max_iters=max_iters, val_interval=val_interval),
-        optim_wrapper=build_optimizer(estimator.student, recipe.optim_wrapper, options.amp),
         param_scheduler=_schedule(recipe.param_scheduler, settings.max_iters),
         default_hooks=hooks | recipe.default_hooks,
         custom_hooks=[*own_hooks, *recipe.custom_hooks],
-        load_from=None if last is None else str(last.path),
-        resume=last is not None,
         launcher="pytorch" if distributed else "none",
         randomness=dict(seed=seed),
         env_cfg=dict(dist_cfg=dict(backend="nccl" if torch.cuda.is_available() else "gloo")) | recipe.env_cfg,
         visualizer=dict(type="Visualizer", vis_backends=_backends(recipe)),
         log_processor=dict(by_epoch=False),
         default_scope="mmpose",
-        experiment_name=work_dir.name,
         cfg=dict(recipe=_plain(recipe), model_wrapper_cfg=ddp_wrapper_cfg() if distributed else None),
         **validation,
     )
-    try:
-        return QuietRunner(**sections)
-    except (KeyError, TypeError, ValueError, AssertionError) as error:  # hooks, backends, env_cfg
-        told = str(error).strip('"').split("\n")[0]
-        raise SagecacheError(f"mmengine refuses the recipe: {told}") from error
 
 
 def _validation(project: Project, recipe: Recipe) -> dict[str, Any]:
