@@ -166,9 +166,10 @@ class DiffusionPrior(nn.Module):
     ) -> Tensor:
         """Denoise a pose: a few deterministic steps (DDIM) from the level at which its error is the noise.
 
-        The pose counts as x plus an error of sd `noise` (in data sd; .5 is about .25 of the RMS size). After
-        each step a joint is drawn back to where it was by its trust: weight 1 stays put, 0 is free. Trust
-        must tell good joints from bad ones: with all at 0 and errors well below `noise` the pose gets worse.
+        `noise` is s_t of that step: the pose counts as x plus an error of sd s_t / a_t (in data sd; .5 assumes
+        .58, about .29 of the RMS size). After each step a joint is drawn back to where it was by its trust:
+        weight 1 stays put, 0 is free. Trust must tell good joints from bad ones: with all at 0 and errors
+        well below that sd the pose gets worse.
         keypoints (B, K, 2), pixels of any upright frame; weights (B, K) in [0, 1]: trust, not pull, unlike
         in guidance_loss. Returns (B, K, 2) in the same pixels; absent joints are returned as they came.
         """
