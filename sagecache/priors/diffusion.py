@@ -166,7 +166,7 @@ class DiffusionPrior(nn.Module):
     ) -> Tensor:
         """Denoise a pose: a few deterministic steps (DDIM) from the level at which its error is the noise.
 
-        `noise` is s_t of that step: the pose counts as x plus an error of sd s_t / a_t (in data sd; .5 assumes
+        `noise` is s_t of that step: the pose counts as x plus an error of sd s_t / a_t (data sd; .5 assumes
         .58, about .29 of the RMS size). After each step a joint is drawn back to where it was by its trust:
         weight 1 stays put, 0 is free. Trust must tell good joints from bad ones: with all at 0 and errors
         well below that sd the pose gets worse.
