@@ -166,7 +166,8 @@ def _run_teacher(plan: GeoPlan, teacher: Teacher, crops: np.ndarray) -> dict[str
                 f"teacher '{plan.spec.name}' gave {found} for '{field.name}', its spec says {shape}",
                 fix="Correct its 'outputs' or 'map_size'.",
             )
-        maps[field.name] = values.detach().cpu().numpy()
+        arrays = isinstance(values, np.ndarray)
+        maps[field.name] = np.float32(values) if arrays else values.detach().float().cpu().numpy()
     return maps
 
 

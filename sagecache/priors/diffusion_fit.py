@@ -303,7 +303,8 @@ def _train(
         if step - best_step >= config.patience * config.evaluate_every:
             break
     if progress is not None:
-        progress(config.steps, config.steps, f"best at step {best_step}: {best_loss:.3f}")
+        why = "" if step == config.steps else f"stopped at step {step} of {config.steps}, "
+        progress(step, step, f"{why}best at {best_step}: {best_loss:.3f}")
     net.load_state_dict(best)
     return best_step, step
 

@@ -117,7 +117,9 @@ def test_it_stops_when_the_held_out_loss_no_longer_falls(family):
     _, report = fit(family(10, seed=0), COCO17, config, lambda *args: told.append(args))
     assert report["steps"] < 100 and report["steps"] - report["best_step"] == 10
     assert report["held_out"] <= report["gaussian"] + 1e-6  # step 0, the Gaussian itself, takes part
-    assert told[0][:2] == (5, 100) and told[-1][:2] == (100, 100)
+    stopped = report["steps"]
+    assert told[0][:2] == (5, 100) and told[-1][:2] == (stopped, stopped)
+    assert told[-1][2].startswith(f"stopped at step {stopped} of 100, best at {report['best_step']}")
 
 
 def test_from_instances_to_a_file(family, tmp_path):
