@@ -60,7 +60,7 @@ def inspect(
     from sagecache.data.coco import read_image
 
     split = split or ("unlabeled" if "unlabeled" in project.data.splits else "labeled")
-    ensure(project, project.split_requirements(split))
+    ensure(project, project.split_requirements(split, geometry=project.embedded))
     chosen = _find(project, split, image_id, instance)
     reader = _reader(project, split)
     predictions = _predictions(project, recipe, checkpoint, chosen)
