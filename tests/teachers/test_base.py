@@ -23,7 +23,7 @@ def test_the_documented_teacher_is_one():
     text = (Path(__file__).parents[2] / "docs" / "extending.md").read_text()
     names = {"TeacherSpec": TeacherSpec}
     exec(text.split("```python\n")[1].split("```")[0], names)
-    teacher = names["MyTeacher"]()
+    teacher = names["FlatTeacher"]()
     assert set(Teacher.__annotations__) | {"fingerprint", "__call__"} <= set(dir(teacher))
     assert set(teacher.spec.as_dict()) == {field.name for field in fields(TeacherSpec)}
 
