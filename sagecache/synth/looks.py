@@ -5,7 +5,7 @@ A Look holds ranges only; every draw happens in ``scene`` and ``render``. Pairs 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,8 @@ GENERIC = Look(
 )
 
 # What the geometry teacher learns from: infants who lie, the head up in the picture, in any colour and light.
-INFANTS = Look(
+INFANTS = replace(
+    GENERIC,
     name="infants",
     group={"infant": 1.0},
     kinds={"supine": 0.6, "side": 0.2, "prone": 0.2},
@@ -130,15 +131,9 @@ INFANTS = Look(
     torso_turn=75.0,
     roll=12.0,
     fill=(0.55, 0.95),
-    focal=(0.85, 2.4),
-    floor="any",
-    palette="any",
-    blanket=0.3,
     blanket_size=(0.25, 0.6),
-    toys=(0.4, 0.3, 0.2, 0.1),
     rails=0.08,
     ambient=(0.05, 0.55),
-    lamp=180.0,
 )
 
 LOOKS = {look.name: look for look in (TARGET, SOURCE, GENERIC, INFANTS)}

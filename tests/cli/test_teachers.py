@@ -14,6 +14,13 @@ from sagecache.errors import SagecacheError
 from sagecache.models.weights import weights_path
 
 
+def render_val(folder, words: str) -> str:
+    """Make val a rendered split with these words in data.py; returns the page's text."""
+    page = folder / "data.py"
+    page.write_text(page.read_text().replace("val=dict(", f"val=dict({words}, "))
+    return page.read_text()
+
+
 @pytest.fixture
 def folder(tmp_path):
     return write_dots_project(tmp_path / "mine")
@@ -39,26 +46,20 @@ def test_an_unknown_teacher_names_the_known(folder):
 def test_errors_need_a_split_whose_geometry_is_known(folder):
     with pytest.raises(SagecacheError, match="'val' has no ground-truth geometry"):
         sagecache(folder, "teachers", "--split", "val")
-    page = folder / "data.py"
-    render = 'render=dict(look="target", count=1, seed=0, geometry=False)'
-    page.write_text(page.read_text().replace("val=dict(", f"val=dict({render}, "))
+    render_val(folder, 'render=dict(look="target", count=1, seed=0, geometry=False)')
     with pytest.raises(SagecacheError, match="'val' has no ground-truth geometry"):
         sagecache(folder, "teachers", "--split", "val")
 
 
 def test_detected_boxes_say_not_whose_they_are(folder):
-    page = folder / "data.py"
-    render = 'boxes="detect", render=dict(look="target", count=1, seed=0)'
-    page.write_text(page.read_text().replace("val=dict(", f"val=dict({render}, "))
+    render_val(folder, 'boxes="detect", render=dict(look="target", count=1, seed=0)')
     with pytest.raises(SagecacheError, match="boxes of split 'val' are detected.*annotated boxes"):
         sagecache(folder, "teachers", "--split", "val")
 
 
 def test_a_store_of_other_settings_is_not_measured(folder):
     page = folder / "data.py"
-    render = 'render=dict(look="target", count=2, seed=0, size=(128, 128))'
-    text = page.read_text().replace("val=dict(", f"val=dict({render}, ")
-    page.write_text(text)
+    text = render_val(folder, 'render=dict(look="target", count=2, seed=0, size=(128, 128))')
     shutil.rmtree(folder / "data" / "val")
     sagecache(folder, "data", "synth", "--split", "val", "--workers", "1")
     sagecache(folder, "precompute", "geo", "--split", "val")
