@@ -224,6 +224,9 @@ def check_project(project: Project) -> Iterator[Finding]:
         except SagecacheError as error:
             yield Finding("project", name, str(error), ERROR, error.fix or "")
             continue
+        except ImportError as error:  # told above, with its mend; the recipe itself may be sound
+            yield Finding("project", name, f"can't be checked: {error}", ERROR, "Install what is missing.")
+            continue
         for need in needs:
             if (need.kind, need.what) in seen:
                 continue

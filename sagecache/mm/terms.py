@@ -46,7 +46,8 @@ class TermInputs:
         return limb_edges(self.project.skeleton, tubes=True)
 
     def reference(self) -> LimbReference:
-        return labeled_reference(self.project, self.recipe.data.labeled, self.limbs())
+        edges = limb_edges(self.project.skeleton)
+        return labeled_reference(self.project, self.recipe.data.labeled, edges)
 
     def _check_stores(self) -> None:
         """Raise SagecacheError unless CMGC can compare with the targets of all splits of the recipe."""
