@@ -29,7 +29,7 @@ from sagecache.evaluation.bootstrap import paired_bootstrap  # noqa: E402
 from sagecache.evaluation.keypoints import KeypointReport  # noqa: E402
 from sagecache.mm.evaluate import score  # noqa: E402
 from sagecache.project import Project  # noqa: E402
-from sagecache.project.runs import finished_run, recipe_digest  # noqa: E402
+from sagecache.project.runs import finished_run, shortfall  # noqa: E402
 
 ARMS = {
     "stage0": "200 steps on the labels",
@@ -83,7 +83,7 @@ def trained(project: Project, arm: str, seed: int, runs: Path) -> Path:
     if arm != "stage0":
         overrides["load_from"] = str(trained(project, "stage0", seed, runs).resolve())
     finished = finished_run(folder)
-    if finished is not None and finished.recipe == recipe_digest(*project.recipe(arm, overrides)):
+    if finished is not None and not shortfall(finished, *project.recipe(arm, overrides)):
         return folder / finished.checkpoint
     return train(project, arm, overrides, seed=seed, work_dir=folder)
 

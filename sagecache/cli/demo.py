@@ -55,13 +55,13 @@ def run(project: Project) -> dict[str, dict[str, float]]:
 
 def _trained(project: Project, arm: str) -> bool:
     """In full and as the pages say; a trial, or a run of other pages, is trained anew."""
-    from sagecache.project.runs import finished_run, recipe_digest
+    from sagecache.project.runs import finished_run, shortfall
 
-    run, (recipe, model) = finished_run(project.work_dir(arm)), project.recipe(arm)
-    if run is None or run.iterations < recipe.train_cfg.max_iters:
+    run = finished_run(project.work_dir(arm))
+    if run is None:
         return False
-    if run.recipe != recipe_digest(recipe, model):
-        note(f"{arm}: trained with other settings than its page's")
+    if how := shortfall(run, *project.recipe(arm)):
+        note(f"{arm}: trained {how}")
         return False
     note(f"{arm}: already trained, {project.checkpoint(arm)}")
     return True

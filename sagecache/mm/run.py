@@ -49,6 +49,7 @@ from sagecache.project.runs import (
     put_back,
     recipe_digest,
     set_aside,
+    shortfall,
     unmark,
 )
 from sagecache.store.reader import StoreReader
@@ -207,14 +208,9 @@ def start_checkpoint(project: Project, recipe: Recipe) -> Path | None:
 
 def _warn_of_another_run(project: Project, name: str) -> None:
     """A trial (--max-iters, overrides) stands for its recipe until that is trained again."""
-    run, (recipe, model) = finished_run(project.work_dir(name)), project.recipe(name)
-    if run is None or recipe.train_cfg is None:
-        return
-    if run.iterations < recipe.train_cfg.max_iters:
-        done, total = run.iterations, recipe.train_cfg.max_iters
-        logger.warning("starting from '%s', which was trained for %d of its %d iterations", name, done, total)
-    elif run.recipe != recipe_digest(recipe, model):
-        logger.warning("starting from '%s', which was trained with other settings than its page's", name)
+    run = finished_run(project.work_dir(name))
+    if run is not None and (how := shortfall(run, *project.recipe(name))):
+        logger.warning("starting from '%s', which was trained %s", name, how)
 
 
 def train_loader(project: Project, recipe: Recipe, model: dict, seed: int) -> DataLoader:

@@ -35,6 +35,13 @@ def recipe_digest(recipe: Any, model: Mapping[str, Any]) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
+def shortfall(run: FinishedRun, recipe: Any, model: Mapping[str, Any]) -> str:
+    """'' for a run that stands for this page, else how it was trained otherwise."""
+    if recipe.train_cfg is not None and run.iterations < recipe.train_cfg.max_iters:
+        return f"for {run.iterations} of its {recipe.train_cfg.max_iters} iterations"
+    return "" if run.recipe == recipe_digest(recipe, model) else "with other settings than its page's"
+
+
 def mark_finished(work_dir: Path, run: FinishedRun) -> None:
     """Write the marker, whole or not at all."""
     temporary = work_dir / f".{MARKER}.tmp"
