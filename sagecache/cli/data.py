@@ -57,7 +57,9 @@ def check_command(context, project: Project, splits: tuple[str, ...], decode: bo
     else:
         rows = [(f.level, f.code, f.split, f.record or "", f.message, f.fix or "") for f in fold(findings)]
         emit_table("data check", ("level", "check", "split", "record", "what", "fix"), rows)
-        click.echo(f"{errors} errors, {sum(f.level == 'warning' for f in findings)} warnings")
+        warnings = sum(finding.level == "warning" for finding in findings)
+        how = "every pixel was decoded" if decode else "images by their headers; --decode reads every pixel"
+        click.echo(f"{errors} errors, {warnings} warnings ({how})")
     context.exit(1 if errors else 0)
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from sagecache.cli.output import note
+
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
@@ -32,4 +34,6 @@ def init_command(folder: Path, images: Path, labeled: Path, **options) -> None:
 
     for path in write_project(folder, images, labeled, **options):
         click.echo(path)
+    if options["val"] is None:
+        note("val is the labeled split: its figures flatter; --val names images that no recipe learns from")
     click.echo(f"next: sagecache --project {shlex.quote(str(folder))} data check")

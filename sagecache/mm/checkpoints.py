@@ -26,6 +26,7 @@ class Resumable:
     """A checkpoint from which a run can go on, and the seed of that run."""
 
     path: Path
+    iteration: int
     seed: int | None
 
 
@@ -61,7 +62,7 @@ def newest_readable(work_dir: Path) -> Resumable | None:
     for path in candidates:
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
-            found = Resumable(path, content["meta"].get("seed"))
+            found = Resumable(path, content["meta"]["iter"], content["meta"].get("seed"))
         except pickle.UnpicklingError as error:
             raise SagecacheError(
                 "holds more than weights and plain values, so it is not loaded",

@@ -93,6 +93,11 @@ def train(project: Project, name: str, options: TrainOptions, report: Progress) 
             "the recipe has no train_cfg", file=f"recipe {name}", fix="Set train_cfg = dict(max_iters=…)."
         )
     last = newest_readable(work_dir) if options.resume else None
+    max_iters = options.max_iters or recipe.train_cfg.max_iters
+    if last is not None and last.iteration >= max_iters:
+        logger.warning(
+            "nothing left to do: %s is at iteration %d of %d", work_dir, last.iteration, max_iters
+        )
     # Batches and views are drawn from the seed, so a run that goes on keeps its own.
     seeds = (options.seed, None if last is None else last.seed, recipe.seed)
     seed = next(one for one in seeds if one is not None)
@@ -101,6 +106,7 @@ def train(project: Project, name: str, options: TrainOptions, report: Progress) 
     torch.manual_seed(seed)
     estimator = build_estimator(project, recipe, model)
     runner = _runner(
+        name,
         dict(
             model=estimator,
             optim_wrapper=build_optimizer(estimator.student, recipe.optim_wrapper, options.amp),
@@ -110,7 +116,7 @@ def train(project: Project, name: str, options: TrainOptions, report: Progress) 
             load_from=None if last is None else str(last.path),
             resume=last is not None,
             **_sections(project, recipe, options, seed, report),
-        )
+        ),
     )
     with _way_made(work_dir, last) if runner.rank == 0 else nullcontext():
         runner.train()
@@ -249,13 +255,13 @@ def train_loader(project: Project, recipe: Recipe, model: dict, seed: int) -> Da
     return build_loader(dataset, sampler, recipe.batch.workers, pin_memory=torch.cuda.is_available())
 
 
-def _runner(sections: Mapping[str, Any]) -> Runner:
+def _runner(name: str, sections: Mapping[str, Any]) -> Runner:
     """Raises SagecacheError for what mmengine can't build: hooks, backends, env_cfg."""
     try:
         return QuietRunner(**sections)
     except (KeyError, TypeError, ValueError, AssertionError) as error:
         told = str(error).strip('"').split("\n")[0]
-        raise SagecacheError(f"mmengine refuses the recipe: {told}") from error
+        raise SagecacheError(f"mmengine refuses it: {told}", file=f"recipe {name}") from error
 
 
 def _sections(

@@ -61,12 +61,12 @@ def write_project(
         raise SagecacheError(
             "there is a project here already", file=folder, fix="Use --force to write its pages anew."
         )
+    skeleton = COCO17 if dataset_info is None else read_skeleton(dataset_info)
     for path in (labeled, val, test):
         if path is not None:
-            load_coco(path)
+            _require_skeleton(path, skeleton)
     if detections is not None:
         load_detections(detections)
-    skeleton = COCO17 if dataset_info is None else read_skeleton(dataset_info)
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     splits = {"labeled": _split(folder, images, labeled), "val": _split(folder, images, val or labeled)}
@@ -90,6 +90,17 @@ def write_project(
     if skeleton.names != COCO17.names:
         _fit_skeleton(folder, skeleton)
     return written
+
+
+def _require_skeleton(annotations: Path, skeleton: Skeleton) -> None:
+    counts = {len(one["keypoints"]) // 3 for one in load_coco(annotations)["annotations"] if one.get("keypoints")}
+    if counts and skeleton.num_keypoints not in counts:
+        raise SagecacheError(
+            f"persons have {', '.join(map(str, sorted(counts)))} keypoints, and the skeleton "
+            f"'{skeleton.name}' has {skeleton.num_keypoints}",
+            file=annotations,
+            fix="Give theirs, an mmpose dataset_info page: --dataset-info.",
+        )
 
 
 def _fit_skeleton(folder: Path, skeleton: Skeleton) -> None:

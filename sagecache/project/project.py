@@ -5,6 +5,7 @@ Pages are mmengine configs: ``data.py``, ``model.py`` and one page a recipe. Rea
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shlex
@@ -302,6 +303,7 @@ def _read_page(path: Path) -> dict[str, Any]:
             "no such page", file=path, fix="A project has data.py, model.py and one page a recipe."
         )
     try:
+        ast.parse(path.read_text(encoding="utf-8"), str(path))  # mmengine would name a temporary copy
         page = Config.fromfile(path, lazy_import=False).to_dict()
     except SagecacheError:
         raise

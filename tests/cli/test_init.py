@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from dots import write_split
 from typed import sagecache
 
@@ -15,20 +15,24 @@ from sagecache.cli.main import cli
 PHOTOS = Path(__file__).resolve().parents[3] / "shared" / "data" / "real"
 
 
-def init(*words: object, code: int = 0) -> str:
+def init(*words: object, code: int = 0) -> Result:
     result = CliRunner().invoke(cli, ["init", *map(str, words)])
     assert result.exit_code == code, result.output
-    return result.output
+    return result
 
 
 def test_it_lists_the_files_and_the_command_that_comes_next_works(tmp_path):
     write_split(tmp_path / "own", 2, 101)
     folder = tmp_path / "project"
     options = ("--images", tmp_path / "own/images", "--labeled", tmp_path / "own/annotations.json")
-    *files, last = init(folder, *options).splitlines()
+    answer = init(folder, *options)
+    *files, last = answer.stdout.splitlines()
+    assert "val is the labeled split" in answer.stderr
     assert {Path(file).name for file in files} == {path.name for path in folder.glob("*")}
     assert last == f"next: sagecache --project {folder} data check"
     assert "0 errors" in sagecache(folder, "data", "check").stdout
+    options = (*options, "--val", tmp_path / "own/annotations.json", "--force")
+    assert "val is" not in init(folder, *options).stderr
 
 
 @pytest.mark.parametrize(
@@ -41,7 +45,7 @@ def test_it_lists_the_files_and_the_command_that_comes_next_works(tmp_path):
 )
 def test_what_it_needs_is_asked_for(tmp_path, monkeypatch, options, told):
     monkeypatch.chdir(tmp_path)
-    assert told in init("project", *options, code=2)
+    assert told in init("project", *options, code=2).output
     assert not list(tmp_path.iterdir())
 
 

@@ -106,13 +106,13 @@ def cut(path) -> None:
 def test_a_run_goes_on_from_its_newest_checkpoint(tmp_path):
     assert newest_readable(tmp_path) is None
     write_run(tmp_path, 9, 10)  # by number, not by letter
-    assert newest_readable(tmp_path) == Resumable(tmp_path / "iter_10.pth", 50)
+    assert newest_readable(tmp_path) == Resumable(tmp_path / "iter_10.pth", 10, 50)
 
 
 def test_a_cut_checkpoint_stays_and_the_one_before_is_taken(tmp_path, caplog):
     write_run(tmp_path, 9, 10)
     cut(tmp_path / "iter_10.pth")
-    assert newest_readable(tmp_path) == Resumable(tmp_path / "iter_9.pth", 49)
+    assert newest_readable(tmp_path) == Resumable(tmp_path / "iter_9.pth", 9, 49)
     assert caplog.messages == [
         "iter_10.pth can't be read (a killed run leaves such): going on from iter_9.pth"
     ]

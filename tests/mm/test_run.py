@@ -304,8 +304,8 @@ def test_a_seed_too_large_for_the_generator_is_refused(project):
     [
         ({"default_hooks.mine": 1}, "'default_hooks.mine' should be a dict, got 1"),
         ({"custom_hooks": 3}, "'custom_hooks' should be a list, got 3"),
-        ({"custom_hooks": [{"type": "NoSuchHook"}]}, "mmengine refuses the recipe: .*NoSuchHook"),
-        ({"vis_backends": [{"type": "NoSuchBackend"}]}, "mmengine refuses the recipe: .*NoSuchBackend"),
+        ({"custom_hooks": [{"type": "NoSuchHook"}]}, "recipe stage0: mmengine refuses it: .*NoSuchHook"),
+        ({"vis_backends": [{"type": "NoSuchBackend"}]}, "recipe stage0: mmengine refuses it: .*NoSuchBackend"),
     ],
 )
 def test_what_mmengine_cannot_build_is_one_clear_error(project, words, told):
@@ -325,6 +325,9 @@ def test_a_cut_checkpoint_resumes_from_the_one_before(project, caplog):
     resumed = torch.load(last, weights_only=True)["state_dict"]
     for name, value in whole.items():
         torch.testing.assert_close(resumed[name], value, atol=1e-6, rtol=1e-5)
+    assert "nothing left to do" not in caplog.text
+    train(project, "stage0", run.TrainOptions(overrides=words, resume=True), lambda *words: None)
+    assert "nothing left to do" in caplog.text and "at iteration 4 of 4" in caplog.text
 
 
 def test_a_fresh_run_that_fails_at_once_leaves_the_run_before_where_it_was(project):

@@ -71,6 +71,13 @@ def test_without_unlabeled_images_stage0_is_all_there_is_to_train(own):
     assert "stage1-full" in project.recipe_names()
 
 
+def relabel_as_arms(annotations: Path) -> None:
+    content = json.loads(annotations.read_text())
+    for one in content["annotations"]:
+        one["keypoints"] = one["keypoints"][:9]
+    annotations.write_text(json.dumps(content))
+
+
 def test_without_a_val_split_the_page_says_that_it_is_the_labeled_one(own):
     project, _ = write(own)
     assert project.split("val") == project.split("labeled")
@@ -141,6 +148,7 @@ def test_names_with_quotes_and_umlauts_survive(own):
     info = strange / "info.py"
     info.write_text(ARM)
     labels = strange / "annotations.json"
+    relabel_as_arms(labels)
     write_project(own.parent / "project", strange / "images", labels, dataset_info=info)
     data = Project.open(own.parent / "project").data
     assert (own.parent / "project" / data.dataset_info).samefile(info)
@@ -190,6 +198,12 @@ def test_a_folder_of_images_that_cannot_be_listed_says_why(own, spoil, told):
 
 def test_pages_fit_another_skeleton_and_a_head_that_does_not_is_refused(own):
     (own / "arm.py").write_text(ARM)
+    with pytest.raises(SagecacheError, match="annotations.json: persons have 17 keypoints, .*'arm' has 3"):
+        write(own, dataset_info=own / "arm.py")
+    relabel_as_arms(own / "labeled" / "annotations.json")
+    with pytest.raises(SagecacheError, match="persons have 3 keypoints, .*'coco' has 17.*--dataset-info"):
+        write(own)
+    assert not (own.parent / "project").exists()
     project, _ = write(own, dataset_info=own / "arm.py")
     recipe, model = project.recipe("stage0")
     assert model["head"]["out_channels"] == 3 and recipe.load_from is None

@@ -58,6 +58,9 @@ def test_a_page_with_a_fault_of_its_own_is_told_by_file_and_fault(folder):
     append(folder, "data", "crop = dict(padding=1 / 0)")
     with pytest.raises(SagecacheError, match=r"data.py: can't be read: ZeroDivisionError: division by zero"):
         Project.open(folder)
+    append(folder, "data", "crop = dict(")
+    with pytest.raises(SagecacheError, match=r"data.py: can't be read: SyntaxError: .*\(data.py, line \d+\)"):
+        Project.open(folder)
 
 
 def test_an_unknown_key_names_the_page_and_the_nearest(folder):
