@@ -95,9 +95,7 @@ def train(project: Project, name: str, options: TrainOptions, report: Progress) 
     last = newest_readable(work_dir) if options.resume else None
     max_iters = options.max_iters or recipe.train_cfg.max_iters
     if last is not None and last.iteration >= max_iters:
-        logger.warning(
-            "nothing left to do: %s is at iteration %d of %d", work_dir, last.iteration, max_iters
-        )
+        logger.warning("nothing left to do: %s is at iteration %d of %d", work_dir, last.iteration, max_iters)
     # Batches and views are drawn from the seed, so a run that goes on keeps its own.
     seeds = (options.seed, None if last is None else last.seed, recipe.seed)
     seed = next(one for one in seeds if one is not None)

@@ -93,7 +93,8 @@ def write_project(
 
 
 def _require_skeleton(annotations: Path, skeleton: Skeleton) -> None:
-    counts = {len(one["keypoints"]) // 3 for one in load_coco(annotations)["annotations"] if one.get("keypoints")}
+    persons = load_coco(annotations)["annotations"]
+    counts = {len(one["keypoints"]) // 3 for one in persons if one.get("keypoints")}
     if counts and skeleton.num_keypoints not in counts:
         raise SagecacheError(
             f"persons have {', '.join(map(str, sorted(counts)))} keypoints, and the skeleton "

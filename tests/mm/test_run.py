@@ -304,8 +304,8 @@ def test_a_seed_too_large_for_the_generator_is_refused(project):
     [
         ({"default_hooks.mine": 1}, "'default_hooks.mine' should be a dict, got 1"),
         ({"custom_hooks": 3}, "'custom_hooks' should be a list, got 3"),
-        ({"custom_hooks": [{"type": "NoSuchHook"}]}, "recipe stage0: mmengine refuses it: .*NoSuchHook"),
-        ({"vis_backends": [{"type": "NoSuchBackend"}]}, "recipe stage0: mmengine refuses it: .*NoSuchBackend"),
+        ({"custom_hooks": [{"type": "NoSuchHook"}]}, "stage0: mmengine refuses it: .*NoSuchHook"),
+        ({"vis_backends": [{"type": "NoSuchBackend"}]}, "stage0: mmengine refuses it: .*NoSuchBackend"),
     ],
 )
 def test_what_mmengine_cannot_build_is_one_clear_error(project, words, told):
