@@ -46,7 +46,7 @@ def _make(project: Project, need: Requirement) -> None:
         "boxes": lambda: detect(project, need.what),
         "geo": lambda: geo(project, need.what),
         "stats": lambda: stats(project),
-        "recipe": lambda: train(project, need.what, resume=project.checkpoint(need.what) is not None),
+        "recipe": lambda: train(project, need.what, resume=can_go_on(project, need.what)),
     }
     makers[need.kind]()
 
@@ -156,6 +156,16 @@ def train(project: Project, name: str, overrides: dict | None = None, **options)
     if int(os.environ.get("RANK", 0)) == 0:
         note(f"{name}: {result}")
     return result
+
+
+def can_go_on(project: Project, name: str) -> bool:
+    """Whether a run of this recipe was cut off; one of another recipe (a former page) is left alone."""
+    from sagecache.project.runs import changed_since_start, finished_run
+
+    recipe, model = project.recipe(name)
+    if recipe.kind == "prior" or finished_run(project.work_dir(name)):
+        return False
+    return not changed_since_start(project.work_dir(name), recipe, model)
 
 
 def _fit_prior(project: Project, recipe: Recipe, **options) -> Path:

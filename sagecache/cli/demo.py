@@ -41,14 +41,13 @@ def demo_command() -> None:
 
 def run(project: Project) -> dict[str, dict[str, float]]:
     """Everything that the two arms need, the two arms, their figures on the test split."""
-    from sagecache.cli.actions import train
+    from sagecache.cli.actions import can_go_on, train
     from sagecache.cli.evaluate import evaluate
-    from sagecache.project.runs import finished_run
 
     measured = {}
     for arm in ARMS:
         if not _trained(project, arm):
-            train(project, arm, resume=finished_run(project.work_dir(arm)) is None)
+            train(project, arm, resume=can_go_on(project, arm))
         measured[arm] = evaluate(project, project.checkpoint(arm), "test")
     return measured
 

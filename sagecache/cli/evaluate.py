@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from sagecache.cli.context import json_option, project_option
 from sagecache.cli.jobs import require_fresh_boxes
 from sagecache.cli.output import emit_json, emit_table, note, progress
 from sagecache.cli.train import newest_checkpoint
+from sagecache.errors import SagecacheError
 
 if TYPE_CHECKING:
     from sagecache.project import Project
@@ -65,8 +67,10 @@ def evaluate(
     from sagecache.evaluation.keypoints import sort_predictions
     from sagecache.mm.evaluate import score
 
-    out = out or checkpoint.parent / f"predictions_{split}_{boxes}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)  # first: a folder that can't be made costs no evaluation
+    out = out or checkpoint.parent / f"predictions_{checkpoint.stem}_{network}_{split}_{boxes}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)  # first: a folder that can't be used costs no evaluation
+    if not os.access(out.parent, os.W_OK):
+        raise SagecacheError("no file can be written here", file=out.parent, fix="Choose another --out.")
     with progress(f"eval {split}") as report:
         result, predictions = score(project, checkpoint, split, boxes, network, report)
     temporary = out.with_name(f".{out.name}.tmp")

@@ -166,6 +166,8 @@ def _reader(project: Project, split: str) -> StoreReader | None:
 
 def _row(reader: StoreReader | None, one: Instance) -> tuple[dict[str, Any], dict | None]:
     """Table rows of one instance, and its targets if it has any."""
+    from sagecache.store.fingerprint import file_sha256
+
     x, y, width, height = one.bbox
     row = dict(instance=one.instance, bbox=f"{x:.1f} {y:.1f} {width:.1f} {height:.1f}", score=one.score)
     if reader is None:
@@ -174,7 +176,8 @@ def _row(reader: StoreReader | None, one: Instance) -> tuple[dict[str, Any], dic
         targets = reader.read(*one.key)
     except SagecacheError as error:
         return row | dict(status=error.message), None
-    row["status"] = "ok"
+    same = file_sha256(one.path) == reader.image_sha256(*one.key)
+    row["status"] = "ok" if same else "the image file was replaced since: precompute geo again, with --force"
     for name, (path, offset, length) in reader.locate(*one.key).items():
         row[f"bytes of {name}"] = f"{path.relative_to(reader.root)} [{offset}:{offset + length}]"
     if "depth_range" in targets:

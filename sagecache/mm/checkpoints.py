@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sagecache.errors import SagecacheError
@@ -132,7 +132,11 @@ def load_network(model: nn.Module, path: Path, network: str = "ema_teacher") -> 
 
 
 def export_network(path: Path, output: Path, network: str = "ema_teacher") -> None:
-    """Write one network as a plain mmpose checkpoint, {'state_dict': …}, atomically."""
+    """Write one network as a plain mmpose checkpoint, {'state_dict': …}, or as safetensors; atomically."""
     temporary = output.with_name(f".{output.name}.tmp")
-    torch.save({"state_dict": network_state(path, network)}, temporary)
+    state = network_state(path, network)
+    if output.suffix == ".safetensors":
+        save_file({name: value.contiguous() for name, value in state.items()}, temporary)
+    else:
+        torch.save({"state_dict": state}, temporary)
     temporary.replace(output)

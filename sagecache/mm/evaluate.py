@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
 from sagecache.data.coco import load_coco
 from sagecache.evaluation.keypoints import KeypointReport, evaluate
@@ -22,9 +22,11 @@ def evaluation_crops(project: Project, instances: Sequence[Instance]) -> Evaluat
     return EvaluationCrops(instances, size, padding, project.skeleton)
 
 
-def evaluation_loader(crops: EvaluationCrops, batch_size: int = 64) -> DataLoader:
+def evaluation_loader(
+    crops: EvaluationCrops, sampler: Sampler | None = None, batch_size: int = 64
+) -> DataLoader:
     """Batches as mmpose's ``pseudo_collate`` makes them: lists of inputs and samples."""
-    return DataLoader(crops, batch_size=batch_size, collate_fn=_lists)
+    return DataLoader(crops, batch_size=batch_size, sampler=sampler, collate_fn=_lists)
 
 
 def _lists(items: list[dict]) -> dict[str, list]:

@@ -114,6 +114,19 @@ class ProgressHook(Hook):
         return "  ".join(f"{name.removeprefix('loss_')} {values[name]:.3g}" for name in matters)
 
 
+@HOOKS.register_module()
+class ResumedValidationHook(Hook):
+    """A checkpoint is written just before its validation: a run that was killed between the two and goes on
+    validates first, so that no candidate for the best checkpoint is lost. Else it repeats harmlessly.
+    """
+
+    def before_train_epoch(self, runner) -> None:
+        loop = runner.train_loop
+        due = runner.iter > 0 and runner.iter >= loop.val_begin and runner.iter % loop.val_interval == 0
+        if due and runner.val_loop is not None:
+            runner.val_loop.run()
+
+
 @LOOPS.register_module()
 class StreamTrainLoop(IterBasedTrainLoop):
     """IterBasedTrainLoop whose resumed run starts its sampler at the resumed step.

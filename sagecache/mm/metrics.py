@@ -17,12 +17,20 @@ class KeypointMetric(BaseMetric):
     """AP, AR and PCK of the predictions, in [0, 1]; ``report`` keeps the whole evaluation.
 
     ground_truth: a COCO keypoint dict. area_rule and normaliser as evaluation.keypoints.evaluate states.
+    collect_dir: where several processes hand over their predictions.
     """
 
     default_prefix = "keypoints"
 
-    def __init__(self, ground_truth: dict, skeleton: Skeleton, area_rule: str, normaliser: str) -> None:
-        super().__init__(collect_device="cpu")
+    def __init__(
+        self,
+        ground_truth: dict,
+        skeleton: Skeleton,
+        area_rule: str,
+        normaliser: str,
+        collect_dir: str | None = None,
+    ) -> None:
+        super().__init__(collect_device="cpu", collect_dir=collect_dir)
         self.ground_truth, self.skeleton = ground_truth, skeleton
         self.area_rule, self.normaliser = area_rule, normaliser
         self.report, self.predictions = None, []

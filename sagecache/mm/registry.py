@@ -10,11 +10,13 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from sagecache.mm.compat import activate
 
 activate()  # spawned loader workers import this module to unpickle what it defines, so it must come first
 
+from mmengine.model import ImgDataPreprocessor  # noqa: E402
 from mmpose.models.heads import HeatmapHead  # noqa: E402
 from mmpose.registry import MODELS  # noqa: E402
 
@@ -87,7 +89,7 @@ def build_student(model: dict) -> nn.Module:
     from mmengine.logging import MMLogger
     from mmengine.registry import DefaultScope
 
-    codec_of(model)  # refuses what neither training nor evaluation could use
+    codec = codec_of(model)  # refuses what neither training nor evaluation could use
     MMLogger.get_current_instance().setLevel("WARNING")  # init_weights names every parameter
     with DefaultScope.overwrite_default_scope("mmpose"):
         try:
@@ -98,8 +100,48 @@ def build_student(model: dict) -> nn.Module:
                 file="model.py",
                 fix="Check type names and arguments.",
             ) from error
+    if not isinstance(student.data_preprocessor, ImgDataPreprocessor):
+        raise SagecacheError(
+            "no data_preprocessor that normalises images",
+            file="model.py",
+            fix="Set data_preprocessor=dict(type='PoseDataPreprocessor', mean=…, std=…, bgr_to_rgb=True).",
+        )
+    _require_maps(student, codec)
     student.init_weights()
     return student
+
+
+@torch.no_grad()
+def _require_maps(student: nn.Module, codec: dict) -> None:
+    """Raise SagecacheError unless the network turns input_size into maps of heatmap_size.
+
+    Shapes only, on torch's meta device: nothing is computed. A network that can't run there is let through.
+    """
+    (width, height), (across, down) = codec["input_size"], codec["heatmap_size"]
+    state = {name: value.to("meta") for name, value in student.state_dict().items()}
+    image = torch.empty(1, 3, height, width, device="meta")
+    training = student.training
+    try:
+        maps = functional_call(student.eval(), state, (image, None), dict(mode="tensor"))
+    except NotImplementedError:
+        return
+    except RuntimeError as error:
+        if "meta" in str(error).lower():
+            return
+        raise SagecacheError(
+            f"the network can't take images of {width}x{height}: {str(error).splitlines()[0]}",
+            file="model.py",
+            fix="Make its parts and the decoder's input_size agree.",
+        ) from error
+    finally:
+        student.train(training)
+    found = tuple(getattr(maps, "shape", ()))
+    if found[2:] != (down, across):
+        raise SagecacheError(
+            f"the head's maps are {found}, and the decoder's heatmap_size (width, height) is {across}x{down}",
+            file="model.py",
+            fix="Make them agree.",
+        )
 
 
 def codec_of(model: dict) -> dict:
@@ -111,7 +153,8 @@ def codec_of(model: dict) -> dict:
     Raises SagecacheError that names the codec.
     """
     head = model.get("head")
-    codec = dict((head.get("decoder") if isinstance(head, Mapping) else None) or {})
+    decoder = head.get("decoder") if isinstance(head, Mapping) else None
+    codec = dict(decoder) if isinstance(decoder, Mapping) else {}
     kind = codec.get("type", "none")
     if kind != "UDPHeatmap" or codec.get("heatmap_type", "gaussian") != "gaussian":
         kind = kind if kind != "UDPHeatmap" else f"{kind} of type '{codec['heatmap_type']}'"
@@ -125,7 +168,8 @@ def codec_of(model: dict) -> dict:
         raise SagecacheError(f"the head's decoder has no '{missing[0]}'", file="model.py", fix="Add it.")
     for key in ("input_size", "heatmap_size"):
         sides = codec[key]
-        if not (isinstance(sides, (list, tuple)) and len(sides) == 2 and all(_is_number(s) for s in sides)):
+        whole = isinstance(sides, (list, tuple)) and all(isinstance(s, int) and _is_number(s) for s in sides)
+        if not (whole and len(sides) == 2):
             raise SagecacheError(
                 f"the decoder's {key} is {sides!r}", file="model.py", fix="Give (width, height)."
             )

@@ -9,10 +9,12 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.dataset import DefaultSampler
 from mmengine.evaluator import Evaluator
 from mmengine.logging import MMLogger
 from mmengine.optim import OptimWrapper, build_optim_wrapper
@@ -35,7 +37,7 @@ from sagecache.mm.checkpoints import Resumable, load_network, newest_readable
 from sagecache.mm.compat import ddp_wrapper_cfg, init_cpu_distributed
 from sagecache.mm.estimator import SemiPoseEstimator
 from sagecache.mm.evaluate import evaluation_crops, evaluation_loader
-from sagecache.mm.hooks import IntervalRuntimeInfoHook, ProgressHook, SemiHook
+from sagecache.mm.hooks import IntervalRuntimeInfoHook, ProgressHook, ResumedValidationHook, SemiHook
 from sagecache.mm.metrics import KeypointMetric
 from sagecache.mm.registry import build_student, codec_of, heatmap_from_input
 from sagecache.mm.samples import EncodedSteps, LabelEncoder
@@ -44,21 +46,23 @@ from sagecache.models.weights import weights_path
 from sagecache.project import Project, Recipe
 from sagecache.project.runs import (
     FinishedRun,
+    changed_since_start,
     finished_run,
     mark_finished,
+    note_start,
     put_back,
     recipe_digest,
     set_aside,
     shortfall,
     unmark,
 )
+from sagecache.store.lock import FolderLock
 from sagecache.store.reader import StoreReader
 
 logger = logging.getLogger(__name__)
 
 Progress = Callable[..., None]
 BEST_METRIC = "keypoints/PCK@0.05"
-DEFAULT_BACKENDS = ("LocalVisBackend", "TensorboardVisBackend")
 
 
 class QuietRunner(Runner):
@@ -85,14 +89,35 @@ class TrainOptions:
 
 
 def train(project: Project, name: str, options: TrainOptions, report: Progress) -> Path:
-    """Train a recipe; returns its best checkpoint. Everything it needs must be there."""
-    recipe, model = project.recipe(name, options.overrides)
+    """Train a recipe; returns its best checkpoint. Everything it needs must be there.
+
+    Raises SagecacheError, among others, where another training is at work in the work dir, and for a run to
+    resume that was of another recipe.
+    """
     work_dir = options.work_dir or project.work_dir(name)
+    if int(os.environ.get("RANK", 0)) > 0:
+        return _train(project, name, options, work_dir, report)
+    work_dir.mkdir(parents=True, exist_ok=True)
+    lock = FolderLock(work_dir, shared=False)
+    try:
+        return _train(project, name, options, work_dir, report)
+    finally:
+        lock.release()
+
+
+def _train(project: Project, name: str, options: TrainOptions, work_dir: Path, report: Progress) -> Path:
+    recipe, model = project.recipe(name, options.overrides)
     if recipe.train_cfg is None:
         raise SagecacheError(
             "the recipe has no train_cfg", file=f"recipe {name}", fix="Set train_cfg = dict(max_iters=…)."
         )
     last = newest_readable(work_dir) if options.resume else None
+    if last is not None and (how := changed_since_start(work_dir, recipe, model)):
+        raise SagecacheError(
+            f"the run to resume was of another recipe ({how})",
+            file=work_dir,
+            fix="Give the options of that run, or train anew: leave --resume out.",
+        )
     max_iters = options.max_iters or recipe.train_cfg.max_iters
     if last is not None and last.iteration >= max_iters:
         logger.warning("nothing left to do: %s is at iteration %d of %d", work_dir, last.iteration, max_iters)
@@ -109,14 +134,14 @@ def train(project: Project, name: str, options: TrainOptions, report: Progress) 
             model=estimator,
             optim_wrapper=build_optimizer(estimator.student, recipe.optim_wrapper, options.amp),
             train_dataloader=train_loader(project, recipe, model, seed),
-            work_dir=str(work_dir),
-            experiment_name=work_dir.name,
             load_from=None if last is None else str(last.path),
             resume=last is not None,
-            **_sections(project, recipe, options, seed, report),
+            **_sections(project, recipe, options, work_dir, seed, report),
         ),
     )
     with _way_made(work_dir, last) if runner.rank == 0 else nullcontext():
+        if runner.rank == 0 and last is None:
+            note_start(work_dir, recipe, model)
         runner.train()
         best = runner.message_hub.runtime_info.get("best_ckpt")
         checkpoint = Path(best) if best else work_dir / f"iter_{runner.iter}.pth"
@@ -257,20 +282,20 @@ def _runner(name: str, sections: Mapping[str, Any]) -> Runner:
     """Raises SagecacheError for what mmengine can't build: hooks, backends, env_cfg."""
     try:
         return QuietRunner(**sections)
-    except (KeyError, TypeError, ValueError, AssertionError) as error:
+    except (ImportError, KeyError, TypeError, ValueError, AssertionError) as error:
         told = str(error).strip('"').split("\n")[0]
         raise SagecacheError(f"mmengine refuses it: {told}", file=f"recipe {name}") from error
 
 
 def _sections(
-    project: Project, recipe: Recipe, options: TrainOptions, seed: int, report: Progress
+    project: Project, recipe: Recipe, options: TrainOptions, work_dir: Path, seed: int, report: Progress
 ) -> dict[str, Any]:
-    """What mmengine's Runner takes beside the model, its optimiser, the loader and the work dir."""
+    """What mmengine's Runner takes beside the model, its optimiser and the loader."""
     settings = recipe.train_cfg
     max_iters = options.max_iters or settings.max_iters
     val_interval = min(settings.val_interval or max_iters, max_iters)
     distributed = int(os.environ.get("WORLD_SIZE", 1)) > 1
-    validation = _validation(project, recipe)
+    validation = _validation(project, recipe, work_dir)
     checkpoint = dict(
         type="CheckpointHook",
         by_epoch=False,
@@ -281,12 +306,18 @@ def _sections(
     )
     hooks = dict(
         runtime_info=IntervalRuntimeInfoHook(settings.log_interval),
-        logger=dict(type="LoggerHook", interval=settings.log_interval),
+        logger=dict(type="LoggerHook", interval=settings.log_interval, log_metric_by_epoch=False),
         checkpoint=checkpoint,
         sampler_seed=None,
     )
-    own_hooks = [SemiHook(seed, int(os.environ.get("RANK", 0))), ProgressHook(report, settings.log_interval)]
+    own_hooks = [
+        SemiHook(seed, int(os.environ.get("RANK", 0))),
+        ProgressHook(report, settings.log_interval),
+        ResumedValidationHook(),
+    ]
     return dict(
+        work_dir=str(work_dir),
+        experiment_name=work_dir.name,
         train_cfg=dict(type="StreamTrainLoop", max_iters=max_iters, val_interval=val_interval),
         param_scheduler=_schedule(recipe.param_scheduler, settings.max_iters),
         default_hooks=hooks | recipe.default_hooks,
@@ -302,7 +333,7 @@ def _sections(
     )
 
 
-def _validation(project: Project, recipe: Recipe) -> dict[str, Any]:
+def _validation(project: Project, recipe: Recipe, work_dir: Path) -> dict[str, Any]:
     if recipe.data.val is None:
         return {}
     if not project.instances(recipe.data.val, "annotations"):
@@ -313,8 +344,10 @@ def _validation(project: Project, recipe: Recipe) -> dict[str, Any]:
         project.skeleton,
         project.data.evaluation.area,
         project.data.evaluation.pck_normaliser,
+        collect_dir=str(work_dir / ".validation"),
     )
-    return dict(val_dataloader=evaluation_loader(crops), val_cfg=dict(), val_evaluator=Evaluator(metric))
+    loader = evaluation_loader(crops, DefaultSampler(crops, shuffle=False))  # each process its share
+    return dict(val_dataloader=loader, val_cfg=dict(), val_evaluator=Evaluator(metric))
 
 
 def build_optimizer(student: nn.Module, config: Mapping[str, Any], amp: bool) -> OptimWrapper:
@@ -329,7 +362,7 @@ def build_optimizer(student: nn.Module, config: Mapping[str, Any], amp: bool) ->
         config |= dict(type="AmpOptimWrapper", dtype="bfloat16", loss_scale=dict(enabled=False))
     try:
         return build_optim_wrapper(student, config)
-    except (KeyError, TypeError, ValueError, AssertionError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, AssertionError) as error:
         raise SagecacheError(f"optim_wrapper can't be built: {error}", record=str(dict(config))) from error
 
 
@@ -362,7 +395,10 @@ def _try_schedule(scheduler: dict[str, Any]) -> None:
 
 def _backends(recipe: Recipe) -> list[dict]:
     """Fresh dicts each time: mmengine writes the run's folder into them."""
-    return copy.deepcopy(list(recipe.vis_backends)) or [dict(type=name) for name in DEFAULT_BACKENDS]
+    if recipe.vis_backends:
+        return copy.deepcopy(list(recipe.vis_backends))
+    curves = [dict(type="TensorboardVisBackend")] if find_spec("tensorboard") else []  # an optional extra
+    return [dict(type="LocalVisBackend"), *curves]
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:

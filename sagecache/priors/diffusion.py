@@ -29,6 +29,7 @@ from sagecache.structures import TermOutput, UnlabeledBatch
 FORMAT, VERSION = "sagecache.diffusion_prior", 1
 REMAKE = "Make it again: sagecache train ddp-prior"
 WEIGHTINGS = ("displacement", "sds")
+MIN_JOINTS = 4  # fewer say nothing about a pose
 
 
 @torch.no_grad()
@@ -208,6 +209,8 @@ class DiffusionPrior(nn.Module):
     ) -> Tensor:
         """Mean squared error of the noise estimate over present dimensions, by sample; higher is stranger.
 
+        NaN for a pose of fewer than MIN_JOINTS joints.
+
         Every sample meets the same noises at the same steps (drawn from seed), so that poses are compared
         and not draws. keypoints (B, K, 2), upright frame -> (B,), about 1 at most for plausible poses.
         """
@@ -221,12 +224,17 @@ class DiffusionPrior(nn.Module):
             for sign in (1, -1):
                 _, e_hat = self._denoise(x, sign * e, torch.full((len(x),), t, device=x.device), mask)
                 total += ((e_hat - sign * e).square() * wide).sum(1) / wide.sum(1).clamp_min(1)
-        return total / (2 * (draws // 2))
+        return torch.where(mask.any(1), total / (2 * (draws // 2)), torch.nan)
 
     def _presence(self, keypoints: Tensor, mask: Tensor | None) -> Tensor:
+        """(B, K) of 0 and 1: known joints that are finite and not masked, none in a pose of too few.
+
+        One joint has no size: the gradient in its pixels would be beyond all bounds.
+        """
         finite = keypoints.detach().isfinite().all(-1)
         present = finite if mask is None else finite & (mask > 0)
-        return present.to(keypoints.dtype) * self.known
+        present = present.to(keypoints.dtype) * self.known
+        return present * (present.sum(1, keepdim=True) >= MIN_JOINTS)
 
     def save(self, path: str | Path) -> None:
         """Write safetensors with everything needed to use it; whole or not at all."""

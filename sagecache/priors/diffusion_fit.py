@@ -21,15 +21,14 @@ from torch import Tensor
 
 from sagecache.errors import SagecacheError
 from sagecache.priors.denoiser import Denoiser, gaussian_noise
-from sagecache.priors.diffusion import DiffusionPrior, skeleton_frame
+from sagecache.priors.diffusion import MIN_JOINTS, DiffusionPrior, skeleton_frame
 from sagecache.skeleton.definition import Skeleton
 from sagecache.skeleton.measure import stacked_keypoints
-from sagecache.strict import build
+from sagecache.strict import build, positive
 from sagecache.structures import Instance
 
 Progress = Callable[[int, int, str], None]
 
-MIN_JOINTS = 4  # fewer say nothing about a pose
 MIN_BODIES = 8
 BUCKETS = (0.0, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9, 1.0)  # s_t
 RIDGES = (0.001, 0.003, 0.01, 0.03, 0.1)  # added to a covariance of trace D; the best on held-out is taken
@@ -70,6 +69,7 @@ class FitConfig:
         for name in ("dropout", "ema_decay", "drop_joints", "held_out"):
             if not 0 <= getattr(self, name) < 1:
                 raise SagecacheError(f"{name} is {getattr(self, name)}, it must be in [0, 1)")
+        positive("learning_rate", self.learning_rate)
 
 
 def fit_from_instances(
@@ -127,7 +127,7 @@ def fit(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         order = torch.randperm(len(points))
-        cut = max(2, round(config.held_out * len(points)))
+        cut = min(max(2, round(config.held_out * len(points))), len(points) - 2)
         held, chosen = order[:cut], order[cut:]
         count = skeleton.num_keypoints
         network = {

@@ -140,7 +140,7 @@ def _image_list(folder: Path, detections: Path | None) -> dict:
         raise SagecacheError(
             "no images below it", file=folder, fix=f"Known: {', '.join(sorted(IMAGE_SUFFIXES))}."
         )
-    numeric = all(re.fullmatch(r"\d+", path.stem) for path in files)
+    numeric = all(re.fullmatch(r"\d+", path.stem) and int(path.stem) < 2**63 for path in files)
     ids = [int(path.stem) for path in files] if numeric else list(range(1, len(files) + 1))
     if detections is not None and not numeric:
         raise SagecacheError(

@@ -79,9 +79,9 @@ class Project:
             )
         data = build(DataSettings, _read_page(page), page)
         model = _read_page(folder / "model.py")
-        if "model" not in model:
+        if not isinstance(model.get("model"), Mapping):
             raise SagecacheError(
-                "no 'model' in it", file=folder / "model.py", fix="Set model = dict(type=…)."
+                "no 'model' in it that is a dict", file=folder / "model.py", fix="Set model = dict(type=…)."
             )
         project = cls(folder, data, model["model"], embedded)
         project.data = replace(
@@ -179,7 +179,10 @@ class Project:
         if isinstance(config.get("path"), str):
             config["path"] = str(self.path(config["path"]))
         if isinstance(config.get("files"), Mapping):
-            config["files"] = {name: str(self.path(path)) for name, path in config["files"].items()}
+            named = config["files"].items()  # what is no text is told of where the teacher is built
+            config["files"] = {
+                k: str(self.path(file)) if isinstance(file, str) else file for k, file in named
+            }
         return config
 
     @property

@@ -15,9 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from sagecache.errors import SagecacheError
+from sagecache.store.fingerprint import describe, diff
 from sagecache.strict import build
 
 MARKER = "finished.json"
+STARTED = "recipe.json"
+# What may differ in a run that goes on: how long it is, how it is watched, how fast it reads.
+FREE = ("train_cfg", "batch.workers", "data.image_cache_mb", "seed", "vis_backends", "default_hooks")
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,28 @@ def shortfall(run: FinishedRun, recipe: Any, model: Mapping[str, Any]) -> str:
     if recipe.train_cfg is not None and run.iterations < recipe.train_cfg.max_iters:
         return f"for {run.iterations} of its {recipe.train_cfg.max_iters} iterations"
     return "" if run.recipe == recipe_digest(recipe, model) else "with other settings than its page's"
+
+
+def note_start(work_dir: Path, recipe: Any, model: Mapping[str, Any]) -> None:
+    """Write down what a run trains, for those that go on with it."""
+    (work_dir / STARTED).write_text(json.dumps(_plain(recipe, model), indent=1) + "\n")
+
+
+def changed_since_start(work_dir: Path, recipe: Any, model: Mapping[str, Any]) -> str:
+    """'' where the run in work_dir is of this recipe (or says nothing), else what differs, old -> new."""
+    try:
+        started = json.loads((work_dir / STARTED).read_text())
+    except (OSError, ValueError):
+        return ""
+    differences = diff(started, _plain(recipe, model))
+    kept = [
+        one for one in differences if not f"{one[0]}.".startswith(tuple(f"recipe.{key}." for key in FREE))
+    ]
+    return describe(kept) if kept else ""
+
+
+def _plain(recipe: Any, model: Mapping[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(dict(recipe=asdict(recipe), model=model), default=str))
 
 
 def mark_finished(work_dir: Path, run: FinishedRun) -> None:
@@ -66,7 +92,7 @@ def set_aside(work_dir: Path) -> Path | None:
     number = next(n for n in itertools.count(1) if not (work_dir / f"previous-{n}").exists())
     folder = work_dir / f"previous-{number}"
     folder.mkdir()
-    for path in left:
+    for path in [*left, *work_dir.glob(STARTED)]:
         path.rename(folder / path.name)
     return folder
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from sagecache.errors import SagecacheError, nearest
 from sagecache.strict import at_least, positive, share
 
 
@@ -98,3 +99,6 @@ class DataSettings:
 
     def __post_init__(self) -> None:
         at_least("shard_size", self.shard_size, 1)
+        for name in self.stats_splits:
+            if name not in self.splits:
+                raise SagecacheError(f"stats_splits: no split '{name}'", fix=nearest(name, self.splits))

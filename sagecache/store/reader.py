@@ -40,7 +40,7 @@ class _Opened:
             )
         group, pool = root / layout.GROUP, FilePool(max_open_files)
         self.fields = tuple(self.manifest["identity"]["fields"])
-        small = ["status", "target_from_image", "ids"]
+        small = ["status", "target_from_image", "ids", "image_sha256"]
         if (group / "depth_range").exists():
             small.append("depth_range")
         self.arrays = {name: ArrayReader(group / name, pool) for name in (*self.fields, *small)}
@@ -189,6 +189,10 @@ class StoreReader:
                 except SagecacheError as error:
                     raise self._damaged(error, row) from error
         return batch
+
+    def image_sha256(self, image_id: int, instance: int) -> str:
+        """Hash of the image file that these targets were made from, in hex."""
+        return self._state.small_row("image_sha256", self._require(image_id, instance)).tobytes().hex()
 
     def locate(self, image_id: int, instance: int) -> dict[str, tuple[Path, int, int]]:
         """Where the bytes of an instance lie: field -> (file, offset, length)."""

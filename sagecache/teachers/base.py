@@ -50,6 +50,13 @@ class TeacherSpec:
         unknown = [name for name in self.outputs if name not in FIELDS]
         if unknown or not self.outputs:
             raise SagecacheError(f"teacher outputs {self.outputs} are not of {tuple(FIELDS)}")
+        (width, height), (across, down) = self.input_size, self.map_size
+        if width * down != height * across:
+            raise SagecacheError(
+                f"teacher '{self.name}' has maps of {across}x{down} for crops of {width}x{height}: pixels that "
+                "are not square, on which depth can't be compared with normals",
+                fix="Give map_size the aspect of input_size.",
+            )
         if self.depth_kind not in DEPTH_KINDS:
             raise SagecacheError(
                 f"unknown depth_kind '{self.depth_kind}'", fix=nearest(self.depth_kind, DEPTH_KINDS)

@@ -58,7 +58,7 @@ def test_the_table_says_what_was_measured_and_how(folder):
     assert "OKS area bbox53" in text and "PCK of diagonal" in text
     rows = {row.split()[0]: row.split()[1:] for row in done.stdout.splitlines() if row.strip()}
     assert rows["left_wrist"] == ["100.0", "100.0"]
-    written = checkpoint.parent / "predictions_val_annotations.json"
+    written = checkpoint.parent / f"predictions_{checkpoint.stem}_ema_teacher_val_annotations.json"
     assert f"predictions: {written}" in text and len(json.loads(written.read_text())) == 3
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -41,6 +42,18 @@ def test_bytes_are_where_it_says(folder):
         assert 0 <= start < end <= (root / path).stat().st_size
         share = 100 * np.asarray(masks[row["instance"]]).astype(bool).mean()
         assert float(row["mask"].split()[0]) == pytest.approx(share, abs=0.06)
+
+
+def test_targets_of_a_picture_that_was_replaced_since_are_told_of(tmp_path):
+    folder = write_dots_project(tmp_path / "dots", hidden=8)
+    sagecache(folder, "precompute", "geo", "--split", "unlabeled")
+    summary = inspect(folder, "201")
+    assert {row["status"] for row in summary["instances"]} == {"ok"}
+    path = Path(summary["file"])
+    path.write_bytes(path.read_bytes() + b"one byte more")
+    assert {row["status"] for row in inspect(folder, "201")["instances"]} == {
+        "the image file was replaced since: precompute geo again, with --force"
+    }
 
 
 def test_the_picture_is_written_where_asked_one_panel_an_instance(folder, tmp_path):

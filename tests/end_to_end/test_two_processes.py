@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,9 +20,9 @@ pytest.importorskip("embreex", reason="renders infants")
 
 RECIPE = """
 _base_ = "stage0.py"
-data = dict(val=None)
+data = dict(val="labeled")
 batch = dict(labeled=3, workers=0)
-train_cfg = dict(log_interval=1)
+train_cfg = dict(log_interval=1, val_interval=2)
 """
 
 
@@ -45,3 +47,18 @@ def test_two_processes_share_one_training(tmp_path):
         moved = [not torch.equal(trained[f"{network}.{key}"], value) for key, value in start.items()]
         assert any(moved)
     assert all(value.isfinite().all() for value in trained.values())
+    assert_validated_as_eval_does(project)
+
+
+def assert_validated_as_eval_does(project: Path) -> None:
+    """Each process predicts its share of the persons, and every person counts once."""
+    (log,) = (project / "work_dirs" / "pair").glob("2*/vis_data/scalars.json")
+    validated = [json.loads(line) for line in log.read_text().splitlines() if "PCK" in line]
+    words = ["--project", str(project), "eval", "--split", "labeled", "--json"]
+    result = CliRunner().invoke(cli, words)
+    assert result.exit_code == 0, result.output
+    figures = json.loads(result.stdout)
+    assert len(validated) == 1 and validated[0]["step"] == 2
+    for name in ("AP", "PCK@0.05", "PCK@0.1"):
+        assert abs(validated[0][f"keypoints/{name}"] - figures[name]) < 1e-3, name
+    assert not list(project.rglob(".validation")) and not Path(".dist_test").exists()

@@ -4,7 +4,7 @@ import os
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sagecache.errors import SagecacheError
@@ -47,6 +47,14 @@ def test_export_round_trips_as_plain_mmpose(ours, tmp_path):
     load_network(model, out)
     assert (model.weight == 2).all()
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_export_writes_what_the_suffix_says(ours, tmp_path):
+    export_network(ours, tmp_path / "plain.safetensors", "student")
+    assert load_file(tmp_path / "plain.safetensors").keys() == {"weight", "bias"}
+    model = nn.Linear(3, 2)
+    load_network(model, tmp_path / "plain.safetensors")
+    assert (model.weight == 1).all()
 
 
 def test_a_network_that_the_file_lacks_is_refused_and_nothing_is_written(tmp_path):

@@ -102,6 +102,7 @@ def test_perfect_maps_of_an_accepted_codec_fuse_with_their_mirror_to_the_true_pl
         (None, "the head's decoder is none"),
         ({"heatmap_size": None}, "no 'heatmap_size'"),
         (dict(input_size=[96]), r"the decoder's input_size is \[96\].*\(width, height\)"),
+        (dict(input_size=[96.0, 128.0]), r"the decoder's input_size is \[96.0, 128.0\]"),
         (dict(sigma=0), "the decoder's sigma is 0"),
         (dict(sigma="a"), "the decoder's sigma is 'a'"),
     ],
@@ -122,6 +123,25 @@ def test_mirrored_maps_that_are_in_place_are_not_shifted():
     model["test_cfg"] = dict(model["test_cfg"], shift_heatmap=True)
     with pytest.raises(SagecacheError, match="shift_heatmap"):
         codec_of(model)
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        (dict(decoder=dict(CODEC, heatmap_size=(24, 33))), r"maps are \(1, 17, 32, 24\).*is 24x33"),
+        (dict(decoder=dict(CODEC, input_size=(96, 160))), r"maps are \(1, 17, 40, 24\).*is 24x32"),
+        (dict(in_channels=7), "the network can't take images of 96x128: .*channel"),
+    ],
+)
+def test_a_network_whose_maps_are_not_those_of_its_codec_is_refused_before_the_first_step(change, told):
+    model = Project.open().model
+    with pytest.raises(SagecacheError, match=told):
+        build_student(dict(model, head=dict(model["head"], **change)))
+
+
+def test_a_model_without_a_preprocessor_is_refused():
+    with pytest.raises(SagecacheError, match="no data_preprocessor.*PoseDataPreprocessor"):
+        build_student(dict(Project.open().model, data_preprocessor=None))
 
 
 def test_a_model_that_mmpose_does_not_know_is_one_clear_error():

@@ -22,6 +22,7 @@ from sagecache.mm.registry import MODELS
 from sagecache.models.weights import weights_path
 from sagecache.project import Project
 from sagecache.project.runs import FinishedRun, mark_finished, recipe_digest
+from sagecache.store.lock import FolderLock
 
 ADAMW = dict(optimizer=dict(type="AdamW", lr=0.01, weight_decay=0.02))
 
@@ -353,11 +354,70 @@ def test_a_copied_work_dir_is_resumed_from_its_own_files_and_the_original_keeps_
     state["message_hub"]["runtime_info"]["best_score"] = -1.0  # whatever comes next is better
     torch.save(state, copy / "iter_2.pth")
     before = {path.name for path in first.parent.glob("*.pth")}
+    words["train_cfg.val_interval"] = 4  # the resumed one does not validate its second step again
     options = run.TrainOptions(overrides=words, work_dir=copy, resume=True, max_iters=4)
     second = train(project, "stage0", options, lambda *words: None)
     assert second.parent == copy and second.is_file() and second.name != first.name
     assert {path.name for path in first.parent.glob("*.pth")} == before
     assert not (copy / first.name).exists()  # the copy's own former best
+
+
+def test_a_run_of_another_recipe_is_not_gone_on_with(project):
+    """mmengine would take the learning rate from the file, and the page would be certified."""
+    trained = train(project, "stage0", run.TrainOptions(overrides={"data.val": None}), lambda *words: None)
+    before = {path: path.stat().st_mtime_ns for path in trained.parent.glob("*.*")}
+    other = {"data.val": None, "optim_wrapper.optimizer.lr": 1e-9, "model.head.in_channels": 5}
+    with pytest.raises(SagecacheError, match=r"of another recipe \(model.head.in_channels: .* -> 5; .*lr: "):
+        train(project, "stage0", run.TrainOptions(overrides=other, resume=True), lambda *words: None)
+    assert {path: path.stat().st_mtime_ns for path in trained.parent.glob("*.*")} == before
+    longer = {"data.val": None, "train_cfg.log_interval": 1, "batch.workers": 0, "train_cfg.max_iters": 5}
+    again = train(project, "stage0", run.TrainOptions(overrides=longer, resume=True), lambda *words: None)
+    assert again.name == "iter_5.pth"
+
+
+def test_two_trainings_never_share_a_folder(project):
+    project.work_dir("stage0").mkdir(parents=True)
+    lock = FolderLock(project.work_dir("stage0"), shared=False)
+    try:
+        with pytest.raises(SagecacheError, match="another process is writing here"):
+            train(project, "stage0", run.TrainOptions(), lambda *words: None)
+    finally:
+        lock.release()
+    train(project, "stage0", run.TrainOptions(max_iters=1), lambda *words: None)
+    assert not (project.work_dir("stage0") / ".lock").exists()
+
+
+def test_a_run_killed_in_a_validation_makes_up_for_it_and_chooses_the_same_checkpoint(project, monkeypatch):
+    """A checkpoint is written before its validation; here the first of two is the better one."""
+    words = {"train_cfg.checkpoint_interval": 2, "train_cfg.val_interval": 2}
+    scores = iter([0.5, KeyboardInterrupt(), 0.5, 0.3])
+
+    def measured(metric, results):
+        score = next(scores)
+        if isinstance(score, BaseException):
+            raise score
+        return {"PCK@0.05": score}
+
+    monkeypatch.setattr(run.KeypointMetric, "compute_metrics", measured)
+    train(project, "stage0", run.TrainOptions(overrides=words, max_iters=2), lambda *words: None)
+    with pytest.raises(KeyboardInterrupt):
+        train(project, "stage0", run.TrainOptions(overrides=words), lambda *words: None)
+    again = train(project, "stage0", run.TrainOptions(overrides=words, resume=True), lambda *words: None)
+    assert again.name == "best_keypoints_PCK@0.05_iter_2.pth" and next(scores, None) is None
+
+
+def test_validations_are_logged_at_their_step(project):
+    words = {"train_cfg.val_interval": 2}
+    trained = train(project, "stage0", run.TrainOptions(overrides=words), lambda *words: None)
+    (log,) = trained.parent.glob("2*/vis_data/scalars.json")
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [row["step"] for row in rows if "keypoints/AP" in row] == [2, 4]
+
+
+def test_without_tensorboard_there_are_no_curves_and_training_goes_on(project, monkeypatch):
+    monkeypatch.setattr(run, "find_spec", lambda name: None)
+    train(project, "stage0", run.TrainOptions(max_iters=1), lambda *words: None)
+    assert not list(project.work_dir("stage0").rglob("events.out*"))
 
 
 def test_a_fresh_run_that_is_killed_early_is_never_resumed_from_the_run_before(project):
@@ -373,7 +433,7 @@ def test_a_fresh_run_that_is_killed_early_is_never_resumed_from_the_run_before(p
     with pytest.raises(KeyboardInterrupt):
         again_with(killed, seed=8)
     kept = {path.name for path in (first.parent / "previous-1").iterdir()}
-    assert kept == {"iter_2.pth", "iter_4.pth", "last_checkpoint", "finished.json"}
+    assert kept == {"iter_2.pth", "iter_4.pth", "last_checkpoint", "finished.json", "recipe.json"}
     assert run.newest_readable(first.parent) is None and project.checkpoint("stage0") is None
     steps = []
     again = again_with(lambda done, total, message="": steps.append(done), seed=8, resume=True)

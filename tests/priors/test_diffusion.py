@@ -153,6 +153,19 @@ def test_absent_joints_get_no_pull_and_have_no_say():
     assert torch.equal(loss, prior.guidance_loss(moved, weights, seeded(3)))  # not finite = not there
 
 
+@pytest.mark.parametrize("seen", [1, 2, 3])
+def test_a_pose_of_too_few_joints_is_left_alone(seen):
+    """One joint has no size: its normalised place would move by millions a pixel."""
+    prior, points, weights = rough_prior(), poses().requires_grad_(), torch.ones(3, 17)
+    mask = torch.ones(3, 17)
+    mask[1, seen:] = 0
+    prior.guidance_loss(points, weights, seeded(3), mask).backward()
+    assert points.grad[1].eq(0).all() and points.grad[[0, 2]].ne(0).any()
+    assert torch.equal(prior.correct(points.detach(), torch.zeros(3, 17), mask)[1], points[1])
+    strange = prior.implausibility(points.detach(), mask)
+    assert strange.isnan().tolist() == [False, True, False]
+
+
 def test_settings_are_checked():
     prior = rough_prior()
     with pytest.raises(SagecacheError, match="pairs"):

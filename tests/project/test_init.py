@@ -109,6 +109,13 @@ def test_other_names_are_numbered_in_order(own):
     ]  # fmt: skip
 
 
+def test_names_of_more_digits_than_an_id_holds_are_numbered_in_order(own):
+    (own / "more" / "3.jpeg").rename(own / "more" / "20240131123045000201.jpeg")
+    project, _ = write(own, unlabeled_images=own / "more")
+    listing = json.loads(project.path(project.split("unlabeled").annotations).read_text())
+    assert [one["id"] for one in listing["images"]] == [1, 2, 3]
+
+
 def test_detections_of_one_s_own_are_the_boxes(own):
     boxes = own / "boxes.json"
     boxes.write_text(json.dumps([dict(image_id=7, category_id=1, bbox=[1, 2, 30, 20], score=0.9)]))

@@ -65,6 +65,7 @@ def test_what_a_teacher_takes_is_left_to_the_teacher():
         (dict(split=dict(render=dict(look="a", count=1, seed=0, size=(64, 0)))), "size is 0"),
         (dict(crop=dict(padding=0.0)), "padding is 0.0, it must be positive"),
         (dict(evaluation=dict(padding=float("inf"))), "padding is inf"),
+        (dict(stats_splits=("labled",)), "stats_splits: no split 'labled'. did you mean 'labeled'"),
         (dict(cacheroot="c"), "unknown key 'cacheroot'. Did you mean 'cache_root'"),
     ],
 )

@@ -84,6 +84,8 @@ def test_spec_refuses_unknown_outputs_and_kinds():
         TeacherSpec("x", (8, 8), (4, 4), ("albedo",), "affine", "")
     with pytest.raises(SagecacheError, match="did you mean 'affine'"):
         TeacherSpec("x", (8, 8), (4, 4), ("depth",), "afine", "")
+    with pytest.raises(SagecacheError, match="maps of 4x4 for crops of 8x6.*aspect"):
+        TeacherSpec("x", (8, 6), (4, 4), ("depth",), "affine", "")
 
 
 def test_crops_of_another_size_or_type_are_refused():
