@@ -53,8 +53,8 @@ class TeacherSpec:
         (width, height), (across, down) = self.input_size, self.map_size
         if width * down != height * across:
             raise SagecacheError(
-                f"teacher '{self.name}' has maps of {across}x{down} for crops of {width}x{height}: pixels that "
-                "are not square, on which depth can't be compared with normals",
+                f"teacher '{self.name}' has maps of {across}x{down} for crops of {width}x{height}: pixels "
+                "that are not square, on which depth can't be compared with normals",
                 fix="Give map_size the aspect of input_size.",
             )
         if self.depth_kind not in DEPTH_KINDS:
