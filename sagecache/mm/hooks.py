@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from mmengine import dist
 from mmengine.hooks import Hook, RuntimeInfoHook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS, LOOPS
@@ -54,6 +55,13 @@ class SemiHook(Hook):
         # micro-steps of an accumulated gradient belong to one optimiser step
         unwrap(runner.model).step = runner.iter // runner.optim_wrapper._accumulative_counts
         torch.manual_seed((self.seed * 1000 + self.rank) * 10_000_019 + runner.iter)
+
+    def before_val_epoch(self, runner) -> None:
+        """Every process judges the network of the checkpoint, which the first one wrote: since the last
+        forward pass their batch statistics went different ways.
+        """
+        for buffer in unwrap(runner.model).ema_teacher.buffers():
+            dist.broadcast(buffer)
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         wrapper = runner.optim_wrapper
