@@ -8,7 +8,7 @@ import click
 
 from sagecache.cli.actions import ensure, synth
 from sagecache.cli.context import json_option, project_option
-from sagecache.cli.output import emit_json, emit_table, progress
+from sagecache.cli.output import emit_json, emit_table, note, progress
 from sagecache.errors import SagecacheError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def check_command(context, project: Project, splits: tuple[str, ...], decode: bo
     """Verify that files, boxes, ids and splits are sound. Exit 1 on errors."""
     from sagecache.data.check import check_splits, fold
 
-    names = splits or tuple(project.data.splits)
+    names = splits or _rendered(project)
     if project.embedded:
         for name in names:
             ensure(project, project.split_requirements(name)[:1])
@@ -63,6 +63,18 @@ def check_command(context, project: Project, splits: tuple[str, ...], decode: bo
     context.exit(1 if errors else 0)
 
 
+def _rendered(project: Project) -> tuple[str, ...]:
+    """All splits but those still to be rendered: a check of seconds shall not take minutes."""
+    names = tuple(project.data.splits)
+    if not project.embedded:
+        return names
+    there = tuple(name for name in names if project.split_requirements(name)[0].present())
+    if len(there) < len(names):
+        absent = ", ".join(name for name in names if name not in there)
+        note(f"not rendered yet, so not checked: {absent} (sagecache data synth)")
+    return there
+
+
 def _uses(project: Project) -> tuple[set[str], set[str]]:
     """Splits that a recipe learns from, and splits that one reads for their keypoints."""
     recipes = [project.recipe(name)[0] for name in project.recipe_names()]
@@ -76,10 +88,14 @@ def _source(project: Project, name: str, trained: bool, labeled: bool):
     from sagecache.data.check import SplitSource
 
     split = project.split(name)
+    detections = None if split.boxes == "annotations" else project.detections(name)
+    if split.boxes == "detect" and not detections.is_file():
+        detections = None
     return SplitSource(
         images=project.path(split.images),
         annotations=project.path(split.annotations),
-        detections=None if split.boxes in ("annotations", "detect") else project.detections(name),
+        detections=detections,
         trained=trained,
         labeled=labeled,
+        find_persons=project.command(f"sagecache precompute detect --split {name}"),
     )

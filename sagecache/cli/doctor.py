@@ -72,11 +72,12 @@ def diagnose(folder: str | None = None) -> list[Finding]:
     try:
         project = open_project(folder)
     except SagecacheError as error:
-        return [*findings, Finding("project", folder or "default", error.message, ERROR, error.fix or "")]
+        place = str(error.file or folder or "embedded")
+        return [*findings, Finding("project", place, error.message, ERROR, error.fix or "")]
     except ImportError as error:
         return [
             *findings,
-            Finding("project", folder or "default", str(error), ERROR, "Install what is missing."),
+            Finding("project", folder or "embedded", str(error), ERROR, "Install what is missing."),
         ]
     roots = {"cache": project.cache_root, "work": project.path(project.data.work_root)}
     findings += [check_disk(name, root) for name, root in roots.items()]

@@ -19,6 +19,8 @@ FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.option("--labeled", type=FILE, required=True, help="COCO keypoint JSON of the labeled images.")
 @click.option("--val", type=FILE, help="COCO keypoint JSON for validation. Default: the labeled one.")
 @click.option("--test", type=FILE, help="COCO keypoint JSON for the final figure.")
+@click.option("--val-images", type=FOLDER, help="Folder of the validation images. Default: --images.")
+@click.option("--test-images", type=FOLDER, help="Folder of the test images. Default: --images.")
 @click.option("--unlabeled-images", type=FOLDER, help="Folder of the unlabeled images.")
 @click.option(
     "--unlabeled-annotations", type=FILE, help="COCO JSON that lists them. Default: made from the folder."

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from sagecache.store import StoreReader
     from sagecache.structures import Instance
 
+DEFAULT_RECIPE = "stage1-full"
+
 
 @click.command("inspect", short_help="One image: picture, targets, provenance.")
 @click.argument("image_id", type=int)
@@ -30,7 +32,9 @@ if TYPE_CHECKING:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Add the predictions of its student and EMA teacher, and the gate's decision.",
 )
-@click.option("--recipe", default="stage1-full", show_default=True, help="Whose filter and gate to apply.")
+@click.option(
+    "--recipe", help="Whose filter and gate to apply. Default: stage1-full, or what the project has."
+)
 @click.option(
     "--out", type=click.Path(dir_okay=False, path_type=Path), help="The picture. Default: below the cache."
 )
@@ -53,7 +57,7 @@ def inspect(
     split: str | None = None,
     instance: int | None = None,
     checkpoint: Path | None = None,
-    recipe: str = "stage1-full",
+    recipe: str | None = None,
     out: Path | None = None,
 ) -> dict[str, Any]:
     """Draw the picture, return what the table says."""
@@ -207,12 +211,18 @@ def _store_summary(project: Project, split: str, reader: StoreReader | None) -> 
     )
 
 
-def _predictions(project: Project, recipe: str, checkpoint: Path | None, chosen: list[Instance]) -> dict:
+def _predictions(
+    project: Project, recipe: str | None, checkpoint: Path | None, chosen: list[Instance]
+) -> dict:
     if checkpoint is None:
         return {}
     from sagecache.mm.explain import explain
     from sagecache.visualization.report import Predictions
 
+    names = project.recipe_names()
+    recipe = recipe or next(name for name in (DEFAULT_RECIPE, "stage0", *names) if name in names)
+    needs = project.requirements(project.recipe(recipe)[0])
+    ensure(project, [one for one in needs if one.kind == "stats" or one.what == "ddp-prior"])
     explained = explain(project, recipe, checkpoint, chosen)
     return {key: Predictions(**values) for key, values in explained.items()}
 
@@ -220,13 +230,10 @@ def _predictions(project: Project, recipe: str, checkpoint: Path | None, chosen:
 def _predicted_row(predicted: Any) -> dict[str, Any]:
     if predicted is None:
         return {}
-    other = "nobody" if predicted.corrected is None else "teacher B"
-    return dict(
-        confidence=f"{predicted.ema_teacher[:, 2].mean():.3f}",
-        plausibility=f"{predicted.plausibility:.3f}",
-        gate="teacher A" if predicted.teacher_a else other,
-        kept_joints=f"{int(predicted.keep.sum())} of {len(predicted.keep)}",
-    )
+    row = dict(confidence=f"{predicted.ema_teacher[:, 2].mean():.3f}", gate=predicted.gate)
+    if predicted.keep is not None:
+        row |= dict(plausibility=f"{predicted.plausibility:.3f}", kept_joints=predicted.kept)
+    return row
 
 
 def _pairs(summary: dict[str, Any]) -> list[tuple[str, str]]:

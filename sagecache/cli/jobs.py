@@ -98,8 +98,16 @@ def check_recipe(recipe: Recipe) -> None:
 def require_fresh(project: Project, recipe: Recipe) -> None:
     """Refuse what was made of other labels or with other settings, naming what differs.
 
-    Statistics and a prior of other labels, boxes of another detector, stores of other settings.
+    Labels of another skeleton, statistics and a prior of other labels, boxes of another detector, stores of
+    other settings.
     """
+    from sagecache.data.coco import load_coco
+    from sagecache.skeleton.category import require_skeleton
+
+    for split in dict.fromkeys([*recipe.data.labeled, recipe.data.val]):
+        if split is not None:
+            file = project.path(project.split(split).annotations)
+            require_skeleton(load_coco(file), project.skeleton, file)
     for split in _splits_read_by_box(recipe):
         require_fresh_boxes(project, split)
     if not recipe.uses_unlabeled:

@@ -32,7 +32,7 @@ class SplitSource:
     """Where a split lies: image folder, annotation file and, where boxes are detected, the detection file.
 
     trained: whether anything is learned from it. labeled: whether it is read for its keypoints; splits that
-    measure are, whatever this says.
+    measure are, whatever this says. find_persons: the command that makes the boxes of a split without any.
     """
 
     images: Path
@@ -40,6 +40,7 @@ class SplitSource:
     detections: Path | None = None
     trained: bool = True
     labeled: bool = False
+    find_persons: str = "sagecache precompute detect"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,8 @@ def _load(source: SplitSource, log: FindingList) -> dict | None:
     try:
         return load_coco(source.annotations)
     except SagecacheError as error:
-        log.error("annotations", error.message, error.record or source.annotations.name, error.fix)
+        fix = error.fix or "Correct the path in data.py, which starts at the project's folder"
+        log.error("annotations", f"{error.message}: {source.annotations}", error.record, fix)
         return None
 
 
@@ -190,7 +192,7 @@ def _sizes(coco: dict, paths: dict[int, Path], facts: dict[Path, _FileFacts]) ->
 def _check_boxes(source: SplitSource, coco: dict, sizes: dict, log: FindingList) -> None:
     if source.detections is None:
         if not coco["annotations"]:
-            log.note("no_boxes", "has no boxes yet", fix="Find persons: sagecache precompute detect")
+            log.note("no_boxes", "has no boxes yet", fix=f"Find persons: {source.find_persons}")
         return
     try:
         detections = load_detections(source.detections)

@@ -14,6 +14,7 @@ from sagecache.mm.checkpoints import load_network
 from sagecache.mm.registry import build_student, codec_of
 from sagecache.mm.samples import EvaluationCrops, coco_result
 from sagecache.project import Project
+from sagecache.skeleton.category import person_category
 from sagecache.structures import Instance
 
 
@@ -66,6 +67,8 @@ def score(
     truth = load_coco(project.path(project.split(split).annotations))
     instances = project.instances(split, boxes)
     results = predict(project, checkpoint, instances, network, report)
+    for result in results:
+        result["category_id"] = person_category(truth)
     rules = project.data.evaluation
     return evaluate(
         results, truth, project.skeleton, area_rule=rules.area, normaliser=rules.pck_normaliser

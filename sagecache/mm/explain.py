@@ -10,7 +10,6 @@ import torch
 
 from sagecache.data.coco import read_image
 from sagecache.data.views import warp_image
-from sagecache.errors import SagecacheError
 from sagecache.geometry.affine import compose, crop_affine, invert_affine, transform_points
 from sagecache.geometry.heatmap import decode, probability
 from sagecache.mm.checkpoints import load_network
@@ -27,15 +26,10 @@ def explain(
     project: Project, recipe_name: str, checkpoint: Path, instances: Sequence[Instance]
 ) -> dict[tuple[int, int], Explained]:
     """(image_id, instance) -> student and ema_teacher (K, 3) in image pixels with confidence, keep (K,),
-    plausibility, teacher_a, corrected (K, 2) or None; by the filter and gate of a semi-supervised recipe.
-    Raises SagecacheError for a recipe without these.
+    plausibility, teacher_a, corrected (K, 2) or None; by the recipe's filter and gate. Of a recipe that
+    learns from no unlabeled images, and so has neither: the two poses alone.
     """
     recipe, model = project.recipe(recipe_name, {"load_from": None})
-    if not recipe.uses_unlabeled:
-        raise SagecacheError(
-            f"recipe '{recipe_name}' learns from no unlabeled images, so it has no filter and no gate",
-            fix="Name one that does: --recipe stage1-full.",
-        )
     estimator = build_estimator(project, recipe, model, with_terms=False)
     load_network(estimator.student, checkpoint, "student")
     load_network(estimator.ema_teacher, checkpoint, "ema_teacher")
@@ -48,8 +42,12 @@ def explain(
         weak_from_image=torch.from_numpy(np.stack(views)).float(),
         bbox_scale=torch.tensor([(one.bbox[2] * one.bbox[3]) ** 0.5 for one in instances]),
     )
+    sigma = codec_of(model)["sigma"]
+    student = _decoded(estimator, estimator.student, batch, sigma)
+    if not recipe.uses_unlabeled:
+        teacher = _decoded(estimator, estimator.ema_teacher, batch, sigma)
+        return {one.key: dict(student=student[i], ema_teacher=teacher[i]) for i, one in enumerate(instances)}
     labels = estimator.pseudo_labels(batch)
-    student = _decoded(estimator, batch, codec_of(model)["sigma"])
     teacher = torch.cat([labels.keypoints, labels.confidence[..., None]], -1).numpy()
     return {
         one.key: dict(
@@ -64,9 +62,8 @@ def explain(
     }
 
 
-def _decoded(estimator, batch: dict, sigma: float) -> np.ndarray:
-    """The student's pose on the weak views, (B, K, 3): image pixels and confidence."""
-    network = estimator.student
+def _decoded(estimator, network, batch: dict, sigma: float) -> np.ndarray:
+    """A network's pose on the weak views, (B, K, 3): image pixels and confidence."""
     maps = network.head(network.extract_feat(estimator.normalise(batch["weak"]))).float()
     points, confidence = decode(probability(maps, map_kind(network.head)), sigma)
     image_from_map = invert_affine(compose(estimator.heatmap_from_input, batch["weak_from_image"]))

@@ -90,7 +90,9 @@ def check_semi(recipe: Recipe) -> None:
     """Raise SagecacheError for unknown terms and for options that nothing takes. Needs no files."""
     for name, options in recipe.semi.terms.items():
         if name not in TERMS:
-            raise SagecacheError(f"unknown term '{name}'", file="semi.terms", fix=nearest(name, TERMS))
+            raise SagecacheError(
+                f"unknown term '{name}' in semi.terms", file="recipe", fix=nearest(name, TERMS)
+            )
         TERMS[name].check(name, options)
     checked(
         KeypointFilter, recipe.semi.pseudo_labels, "recipe", "semi.pseudo_labels", given=["num_keypoints"]

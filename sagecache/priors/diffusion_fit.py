@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -26,6 +27,8 @@ from sagecache.skeleton.definition import Skeleton
 from sagecache.skeleton.measure import stacked_keypoints
 from sagecache.strict import build, positive
 from sagecache.structures import Instance
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int, str], None]
 
@@ -84,7 +87,11 @@ def fit_from_instances(
     keypoints = _labeled(instances, skeleton)
     provenance = {"keypoints_sha256": labels_sha256(instances, skeleton), "count": len(keypoints)}
     config = fit_config(options or {}, seed)
-    prior, _ = fit(keypoints, skeleton, config, progress, provenance)
+    prior, report = fit(keypoints, skeleton, config, progress, provenance)
+    if report["best_step"] == 0:
+        logger.warning(
+            "the prior knows no more of these %d bodies than their means and covariances", len(keypoints)
+        )
     prior.save(path)
     return Path(path)
 

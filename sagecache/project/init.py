@@ -11,6 +11,7 @@ from pathlib import Path
 from sagecache.data.coco import load_coco, load_detections
 from sagecache.errors import SagecacheError
 from sagecache.project.project import embedded_project, read_skeleton
+from sagecache.skeleton.category import require_skeleton
 from sagecache.skeleton.definition import COCO17, Skeleton
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"))
@@ -33,6 +34,8 @@ def write_project(
     *,
     val: Path | None = None,
     test: Path | None = None,
+    val_images: Path | None = None,
+    test_images: Path | None = None,
     unlabeled_images: Path | None = None,
     unlabeled_annotations: Path | None = None,
     detections: Path | None = None,
@@ -43,7 +46,8 @@ def write_project(
 
     Without unlabeled images stage0 is the only recipe; with them later: once more, with force.
 
-    images: folder of the labeled (val, test) images; labeled, val, test: COCO keypoint JSONs.
+    images: folder of the labeled images, and of those of val and test unless val_images and test_images say
+    otherwise; labeled, val, test: COCO keypoint JSONs.
     unlabeled_images: folder; its images get ids from their names where all stems are numbers (COCO's
     {:012d} rule), else 1, 2, … in order of name. detections: COCO detection JSON for the unlabeled
     images; without it boxes come from ``precompute detect``.
@@ -57,6 +61,12 @@ def write_project(
             file=detections or unlabeled_annotations,
             fix="Give their folder: --unlabeled-images.",
         )
+    if (val_images and val is None) or (test_images and test is None):
+        raise SagecacheError(
+            "a folder of images without their annotations",
+            file=val_images if val is None and val_images else test_images,
+            fix="Give --val with --val-images, --test with --test-images.",
+        )
     if (folder / "data.py").exists() and not force:
         raise SagecacheError(
             "there is a project here already", file=folder, fix="Use --force to write its pages anew."
@@ -64,14 +74,17 @@ def write_project(
     skeleton = COCO17 if dataset_info is None else read_skeleton(dataset_info)
     for path in (labeled, val, test):
         if path is not None:
-            _require_skeleton(path, skeleton)
+            require_skeleton(load_coco(path), skeleton, path)
     if detections is not None:
         load_detections(detections)
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    splits = {"labeled": _split(folder, images, labeled), "val": _split(folder, images, val or labeled)}
+    splits = {
+        "labeled": _split(folder, images, labeled),
+        "val": _split(folder, val_images or images, val or labeled),
+    }
     if test is not None:
-        splits["test"] = _split(folder, images, test)
+        splits["test"] = _split(folder, test_images or images, test)
     if unlabeled_images is not None:
         listing = unlabeled_annotations
         if listing is None:
@@ -80,7 +93,10 @@ def write_project(
             written.append(listing)
         boxes = _relative(folder, detections) if detections else "detect"
         splits["unlabeled"] = _split(folder, unlabeled_images, listing, boxes)
-    info = _relative(folder, dataset_info) if dataset_info else "coco"
+    info = "coco"
+    if dataset_info is not None:  # a copy: the original may lie in an environment that goes
+        info = "_dataset_info.py"
+        written.append(Path(shutil.copyfile(dataset_info, folder / info)))
     page = folder / "data.py"
     page.write_text(_data_page(splits, info, val is None))
     written.append(page)
@@ -90,18 +106,6 @@ def write_project(
     if skeleton.names != COCO17.names:
         _fit_skeleton(folder, skeleton)
     return written
-
-
-def _require_skeleton(annotations: Path, skeleton: Skeleton) -> None:
-    persons = load_coco(annotations)["annotations"]
-    counts = {len(one["keypoints"]) // 3 for one in persons if one.get("keypoints")}
-    if counts and skeleton.num_keypoints not in counts:
-        raise SagecacheError(
-            f"persons have {', '.join(map(str, sorted(counts)))} keypoints, and the skeleton "
-            f"'{skeleton.name}' has {skeleton.num_keypoints}",
-            file=annotations,
-            fix="Give theirs, an mmpose dataset_info page: --dataset-info.",
-        )
 
 
 def _fit_skeleton(folder: Path, skeleton: Skeleton) -> None:

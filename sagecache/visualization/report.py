@@ -6,6 +6,7 @@ Takes values, decodes nothing but a store's row, runs no network and reads no fi
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -50,16 +51,29 @@ class Predictions:
     """What a checkpoint says of one instance, and what the gate made of it.
 
     student, ema_teacher (K, 3): x, y in image pixels and confidence in [0, 1]. keep (K,) bool: joints that
-    would be learned from. plausibility: KPS in [0, 1]. teacher_a: the gate takes the EMA teacher's pose as
-    it is (A) rather than corrected by the prior (B). corrected (K, 2): pose B, where there is a prior.
+    would be learned from; None without a gate. plausibility: KPS in [0, 1]. teacher_a: the gate takes the EMA
+    teacher's pose as it is (A) rather than corrected by the prior (B). corrected (K, 2): pose B, where there
+    is a prior.
     """
 
     student: np.ndarray
     ema_teacher: np.ndarray
-    keep: np.ndarray
-    plausibility: float
-    teacher_a: bool
+    keep: np.ndarray | None = None
+    plausibility: float = math.nan
+    teacher_a: bool = False
     corrected: np.ndarray | None = None
+
+    @property
+    def gate(self) -> str:
+        """Whom the gate believes, in words."""
+        if self.keep is None:
+            return "none: the recipe learns from labels alone"
+        other = "nobody: refused" if self.corrected is None else "B, corrected by the prior"
+        return "A, the EMA teacher" if self.teacher_a else other
+
+    @property
+    def kept(self) -> str:
+        return "" if self.keep is None else f"{int(self.keep.sum())} of {len(self.keep)}"
 
 
 def inspect_panel(
@@ -210,14 +224,15 @@ def _prediction_tiles(
         drawn = draw_skeleton(crop, _moved(pose[:, :2], shown_from_image), skeleton, pose[:, 2])
         tiles.append(Tile(drawn, title, f"mean confidence {np.mean(pose[:, 2]):.2f}"))
     if predictions.corrected is not None:
-        drawn = draw_skeleton(crop, _moved(predictions.corrected, shown_from_image), skeleton)
+        used = np.where(predictions.keep & (not predictions.teacher_a), 1.0, 0.3)  # faint where nobody learns
+        drawn = draw_skeleton(crop, _moved(predictions.corrected, shown_from_image), skeleton, used)
         distance = np.linalg.norm(predictions.corrected - predictions.ema_teacher[:, :2], axis=1).mean()
         tiles.append(Tile(drawn, "pose B", f"moved by {distance:.1f} px on average"))
-    other = "nobody: refused" if predictions.corrected is None else "B, corrected by the prior"
-    gate = "A, the EMA teacher" if predictions.teacher_a else other
-    kept = f"{int(predictions.keep.sum())} of {len(predictions.keep)} joints kept"
     chart = _confidence_chart(predictions, skeleton, crop.shape[0])
-    tiles.append(Tile(chart, f"KPS {predictions.plausibility:.2f}, gate: {gate}", f"{kept}; thin: student"))
+    title, kept = f"gate: {predictions.gate}", ""
+    if predictions.keep is not None:
+        title, kept = f"KPS {predictions.plausibility:.2f}, {title}", f"{predictions.kept} joints kept; "
+    tiles.append(Tile(chart, title, f"{kept}thin: student"))
     return tiles
 
 
@@ -236,7 +251,7 @@ def _confidence_chart(
     full = width - label_width - 44
     colours, texts = joint_colours(skeleton), []
     for k, name in enumerate(skeleton.names):
-        top, kept = k * row, bool(predictions.keep[k])
+        top, kept = k * row, predictions.keep is None or bool(predictions.keep[k])
         label = shortened(name.replace("_", " "), label_width - 8, font)
         left = label_width - 8 - text_width(label, font)
         teacher, student = (

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
+from click.testing import CliRunner
 from dots import write_dots_project
 from typed import sagecache
 
+from sagecache.cli.main import cli
 from sagecache.errors import SagecacheError
 
 
@@ -36,6 +38,41 @@ def test_a_missing_image_is_an_error_of_its_split_and_exit_1(folder):
     assert check(folder, "--split", "labeled", "--split", "test", code=0)[0] == 0
     text = sagecache(folder, "data", "check", "--split", "val", code=1).stdout
     assert gone.name in text and "1 errors" in text
+
+
+def test_boxes_that_were_found_are_checked_and_else_the_command_is_named(folder):
+    words = ("data", "check", "--split", "unlabeled", "--json")
+    page = folder / "data.py"
+    page.write_text(page.read_text().replace("unlabeled=dict(", 'unlabeled=dict(boxes="detect", '))
+    labels = folder / "data" / "unlabeled" / "annotations.json"
+    content = json.loads(labels.read_text())
+    labels.write_text(json.dumps(dict(content, annotations=[])))
+    (told,) = [
+        one for one in json.loads(sagecache(folder, *words).stdout)["findings"] if one["code"] == "no_boxes"
+    ]
+    assert f"sagecache --project {folder} precompute detect --split unlabeled" in told["fix"]
+    boxes = folder / "cache" / "unlabeled" / "detections.json"
+    boxes.parent.mkdir(parents=True)
+    boxes.write_text('[{"image_id": 999, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}]')
+    found = json.loads(sagecache(folder, *words, code=1).stdout)["findings"]
+    assert [one["code"] for one in found if one["level"] == "error"] == ["unknown_image"]
+
+
+def test_a_lost_annotation_file_is_named_by_its_whole_path(folder):
+    labels = folder / "data" / "val" / "annotations.json"
+    labels.unlink()
+    answer = json.loads(sagecache(folder, "data", "check", "--split", "val", "--json", code=1).stdout)
+    (told,) = answer["findings"]
+    assert str(labels) in told["message"] and "data.py" in told["fix"]
+
+
+def test_the_demo_is_checked_as_far_as_it_is_rendered(tmp_path, monkeypatch):
+    """A check of seconds renders nothing."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SAGECACHE_PROJECT", raising=False)
+    done = CliRunner().invoke(cli, ["data", "check"])
+    assert done.exit_code == 0 and "not rendered yet, so not checked: labeled, unlabeled" in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_image_spoilt_inside_shows_only_when_it_is_decoded(folder):

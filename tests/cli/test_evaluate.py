@@ -50,6 +50,28 @@ def test_figures_are_pycocotools_on_the_file_that_was_written(folder, network, t
     assert summary["predictions"] == str(out) and summary["network"] == network
 
 
+def test_results_are_written_under_the_annotations_own_category(folder, tmp_path):
+    labels = folder / "data" / "test" / "annotations.json"
+    before = labels.read_text()
+    content = json.loads(before)
+    for record, key in [
+        (content["categories"][0], "id"),
+        *((a, "category_id") for a in content["annotations"]),
+    ]:
+        record[key] = 3
+    try:
+        labels.write_text(json.dumps(content))
+        out = tmp_path / "results.json"
+        summary = json.loads(sagecache(folder, "eval", "--split", "test", "--out", str(out), "--json").stdout)
+        assert {one["category_id"] for one in json.loads(out.read_text())} == {3}
+        assert (
+            summary["AP"] == pytest.approx(judged(folder, "test", str(out))[0], abs=1e-9)
+            and summary["AP"] > 0
+        )
+    finally:
+        labels.write_text(before)
+
+
 def test_the_table_says_what_was_measured_and_how(folder):
     done = sagecache(folder, "eval")
     text = " ".join(done.stdout.split())

@@ -84,6 +84,16 @@ def test_a_checkpoint_adds_confidence_and_the_gate(folder):
     assert [row["gate"] for row in rows] == ["teacher A", "nobody"]
 
 
+def test_without_a_recipe_that_has_a_gate_the_poses_are_shown_alone(tmp_path):
+    folder = write_dots_project(tmp_path / "dots")
+    for page in folder.glob("stage1*.py"):
+        page.unlink()
+    checkpoint = folder / "work_dirs" / "stage0" / "iter_4.pth"
+    save_checkpoint(Project.open(folder), checkpoint)
+    (row,) = inspect(folder, "301", "--split", "val", "--checkpoint", str(checkpoint))["instances"]
+    assert row["gate"] == "none: the recipe learns from labels alone" and "kept_joints" not in row
+
+
 def test_a_page_that_has_changed_makes_the_store_stale(folder):
     page = folder / "data.py"
     before = page.read_text()

@@ -34,6 +34,16 @@ def edit(folder, old: str, new: str) -> Project:
     return Project.open(folder)
 
 
+def test_labels_of_another_skeleton_are_not_trained_on(folder):
+    path = folder / "data" / "labeled" / "annotations.json"
+    content = json.loads(path.read_text())
+    content["categories"][0]["keypoints"] = [f"paw_{k}" for k in range(17)]
+    path.write_text(json.dumps(content))
+    project = Project.open(folder)
+    with pytest.raises(SagecacheError, match="labeled/annotations.json: its keypoints .paw_0, paw_1"):
+        jobs.require_fresh(project, project.recipe("stage0")[0])
+
+
 def test_the_crop_rule_is_the_page_s(folder):
     assert jobs.crop_rule(Project.open(folder)) == CropRule(padding=1.25, border="replicate")
     changed = edit(folder, "shard_size = 4", 'shard_size = 4\ncrop = dict(padding=1.5, border="constant")')

@@ -8,7 +8,6 @@ from dots import true_joints, write_dots_project
 from dots_network import PIXELS, save_checkpoint
 
 from sagecache.cli.jobs import stats_job
-from sagecache.errors import SagecacheError
 from sagecache.mm.explain import explain
 from sagecache.precompute.runner import run_stats
 from sagecache.project import Project
@@ -76,6 +75,10 @@ def test_the_recipe_decides_what_is_kept(project, explained):
     np.testing.assert_allclose(strict["ema_teacher"], explained[some[0].key]["ema_teacher"], atol=1e-3)
 
 
-def test_a_recipe_without_a_gate_is_refused(project, explained):
-    with pytest.raises(SagecacheError, match="recipe 'stage0' learns from no unlabeled images"):
-        explain(project, "stage0", project.folder / "dots.pth", project.instances("unlabeled"))
+def test_of_a_recipe_without_a_gate_the_two_poses_are_told(project, explained):
+    plain = explain(project, "stage0", project.folder / "dots.pth", project.instances("unlabeled"))
+    assert plain.keys() == explained.keys()
+    for key, row in plain.items():
+        assert row.keys() == {"student", "ema_teacher"}
+        np.testing.assert_allclose(row["student"], explained[key]["student"], atol=1e-3)
+        assert row["ema_teacher"].shape == (17, 3)

@@ -116,6 +116,25 @@ def test_names_of_more_digits_than_an_id_holds_are_numbered_in_order(own):
     assert [one["id"] for one in listing["images"]] == [1, 2, 3]
 
 
+def test_each_labeled_split_may_have_its_own_folder_of_images(own):
+    shutil.copytree(own / "labeled", own / "val2017")
+    val = own / "val2017" / "annotations.json"
+    project, _ = write(own, val=val, val_images=own / "val2017" / "images", test=val)
+    assert all("val2017" in str(one.path.resolve()) for one in project.instances("val"))
+    assert all("val2017" not in str(one.path.resolve()) for one in project.instances("test"))
+    with pytest.raises(SagecacheError, match="images: a folder of images without their annotations"):
+        write(own, "second", test_images=own / "val2017" / "images")
+
+
+def test_a_skeleton_of_other_names_is_refused_although_the_count_fits(own):
+    path = own / "labeled" / "annotations.json"
+    content = json.loads(path.read_text())
+    content["categories"][0]["keypoints"] = [f"paw_{k}" for k in range(17)]
+    path.write_text(json.dumps(content))
+    with pytest.raises(SagecacheError, match=r"its keypoints \(paw_0, paw_1, .*'coco' \(nose"):
+        write(own)
+
+
 def test_detections_of_one_s_own_are_the_boxes(own):
     boxes = own / "boxes.json"
     boxes.write_text(json.dumps([dict(image_id=7, category_id=1, bbox=[1, 2, 30, 20], score=0.9)]))
@@ -158,7 +177,9 @@ def test_names_with_quotes_and_umlauts_survive(own):
     relabel_as_arms(labels)
     write_project(own.parent / "project", strange / "images", labels, dataset_info=info)
     data = Project.open(own.parent / "project").data
-    assert (own.parent / "project" / data.dataset_info).samefile(info)
+    copied = own.parent / "project" / data.dataset_info
+    assert copied.read_text() == info.read_text() and not copied.samefile(info)
+    assert "dataset-info" not in Project.open(own.parent / "project").recipe_names()
     assert all(one.path.is_file() for one in Project.open(own.parent / "project").instances("labeled"))
 
 
