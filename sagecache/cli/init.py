@@ -30,11 +30,11 @@ FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 )
 @click.option("--dataset-info", type=FILE, help="mmpose dataset_info page of another skeleton than COCO-17.")
 @click.option("--force", is_flag=True, help="Write the pages of an existing project anew.")
-def init_command(folder: Path, images: Path, labeled: Path, **options) -> None:
+def init_command(folder: Path, force: bool, **options) -> None:
     """Write a project DIR for your own COCO-format data."""
-    from sagecache.project.init import write_project
+    from sagecache.project.init import UserData, write_project
 
-    for path in write_project(folder, images, labeled, **options):
+    for path in write_project(folder, UserData(**options), force):
         click.echo(path)
     if options["val"] is None:
         note("val is the labeled split: its figures flatter; --val names images that no recipe learns from")

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 from sagecache.data.coco import load_coco, load_detections
@@ -27,85 +28,99 @@ RECIPES = (
 )
 
 
-def write_project(
-    folder: Path,
-    images: Path,
-    labeled: Path,
-    *,
-    val: Path | None = None,
-    test: Path | None = None,
-    val_images: Path | None = None,
-    test_images: Path | None = None,
-    unlabeled_images: Path | None = None,
-    unlabeled_annotations: Path | None = None,
-    detections: Path | None = None,
-    dataset_info: Path | None = None,
-    force: bool = False,
-) -> list[Path]:
+@dataclass(frozen=True)
+class UserData:
+    """What a user has.
+
+    images: folder of the labeled images, and of those of val and test unless val_images and test_images say
+    otherwise. labeled, val, test: COCO keypoint JSONs; val is the labeled one where not given.
+    unlabeled_images: folder; its images get ids from their names where all stems are numbers (COCO's {:012d}
+    rule), else 1, 2, … in order of name, unless unlabeled_annotations, a COCO JSON, lists them.
+    detections: COCO detection JSON for the unlabeled images; without it boxes come from ``precompute
+    detect``. dataset_info: mmpose page of another skeleton than COCO-17.
+    """
+
+    images: Path
+    labeled: Path
+    val: Path | None = None
+    test: Path | None = None
+    val_images: Path | None = None
+    test_images: Path | None = None
+    unlabeled_images: Path | None = None
+    unlabeled_annotations: Path | None = None
+    detections: Path | None = None
+    dataset_info: Path | None = None
+
+
+def write_project(folder: Path, data: UserData, force: bool = False) -> list[Path]:
     """Write data.py, model.py, the recipes and, for unlabeled images, a COCO image list. Returns the files.
 
     Without unlabeled images stage0 is the only recipe; with them later: once more, with force.
-
-    images: folder of the labeled images, and of those of val and test unless val_images and test_images say
-    otherwise; labeled, val, test: COCO keypoint JSONs.
-    unlabeled_images: folder; its images get ids from their names where all stems are numbers (COCO's
-    {:012d} rule), else 1, 2, … in order of name. detections: COCO detection JSON for the unlabeled
-    images; without it boxes come from ``precompute detect``.
     Raises SagecacheError when the folder already holds a project (unless force), an input is unusable, or
-    something is said of unlabeled images without naming them.
+    something is said of images without naming them; then nothing is written.
     """
     folder = folder.expanduser().resolve()
-    if unlabeled_images is None and (detections or unlabeled_annotations):
-        raise SagecacheError(
-            "boxes or a list of unlabeled images, but not the images",
-            file=detections or unlabeled_annotations,
-            fix="Give their folder: --unlabeled-images.",
-        )
-    if (val_images and val is None) or (test_images and test is None):
-        raise SagecacheError(
-            "a folder of images without their annotations",
-            file=val_images if val is None and val_images else test_images,
-            fix="Give --val with --val-images, --test with --test-images.",
-        )
     if (folder / "data.py").exists() and not force:
         raise SagecacheError(
             "there is a project here already", file=folder, fix="Use --force to write its pages anew."
         )
-    skeleton = COCO17 if dataset_info is None else read_skeleton(dataset_info)
-    for path in (labeled, val, test):
-        if path is not None:
-            require_skeleton(load_coco(path), skeleton, path)
-    if detections is not None:
-        load_detections(detections)
+    skeleton = COCO17 if data.dataset_info is None else read_skeleton(data.dataset_info)
+    _require_usable(data, skeleton)
     folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    splits = {
-        "labeled": _split(folder, images, labeled),
-        "val": _split(folder, val_images or images, val or labeled),
-    }
-    if test is not None:
-        splits["test"] = _split(folder, test_images or images, test)
-    if unlabeled_images is not None:
-        listing = unlabeled_annotations
+    written, splits = [], _labeled_splits(folder, data)
+    if data.unlabeled_images is not None:
+        listing = data.unlabeled_annotations
         if listing is None:
             listing = folder / "unlabeled_images.json"
-            listing.write_text(json.dumps(_image_list(unlabeled_images, detections), indent=1))
+            listing.write_text(json.dumps(_image_list(data.unlabeled_images, data.detections), indent=1))
             written.append(listing)
-        boxes = _relative(folder, detections) if detections else "detect"
-        splits["unlabeled"] = _split(folder, unlabeled_images, listing, boxes)
+        boxes = _relative(folder, data.detections) if data.detections else "detect"
+        splits["unlabeled"] = _split(folder, data.unlabeled_images, listing, boxes)
     info = "coco"
-    if dataset_info is not None:  # a copy: the original may lie in an environment that goes
+    if data.dataset_info is not None:  # a copy: the original may lie in an environment that goes
         info = "_dataset_info.py"
-        written.append(Path(shutil.copyfile(dataset_info, folder / info)))
+        written.append(Path(shutil.copyfile(data.dataset_info, folder / info)))
     page = folder / "data.py"
-    page.write_text(_data_page(splits, info, val is None))
+    page.write_text(_data_page(splits, info, data.val is None))
     written.append(page)
     demo = embedded_project()
-    for name in ("model", *(RECIPES if unlabeled_images is not None else RECIPES[:1])):
+    for name in ("model", *(RECIPES if data.unlabeled_images is not None else RECIPES[:1])):
         written.append(Path(shutil.copyfile(demo / f"{name}.py", folder / f"{name}.py")))
     if skeleton.names != COCO17.names:
         _fit_skeleton(folder, skeleton)
     return written
+
+
+def _require_usable(data: UserData, skeleton: Skeleton) -> None:
+    if data.unlabeled_images is None and (data.detections or data.unlabeled_annotations):
+        raise SagecacheError(
+            "boxes or a list of unlabeled images, but not the images",
+            file=data.detections or data.unlabeled_annotations,
+            fix="Give their folder: --unlabeled-images.",
+        )
+    pairs = {"val": (data.val, data.val_images), "test": (data.test, data.test_images)}
+    for name, (labels, images) in pairs.items():
+        if images is not None and labels is None:
+            raise SagecacheError(
+                "a folder of images without their annotations",
+                file=images,
+                fix=f"Give --{name} with --{name}-images.",
+            )
+    for path in (data.labeled, data.val, data.test):
+        if path is not None:
+            require_skeleton(load_coco(path), skeleton, path)
+    if data.detections is not None:
+        load_detections(data.detections)
+
+
+def _labeled_splits(folder: Path, data: UserData) -> dict[str, dict[str, str]]:
+    splits = {
+        "labeled": _split(folder, data.images, data.labeled),
+        "val": _split(folder, data.val_images or data.images, data.val or data.labeled),
+    }
+    if data.test is not None:
+        splits["test"] = _split(folder, data.test_images or data.images, data.test)
+    return splits
 
 
 def _fit_skeleton(folder: Path, skeleton: Skeleton) -> None:

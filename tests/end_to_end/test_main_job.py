@@ -101,7 +101,7 @@ def test_inspect_shows_bytes_and_the_gate_and_names_neighbours(project):
     summary = json.loads(result.stdout)
     assert summary["store"]["stale"] == "no"
     row = summary["instances"][0]
-    assert row["gate"] in ("teacher A", "teacher B")
+    assert row["gate"] in ("A, the EMA teacher", "B, corrected by the prior")
     assert row["bytes of depth"].startswith("targets.zarr/depth/")
     with open(summary["picture"], "rb") as picture:
         assert picture.read(8) == b"\x89PNG\r\n\x1a\n"

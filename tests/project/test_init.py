@@ -15,7 +15,7 @@ from dots import write_split
 
 from sagecache.errors import SagecacheError
 from sagecache.project import Project
-from sagecache.project.init import RECIPES, write_project
+from sagecache.project.init import RECIPES, UserData, write_project
 
 ARM = """
 dataset_info = dict(
@@ -45,10 +45,11 @@ def own(tmp_path) -> Path:
     return tmp_path / "own"
 
 
-def write(own: Path, folder: str = "project", **options) -> tuple[Project, list[Path]]:
+def write(own: Path, folder: str = "project", force: bool = False, **options) -> tuple[Project, list[Path]]:
     labeled = own / "labeled"
     target = own.parent / folder
-    written = write_project(target, labeled / "images", labeled / "annotations.json", **options)
+    data = UserData(labeled / "images", labeled / "annotations.json", **options)
+    written = write_project(target, data, force)
     return Project.open(target), written
 
 
@@ -175,7 +176,7 @@ def test_names_with_quotes_and_umlauts_survive(own):
     info.write_text(ARM)
     labels = strange / "annotations.json"
     relabel_as_arms(labels)
-    write_project(own.parent / "project", strange / "images", labels, dataset_info=info)
+    write_project(own.parent / "project", UserData(strange / "images", labels, dataset_info=info))
     data = Project.open(own.parent / "project").data
     copied = own.parent / "project" / data.dataset_info
     assert copied.read_text() == info.read_text() and not copied.samefile(info)
