@@ -219,12 +219,20 @@ def _predictions(
     from sagecache.mm.explain import explain
     from sagecache.visualization.report import Predictions
 
-    names = project.recipe_names()
-    recipe = recipe or next(name for name in (DEFAULT_RECIPE, "stage0", *names) if name in names)
+    recipe = recipe or _pose_recipe(project)
     needs = project.requirements(project.recipe(recipe)[0])
     ensure(project, [one for one in needs if one.kind == "stats" or one.what == "ddp-prior"])
     explained = explain(project, recipe, checkpoint, chosen)
     return {key: Predictions(**values) for key, values in explained.items()}
+
+
+def _pose_recipe(project: Project) -> str:
+    """The recipe whose gate is asked where none is named. Raises SagecacheError in a project without any."""
+    names = [name for name in project.recipe_names() if project.recipe(name)[0].kind != "prior"]
+    for name in (DEFAULT_RECIPE, "stage0", *names):
+        if name in names:
+            return name
+    raise SagecacheError("no recipe of a pose network", file=project.folder, fix="Add a page, as stage0.py.")
 
 
 def _predicted_row(predicted: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from sagecache.mm.checkpoints import load_network
 from sagecache.mm.registry import build_student, codec_of
 from sagecache.mm.samples import EvaluationCrops, coco_result
 from sagecache.project import Project
-from sagecache.skeleton.category import person_category
+from sagecache.skeleton.category import person_category, require_skeleton
 from sagecache.structures import Instance
 
 
@@ -64,7 +64,9 @@ def score(
     report: Callable[..., None] | None = None,
 ) -> tuple[KeypointReport, list[dict]]:
     """Evaluate a checkpoint on a split's ground truth; boxes: 'annotations' | 'detections'."""
-    truth = load_coco(project.path(project.split(split).annotations))
+    annotations = project.path(project.split(split).annotations)
+    truth = load_coco(annotations)
+    require_skeleton(truth, project.skeleton, annotations)
     instances = project.instances(split, boxes)
     results = predict(project, checkpoint, instances, network, report)
     for result in results:

@@ -130,8 +130,8 @@ class ResumedValidationHook(Hook):
 
     def before_train_epoch(self, runner) -> None:
         loop = runner.train_loop
-        due = runner.iter > 0 and runner.iter >= loop.val_begin and runner.iter % loop.val_interval == 0
-        if due and runner.val_loop is not None:
+        due = runner.iter % loop.val_interval == 0 or runner.iter == loop.max_iters
+        if runner.val_loop is not None and due and runner.iter >= max(loop.val_begin, 1):
             runner.val_loop.run()
 
 

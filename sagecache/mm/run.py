@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.dataset import DefaultSampler
 from mmengine.evaluator import Evaluator
 from mmengine.logging import MMLogger
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import PARAM_SCHEDULERS
 from mmengine.runner import Runner
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
 
 from sagecache.data.coco import load_coco
 from sagecache.data.dataset import (
@@ -346,7 +345,11 @@ def _validation(project: Project, recipe: Recipe, work_dir: Path) -> dict[str, A
         project.data.evaluation.pck_normaliser,
         collect_dir=str(work_dir / ".validation"),
     )
-    loader = evaluation_loader(crops, DefaultSampler(crops, shuffle=False))  # each process its share
+    # Each process its share, by torchrun's words: on GPUs the group is joined only by the Runner.
+    world_size, rank = (
+        int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", 1), ("RANK", 0))
+    )
+    loader = evaluation_loader(crops, DistributedSampler(crops, world_size, rank, shuffle=False))
     return dict(val_dataloader=loader, val_cfg=dict(), val_evaluator=Evaluator(metric))
 
 

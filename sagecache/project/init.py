@@ -79,7 +79,10 @@ def write_project(folder: Path, data: UserData, force: bool = False) -> list[Pat
     info = "coco"
     if data.dataset_info is not None:  # a copy: the original may lie in an environment that goes
         info = "_dataset_info.py"
-        written.append(Path(shutil.copyfile(data.dataset_info, folder / info)))
+        copied = folder / info
+        if not (copied.exists() and copied.samefile(data.dataset_info)):
+            shutil.copyfile(data.dataset_info, copied)
+        written.append(copied)
     page = folder / "data.py"
     page.write_text(_data_page(splits, info, data.val is None))
     written.append(page)
@@ -106,6 +109,12 @@ def _require_usable(data: UserData, skeleton: Skeleton) -> None:
                 file=images,
                 fix=f"Give --{name} with --{name}-images.",
             )
+    if data.dataset_info is not None and re.search(r"^_base_\s*=", data.dataset_info.read_text(), re.M):
+        raise SagecacheError(
+            "a page with _base_ can't be copied into a project",
+            file=data.dataset_info,
+            fix="Write the whole dataset_info into one page.",
+        )
     for path in (data.labeled, data.val, data.test):
         if path is not None:
             require_skeleton(load_coco(path), skeleton, path)

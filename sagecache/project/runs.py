@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +22,16 @@ from sagecache.strict import build
 MARKER = "finished.json"
 STARTED = "recipe.json"
 # What may differ in a run that goes on: how long it is, how it is watched, how fast it reads.
-FREE = ("train_cfg", "batch.workers", "data.image_cache_mb", "seed", "vis_backends", "default_hooks")
+FREE = (
+    "train_cfg.val_interval",
+    "train_cfg.log_interval",
+    "train_cfg.checkpoint_interval",
+    "batch.workers",
+    "data.image_cache_mb",
+    "seed",
+    "vis_backends",
+    "default_hooks",
+)
 
 
 @dataclass(frozen=True)
@@ -65,7 +75,16 @@ def changed_since_start(work_dir: Path, recipe: Any, model: Mapping[str, Any]) -
 
 
 def _plain(recipe: Any, model: Mapping[str, Any]) -> dict[str, Any]:
-    return json.loads(json.dumps(dict(recipe=asdict(recipe), model=model), default=str))
+    return _finite(json.loads(json.dumps(dict(recipe=asdict(recipe), model=model), default=str)))
+
+
+def _finite(value: Any) -> Any:
+    """Infinities (clip_grad's max_norm, to log the norm) as text, which JSON and `diff` can hold."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def mark_finished(work_dir: Path, run: FinishedRun) -> None:
@@ -101,6 +120,7 @@ def put_back(work_dir: Path, folder: Path) -> None:
     """Undo `set_aside` for a run that ended without a checkpoint of its own."""
     if any(work_dir.glob("*.pth")):
         return
+    (work_dir / STARTED).unlink(missing_ok=True)  # the failed run's own
     for path in folder.iterdir():
         path.rename(work_dir / path.name)
     folder.rmdir()

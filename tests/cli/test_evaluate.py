@@ -72,6 +72,17 @@ def test_results_are_written_under_the_annotations_own_category(folder, tmp_path
         labels.write_text(before)
 
 
+def test_labels_of_another_skeleton_are_not_measured(tmp_path):
+    folder = write_dots_project(tmp_path / "dots")
+    labels = folder / "data" / "val" / "annotations.json"
+    content = json.loads(labels.read_text())
+    content["categories"][0]["keypoints"] = [f"paw_{k}" for k in range(17)]
+    labels.write_text(json.dumps(content))
+    checkpoint = save_checkpoint(Project.open(folder), folder / "dots.pth")
+    with pytest.raises(SagecacheError, match="its keypoints .paw_0"):
+        sagecache(folder, "eval", "--checkpoint", str(checkpoint))
+
+
 def test_the_table_says_what_was_measured_and_how(folder):
     done = sagecache(folder, "eval")
     text = " ".join(done.stdout.split())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import json
+import math
 import shutil
 import time
 from dataclasses import replace
@@ -370,9 +371,32 @@ def test_a_run_of_another_recipe_is_not_gone_on_with(project):
     with pytest.raises(SagecacheError, match=r"of another recipe \(model.head.in_channels: .* -> 5; .*lr: "):
         train(project, "stage0", run.TrainOptions(overrides=other, resume=True), lambda *words: None)
     assert {path: path.stat().st_mtime_ns for path in trained.parent.glob("*.*")} == before
-    longer = {"data.val": None, "train_cfg.log_interval": 1, "batch.workers": 0, "train_cfg.max_iters": 5}
-    again = train(project, "stage0", run.TrainOptions(overrides=longer, resume=True), lambda *words: None)
-    assert again.name == "iter_5.pth"
+    with pytest.raises(SagecacheError, match=r"train_cfg.max_iters: 4 -> 9"):  # the schedule would be another
+        words = {"data.val": None, "train_cfg.max_iters": 9}
+        train(project, "stage0", run.TrainOptions(overrides=words, resume=True), lambda *words: None)
+    words = {"data.val": None, "train_cfg.log_interval": 1, "batch.workers": 0}
+    options = run.TrainOptions(overrides=words, resume=True, max_iters=5)
+    assert train(project, "stage0", options, lambda *words: None).name == "iter_5.pth"
+
+
+def test_an_infinite_number_in_a_recipe_hinders_no_resume(project):
+    words = {"data.val": None, "optim_wrapper.clip_grad": {"max_norm": math.inf}}
+    train(project, "stage0", run.TrainOptions(overrides=words, max_iters=1), lambda *words: None)
+    options = run.TrainOptions(overrides=words, max_iters=2, resume=True)
+    assert train(project, "stage0", options, lambda *words: None).name == "iter_2.pth"
+
+
+def test_each_process_of_a_validation_has_its_share_before_the_group_is_joined(
+    project, monkeypatch, tmp_path
+):
+    """On GPUs mmengine joins only within the Runner."""
+    recipe, seen = project.recipe("stage0")[0], []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        monkeypatch.setenv("RANK", rank)
+        seen.append(list(run._validation(project, recipe, tmp_path)["val_dataloader"].sampler))
+    assert len(seen[0]) == len(seen[1]) == -(-len(project.instances("val")) // 2)
+    assert set(seen[0]) | set(seen[1]) == set(range(len(project.instances("val"))))
 
 
 def test_two_trainings_never_share_a_folder(project):
@@ -387,10 +411,17 @@ def test_two_trainings_never_share_a_folder(project):
     assert not (project.work_dir("stage0") / ".lock").exists()
 
 
-def test_a_run_killed_in_a_validation_makes_up_for_it_and_chooses_the_same_checkpoint(project, monkeypatch):
-    """A checkpoint is written before its validation; here the first of two is the better one."""
-    words = {"train_cfg.checkpoint_interval": 2, "train_cfg.val_interval": 2}
-    scores = iter([0.5, KeyboardInterrupt(), 0.5, 0.3])
+@pytest.mark.parametrize(
+    "steps, scores, best",
+    [
+        (4, [0.5, KeyboardInterrupt(), 0.5, 0.3], 2),  # killed in the first of two validations
+        (3, [0.2, 0.2, KeyboardInterrupt(), 0.5], 3),  # in the one at the end, which is at no interval
+    ],
+)
+def test_a_run_killed_in_a_validation_makes_up_for_it(project, monkeypatch, steps, scores, best):
+    """A checkpoint is written before its validation: the resumed run chooses as the undisturbed one."""
+    words = {"train_cfg.checkpoint_interval": 1 if steps == 3 else 2, "train_cfg.val_interval": 2}
+    scores = iter(scores)
 
     def measured(metric, results):
         score = next(scores)
@@ -400,10 +431,11 @@ def test_a_run_killed_in_a_validation_makes_up_for_it_and_chooses_the_same_check
 
     monkeypatch.setattr(run.KeypointMetric, "compute_metrics", measured)
     train(project, "stage0", run.TrainOptions(overrides=words, max_iters=2), lambda *words: None)
+    options = dict(overrides=words, max_iters=steps)
     with pytest.raises(KeyboardInterrupt):
-        train(project, "stage0", run.TrainOptions(overrides=words), lambda *words: None)
-    again = train(project, "stage0", run.TrainOptions(overrides=words, resume=True), lambda *words: None)
-    assert again.name == "best_keypoints_PCK@0.05_iter_2.pth" and next(scores, None) is None
+        train(project, "stage0", run.TrainOptions(**options), lambda *words: None)
+    again = train(project, "stage0", run.TrainOptions(**options, resume=True), lambda *words: None)
+    assert again.name == f"best_keypoints_PCK@0.05_iter_{best}.pth" and next(scores, None) is None
 
 
 def test_validations_are_logged_at_their_step(project):

@@ -180,7 +180,13 @@ def test_names_with_quotes_and_umlauts_survive(own):
     data = Project.open(own.parent / "project").data
     copied = own.parent / "project" / data.dataset_info
     assert copied.read_text() == info.read_text() and not copied.samefile(info)
-    assert "dataset-info" not in Project.open(own.parent / "project").recipe_names()
+    assert Project.open(own.parent / "project").recipe_names() == ["stage0"]
+    again = UserData(strange / "images", labels, dataset_info=copied)
+    assert copied in write_project(own.parent / "project", again, force=True)
+    (strange / "other.py").write_text("x = 1\n")
+    info.write_text("_base_ = 'other.py'\n" + ARM)
+    with pytest.raises(SagecacheError, match="_base_ can't be copied"):
+        write_project(own.parent / "second", UserData(strange / "images", labels, dataset_info=info))
     assert all(one.path.is_file() for one in Project.open(own.parent / "project").instances("labeled"))
 
 
