@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import torch
-from dots import ANGLES
+from dots import ANGLES, write_dots_project
 from torch import nn
 
+from sagecache.mm import run
 from sagecache.mm.registry import MODELS, HeatmapHead, build_student
 from sagecache.project import Project
 from sagecache.skeleton.definition import COCO17
@@ -68,3 +70,27 @@ def save_checkpoint(
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save({"state_dict": state}, path)
     return path
+
+
+@MODELS.register_module(force=True)
+class BrightDotsHead(DotsHead):
+    """The same with something to learn: how far its peaks are from where they should be."""
+
+    def __init__(self, decoder: dict) -> None:
+        super().__init__(decoder)
+        del self.shift
+        self.shift = nn.Parameter(torch.tensor([1.0, -1.0]))
+        del self.final_layer  # it would wait for a gradient that never comes
+
+
+def bright_project(folder: Path) -> Project:
+    """A project of dots whose student has something to learn."""
+    page = write_dots_project(folder) / "model.py"
+    page.write_text(page.read_text().replace("DotsHead", "BrightDotsHead"))
+    return Project.open(folder)
+
+
+def train(project: Project, name: str, options: run.TrainOptions, report) -> Path:
+    """run.train in a second of its own: mmengine names a run by its second, and warns of a second one."""
+    time.sleep(1 - time.time() % 1)
+    return run.train(project, name, options, report)

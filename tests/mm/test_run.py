@@ -5,46 +5,25 @@ from __future__ import annotations
 import importlib
 import itertools
 import json
-import math
-import shutil
-import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from dots import write_dots_project
-from dots_network import DotsHead, save_checkpoint
+from dots_network import bright_project, save_checkpoint, train
 from torch import nn
 
 from sagecache.errors import SagecacheError
 from sagecache.mm import run
-from sagecache.mm.registry import MODELS
 from sagecache.models.weights import weights_path
 from sagecache.project import Project
 from sagecache.project.runs import FinishedRun, mark_finished, recipe_digest
-from sagecache.store.lock import FolderLock
 
 ADAMW = dict(optimizer=dict(type="AdamW", lr=0.01, weight_decay=0.02))
 
 
-@MODELS.register_module(force=True)
-class BrightDotsHead(DotsHead):
-    """The same with something to learn: how far its peaks are from where they should be."""
-
-    def __init__(self, decoder: dict) -> None:
-        super().__init__(decoder)
-        del self.shift
-        self.shift = nn.Parameter(torch.tensor([1.0, -1.0]))
-        del self.final_layer  # it would wait for a gradient that never comes
-
-
 @pytest.fixture
 def project(tmp_path) -> Project:
-    folder = write_dots_project(tmp_path / "dots")
-    page = folder / "model.py"
-    page.write_text(page.read_text().replace("DotsHead", "BrightDotsHead"))
-    return Project.open(folder)
+    return bright_project(tmp_path / "dots")
 
 
 # -- optimiser and schedule ----------------------------------------------------------------------------
@@ -145,12 +124,6 @@ def test_log_writers_are_fresh_for_each_run(project):
     assert run._backends(recipe) == recipe.vis_backends == [dict(type="LocalVisBackend")]
     plain = run._backends(project.recipe("stage0")[0])
     assert plain and plain is not run._backends(project.recipe("stage0")[0])
-
-
-def train(project: Project, name: str, options: run.TrainOptions, report) -> Path:
-    """run.train in a second of its own: mmengine names a run by its second, and warns of a second one."""
-    time.sleep(1 - time.time() % 1)
-    return run.train(project, name, options, report)
 
 
 # -- weights to start with -----------------------------------------------------------------------------
@@ -315,77 +288,6 @@ def test_what_mmengine_cannot_build_is_one_clear_error(project, words, told):
         train(project, "stage0", run.TrainOptions(overrides=words), lambda *words: None)
 
 
-def test_a_cut_checkpoint_resumes_from_the_one_before(project, caplog):
-    """With the seed of the run, and up to the same end."""
-    words = {"train_cfg.checkpoint_interval": 1, "data.val": None}
-    first = run.TrainOptions(overrides=words, seed=7)
-    last = train(project, "stage0", first, lambda *words: None)
-    whole = torch.load(last, weights_only=True)["state_dict"]
-    last.write_bytes(last.read_bytes()[:500])
-    again = train(project, "stage0", run.TrainOptions(overrides=words, resume=True), lambda *words: None)
-    assert again == last and "iter_4.pth can't be read" in caplog.text
-    resumed = torch.load(last, weights_only=True)["state_dict"]
-    for name, value in whole.items():
-        torch.testing.assert_close(resumed[name], value, atol=1e-6, rtol=1e-5)
-    assert "nothing left to do" not in caplog.text
-    train(project, "stage0", run.TrainOptions(overrides=words, resume=True), lambda *words: None)
-    assert "nothing left to do" in caplog.text and "at iteration 4 of 4" in caplog.text
-
-
-def test_a_fresh_run_that_fails_at_once_leaves_the_run_before_where_it_was(project):
-    first = train(project, "stage0", run.TrainOptions(overrides={"data.val": None}), lambda *words: None)
-
-    def fails(*words):
-        raise SagecacheError("loss is nan")
-
-    with pytest.raises(SagecacheError, match="nan"):
-        train(project, "stage0", run.TrainOptions(overrides={"train_cfg.log_interval": 1}), fails)
-    assert project.checkpoint("stage0") == first and first.is_file()
-    assert not (first.parent / "previous-1").exists()
-
-
-def test_a_copied_work_dir_is_resumed_from_its_own_files_and_the_original_keeps_its_best(project, tmp_path):
-    """mmengine keeps absolute paths, and deletes the former best checkpoint for a better one."""
-    words = {"train_cfg.checkpoint_interval": 2, "train_cfg.val_interval": 2}
-    first = train(project, "stage0", run.TrainOptions(overrides=words, max_iters=2), lambda *words: None)
-    assert first.name.startswith("best_")
-    copy = tmp_path / "copied" / "stage0"
-    shutil.copytree(first.parent, copy)
-    state = torch.load(copy / "iter_2.pth", weights_only=True)
-    state["message_hub"]["runtime_info"]["best_score"] = -1.0  # whatever comes next is better
-    torch.save(state, copy / "iter_2.pth")
-    before = {path.name for path in first.parent.glob("*.pth")}
-    words["train_cfg.val_interval"] = 4  # the resumed one does not validate its second step again
-    options = run.TrainOptions(overrides=words, work_dir=copy, resume=True, max_iters=4)
-    second = train(project, "stage0", options, lambda *words: None)
-    assert second.parent == copy and second.is_file() and second.name != first.name
-    assert {path.name for path in first.parent.glob("*.pth")} == before
-    assert not (copy / first.name).exists()  # the copy's own former best
-
-
-def test_a_run_of_another_recipe_is_not_gone_on_with(project):
-    """mmengine would take the learning rate from the file, and the page would be certified."""
-    trained = train(project, "stage0", run.TrainOptions(overrides={"data.val": None}), lambda *words: None)
-    before = {path: path.stat().st_mtime_ns for path in trained.parent.glob("*.*")}
-    other = {"data.val": None, "optim_wrapper.optimizer.lr": 1e-9, "model.head.in_channels": 5}
-    with pytest.raises(SagecacheError, match=r"of another recipe \(model.head.in_channels: .* -> 5; .*lr: "):
-        train(project, "stage0", run.TrainOptions(overrides=other, resume=True), lambda *words: None)
-    assert {path: path.stat().st_mtime_ns for path in trained.parent.glob("*.*")} == before
-    with pytest.raises(SagecacheError, match=r"train_cfg.max_iters: 4 -> 9"):  # the schedule would be another
-        words = {"data.val": None, "train_cfg.max_iters": 9}
-        train(project, "stage0", run.TrainOptions(overrides=words, resume=True), lambda *words: None)
-    words = {"data.val": None, "train_cfg.log_interval": 1, "batch.workers": 0}
-    options = run.TrainOptions(overrides=words, resume=True, max_iters=5)
-    assert train(project, "stage0", options, lambda *words: None).name == "iter_5.pth"
-
-
-def test_an_infinite_number_in_a_recipe_hinders_no_resume(project):
-    words = {"data.val": None, "optim_wrapper.clip_grad": {"max_norm": math.inf}}
-    train(project, "stage0", run.TrainOptions(overrides=words, max_iters=1), lambda *words: None)
-    options = run.TrainOptions(overrides=words, max_iters=2, resume=True)
-    assert train(project, "stage0", options, lambda *words: None).name == "iter_2.pth"
-
-
 def test_each_process_of_a_validation_has_its_share_before_the_group_is_joined(
     project, monkeypatch, tmp_path
 ):
@@ -397,45 +299,6 @@ def test_each_process_of_a_validation_has_its_share_before_the_group_is_joined(
         seen.append(list(run._validation(project, recipe, tmp_path)["val_dataloader"].sampler))
     assert len(seen[0]) == len(seen[1]) == -(-len(project.instances("val")) // 2)
     assert set(seen[0]) | set(seen[1]) == set(range(len(project.instances("val"))))
-
-
-def test_two_trainings_never_share_a_folder(project):
-    project.work_dir("stage0").mkdir(parents=True)
-    lock = FolderLock(project.work_dir("stage0"), shared=False)
-    try:
-        with pytest.raises(SagecacheError, match="another process is writing here"):
-            train(project, "stage0", run.TrainOptions(), lambda *words: None)
-    finally:
-        lock.release()
-    train(project, "stage0", run.TrainOptions(max_iters=1), lambda *words: None)
-    assert not (project.work_dir("stage0") / ".lock").exists()
-
-
-@pytest.mark.parametrize(
-    "steps, scores, best",
-    [
-        (4, [0.5, KeyboardInterrupt(), 0.5, 0.3], 2),  # killed in the first of two validations
-        (3, [0.2, 0.2, KeyboardInterrupt(), 0.5], 3),  # in the one at the end, which is at no interval
-    ],
-)
-def test_a_run_killed_in_a_validation_makes_up_for_it(project, monkeypatch, steps, scores, best):
-    """A checkpoint is written before its validation: the resumed run chooses as the undisturbed one."""
-    words = {"train_cfg.checkpoint_interval": 1 if steps == 3 else 2, "train_cfg.val_interval": 2}
-    scores = iter(scores)
-
-    def measured(metric, results):
-        score = next(scores)
-        if isinstance(score, BaseException):
-            raise score
-        return {"PCK@0.05": score}
-
-    monkeypatch.setattr(run.KeypointMetric, "compute_metrics", measured)
-    train(project, "stage0", run.TrainOptions(overrides=words, max_iters=2), lambda *words: None)
-    options = dict(overrides=words, max_iters=steps)
-    with pytest.raises(KeyboardInterrupt):
-        train(project, "stage0", run.TrainOptions(**options), lambda *words: None)
-    again = train(project, "stage0", run.TrainOptions(**options, resume=True), lambda *words: None)
-    assert again.name == f"best_keypoints_PCK@0.05_iter_{best}.pth" and next(scores, None) is None
 
 
 def test_validations_are_logged_at_their_step(project):
@@ -450,25 +313,3 @@ def test_without_tensorboard_there_are_no_curves_and_training_goes_on(project, m
     monkeypatch.setattr(run, "find_spec", lambda name: None)
     train(project, "stage0", run.TrainOptions(max_iters=1), lambda *words: None)
     assert not list(project.work_dir("stage0").rglob("events.out*"))
-
-
-def test_a_fresh_run_that_is_killed_early_is_never_resumed_from_the_run_before(project):
-    words = {"train_cfg.checkpoint_interval": 2, "data.val": None}
-
-    def again_with(report=lambda *words: None, **options):
-        return train(project, "stage0", run.TrainOptions(overrides=words, **options), report)
-
-    def killed(*words):
-        raise KeyboardInterrupt
-
-    first = again_with(seed=7)
-    with pytest.raises(KeyboardInterrupt):
-        again_with(killed, seed=8)
-    kept = {path.name for path in (first.parent / "previous-1").iterdir()}
-    assert kept == {"iter_2.pth", "iter_4.pth", "last_checkpoint", "finished.json", "recipe.json"}
-    assert run.newest_readable(first.parent) is None and project.checkpoint("stage0") is None
-    steps = []
-    again = again_with(lambda done, total, message="": steps.append(done), seed=8, resume=True)
-    assert steps[0] == 1 and again == first
-    assert torch.load(again, weights_only=True)["meta"]["seed"] == 8
-    assert not (first.parent / "previous-2").exists()
