@@ -69,8 +69,9 @@ def score(
     require_skeleton(truth, project.skeleton, annotations)
     instances = project.instances(split, boxes)
     results = predict(project, checkpoint, instances, network, report)
+    category = person_category(truth)
     for result in results:
-        result["category_id"] = person_category(truth)
+        result["category_id"] = category
     rules = project.data.evaluation
     return evaluate(
         results, truth, project.skeleton, area_rule=rules.area, normaliser=rules.pck_normaliser

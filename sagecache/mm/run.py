@@ -94,7 +94,7 @@ def train(project: Project, name: str, options: TrainOptions, report: Progress) 
     resume that was of another recipe.
     """
     work_dir = options.work_dir or project.work_dir(name)
-    if int(os.environ.get("RANK", 0)) > 0:
+    if _rank() > 0:
         return _train(project, name, options, work_dir, report)
     work_dir.mkdir(parents=True, exist_ok=True)
     lock = FolderLock(work_dir, shared=False)
@@ -123,7 +123,7 @@ def _train(project: Project, name: str, options: TrainOptions, work_dir: Path, r
     # Batches and views are drawn from the seed, so a run that goes on keeps its own.
     seeds = (options.seed, None if last is None else last.seed, recipe.seed)
     seed = next(one for one in seeds if one is not None)
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if _world_size() > 1:
         init_cpu_distributed()
     torch.manual_seed(seed)
     estimator = build_estimator(project, recipe, model)
@@ -270,8 +270,8 @@ def train_loader(project: Project, recipe: Recipe, model: dict, seed: int) -> Da
         recipe.batch.labeled,
         recipe.batch.unlabeled if unlabeled is not None else 0,
         seed=seed,
-        rank=int(os.environ.get("RANK", 0)),
-        world_size=int(os.environ.get("WORLD_SIZE", 1)),
+        rank=_rank(),
+        world_size=_world_size(),
     )
     dataset = EncodedSteps(CachedTargetDataset(labeled, unlabeled), LabelEncoder(codec_of(model), skeleton))
     return build_loader(dataset, sampler, recipe.batch.workers, pin_memory=torch.cuda.is_available())
@@ -293,7 +293,7 @@ def _sections(
     settings = recipe.train_cfg
     max_iters = options.max_iters or settings.max_iters
     val_interval = min(settings.val_interval or max_iters, max_iters)
-    distributed = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    distributed = _world_size() > 1
     validation = _validation(project, recipe, work_dir)
     checkpoint = dict(
         type="CheckpointHook",
@@ -310,7 +310,7 @@ def _sections(
         sampler_seed=None,
     )
     own_hooks = [
-        SemiHook(seed, int(os.environ.get("RANK", 0))),
+        SemiHook(seed, _rank()),
         ProgressHook(report, settings.log_interval),
         ResumedValidationHook(),
     ]
@@ -346,11 +346,17 @@ def _validation(project: Project, recipe: Recipe, work_dir: Path) -> dict[str, A
         collect_dir=str(work_dir / ".validation"),
     )
     # Each process its share, by torchrun's words: on GPUs the group is joined only by the Runner.
-    world_size, rank = (
-        int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", 1), ("RANK", 0))
-    )
-    loader = evaluation_loader(crops, DistributedSampler(crops, world_size, rank, shuffle=False))
+    loader = evaluation_loader(crops, DistributedSampler(crops, _world_size(), _rank(), shuffle=False))
     return dict(val_dataloader=loader, val_cfg=dict(), val_evaluator=Evaluator(metric))
+
+
+def _rank() -> int:
+    """This process's number, as torchrun says."""
+    return int(os.environ.get("RANK", 0))
+
+
+def _world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def build_optimizer(student: nn.Module, config: Mapping[str, Any], amp: bool) -> OptimWrapper:

@@ -21,7 +21,7 @@ from sagecache.strict import build
 
 MARKER = "finished.json"
 STARTED = "recipe.json"
-# What may differ in a run that goes on: how long it is, how it is watched, how fast it reads.
+# What may differ in a run that goes on: how it is watched, how fast it reads, and the seed, which it keeps.
 FREE = (
     "train_cfg.val_interval",
     "train_cfg.log_interval",
