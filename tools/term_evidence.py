@@ -116,7 +116,7 @@ def directions(
     for name, term in estimator.terms.items():
         loss = estimator.term_weights[name] * term(batch).loss
         (down,) = torch.autograd.grad(loss, maps, retain_graph=True)
-        rates[name] = (back * down).sum((-2, -1))
+        rates[name] = (back * down).sum((-2, -1)) * len(maps)  # a smaller last batch counts alike
     error = torch.stack([student.detach().norm(dim=-1), teacher.norm(dim=-1)], -1)
     return error.masked_fill(~known.unsqueeze(-1), torch.nan), rates
 
