@@ -10,7 +10,6 @@ import json
 import math
 import os
 import threading
-from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -38,44 +37,50 @@ class _OpenFile:
 
 
 class FilePool:
-    """At most ``limit`` files open at once, the least recently used is closed first; safe under threads."""
+    """At most ``limit`` files open at once, the one opened first is closed first; safe under threads."""
 
     def __init__(self, limit: int) -> None:
         self._limit = max(1, limit)
-        self._files: OrderedDict[str, _OpenFile] = OrderedDict()
+        self._files: dict[str, _OpenFile] = {}
         self._lock = threading.Lock()
 
     def read(self, path: str, size: int, offset: int) -> bytes:
         """size bytes from offset; fewer where the file ends."""
-        file = self._get(path)  # held by this name until the read is over, whatever other threads evict
+        file = self._files.get(path) or self._open(path)
+        # held by this name until the read is over, whatever other threads evict
         return os.pread(file.descriptor, size, offset)
 
     def size(self, path: str) -> int:
-        file = self._get(path)
+        file = self._files.get(path) or self._open(path)
         return os.fstat(file.descriptor).st_size
 
     def __len__(self) -> int:
         return len(self._files)
 
-    def _get(self, path: str) -> _OpenFile:
+    def _open(self, path: str) -> _OpenFile:
+        file = _OpenFile(path)
         with self._lock:
-            file = self._files.get(path)
-            if file is None:
-                file = self._files[path] = _OpenFile(path)
-                if len(self._files) > self._limit:
-                    self._files.popitem(last=False)
-            else:
-                self._files.move_to_end(path)
-            return file
+            self._files[path] = file
+            if len(self._files) > self._limit:
+                del self._files[next(iter(self._files))]
+        return file
 
 
-class ArrayReader:
-    """Chunks of one array by number. Raises SagecacheError naming the file for what is not as written."""
+class DamagedChunk(SagecacheError):
+    """A chunk that can't be read, by its number along the first axis."""
+
+    def __init__(self, message: str, file: Path, chunk: int) -> None:
+        super().__init__(message, file=file)
+        self.chunk = chunk
+
+
+class _Array:
+    """Metadata and files of one array. Raises SagecacheError naming the file for what is not as written."""
+
+    _codecs: list[str]
 
     def __init__(self, folder: Path, pool: FilePool) -> None:
-        self._folder, self._pool = folder, pool
-        self._indices: dict[int, np.ndarray] = {}
-        self._paths: dict[int, str] = {}  # pathlib takes longer than reading a small chunk
+        self._pool = pool
         metadata = _load_metadata(folder / "zarr.json")
         self.shape = tuple(metadata["shape"])
         self.dtype = np.dtype(metadata["data_type"]).newbyteorder("<")
@@ -86,84 +91,120 @@ class ArrayReader:
         inner = first["configuration"] if self._sharded else {"codecs": metadata["codecs"]}
         self.chunk_rows = inner["chunk_shape"][0] if self._sharded else self.file_rows
         names = [codec["name"] for codec in inner["codecs"]]
-        if names not in (["bytes", "blosc", "crc32c"], ["bytes", "crc32c"]) or (
-            self._sharded and inner["index_location"] != "end"
-        ):
+        if names != self._codecs or (self._sharded and inner["index_location"] != "end"):
             raise SagecacheError(f"no direct reading of the codecs {names}", file=folder / "zarr.json")
-        self._compressed = "blosc" in names
+        files, self._slots = math.ceil(self.shape[0] / self.file_rows), self.file_rows // self.chunk_rows
+        keys = (shard_key(folder.name, number, len(self.shape)) for number in range(files))
+        self._paths = [f"{folder.parent}/{key}" for key in keys]  # pathlib takes longer than a small chunk
+        # Offset and length of each chunk, filled file by file: what nobody reads takes no memory.
+        self._index = np.empty((files * self._slots, 2), np.int64)
+        self._indexed = np.zeros(files, bool)
 
-    def file(self, shard: int) -> Path:
-        return self._folder.parent / shard_key(self._folder.name, shard, len(self.shape))
+    def file(self, number: int) -> Path:
+        return Path(self._paths[number])
 
-    def read_chunk_into(self, chunk: int, out: np.ndarray) -> None:
-        """Decode chunk number ``chunk`` along the first axis into out: C-contiguous, stored dtype."""
-        shard, slot = divmod(chunk, self.file_rows // self.chunk_rows)
-        try:
-            self._decode(self._chunk_bytes(shard, slot), out)
-        except (FileNotFoundError, ChecksumMismatch) as error:
-            raise self._told(error, shard) from error
-
-    def read_chunk(self, chunk: int) -> np.ndarray:
-        """A whole chunk, (chunk_rows, ...); rows past the end of the array are padding."""
-        out = np.empty((self.chunk_rows, *self.shape[1:]), self.dtype)
-        self.read_chunk_into(chunk, out)
-        return out
-
-    def read_all(self) -> np.ndarray:
-        """The whole array in memory; for the small ones."""
-        chunks = math.ceil(self.shape[0] / self.chunk_rows)
-        return np.concatenate([self.read_chunk(k) for k in range(chunks)])[: self.shape[0]]
-
-    def _decode(self, data: bytes, out: np.ndarray) -> None:
-        if self._compressed:
-            unpack_into(data, out)
-            return
-        values = np.frombuffer(without_checksum(data), self.dtype)
-        if values.size != out.size:
-            raise ChecksumMismatch(f"{values.size} values where {out.size} belong")
-        out[...] = values.reshape(out.shape)
-
-    def location(self, chunk: int) -> tuple[Path, int, int]:
-        """File, offset and length in bytes of chunk number ``chunk``, its checksum included."""
-        shard, slot = divmod(chunk, self.file_rows // self.chunk_rows)
-        try:
-            path, offset, length = self._locate(shard, slot)
-            return Path(path), offset, length
-        except (FileNotFoundError, ChecksumMismatch) as error:
-            raise self._told(error, shard) from error
-
-    def _told(self, error: Exception, shard: int) -> SagecacheError:
-        lost = isinstance(error, FileNotFoundError)
-        message = "the shard's file is missing" if lost else f"the bytes are damaged ({error})"
-        return SagecacheError(message, file=self.file(shard))
-
-    def _locate(self, shard: int, slot: int) -> tuple[str, int, int]:
-        path = self._paths.get(shard)
-        if path is None:
-            path = self._paths[shard] = str(self.file(shard))
+    def _span(self, chunk: int) -> tuple[str, int, int]:
+        """File, offset and length of a chunk."""
+        number = chunk // self._slots
+        path = self._paths[number]
         if not self._sharded:
             return path, 0, self._pool.size(path)
-        index = self._indices.get(shard)
-        if index is None:
-            index = self._indices[shard] = self._read_index(path)
-        offset, length = index[slot].tolist()
+        self._read_index(number)
+        offset, length = self._index[chunk].tolist()
         if offset < 0:
-            raise ChecksumMismatch(f"slot {slot} was never written")
+            raise ChecksumMismatch(f"slot {chunk % self._slots} was never written")
         return path, offset, length
 
-    def _chunk_bytes(self, shard: int, slot: int) -> bytes:
-        path, offset, length = self._locate(shard, slot)
-        return self._pool.read(path, length, offset)
-
-    def _read_index(self, path: str) -> np.ndarray:
-        slots = self.file_rows // self.chunk_rows
-        length = slots * _INDEX_ENTRY + _CHECKSUM
+    def _read_index(self, number: int) -> None:
+        if self._indexed[number]:
+            return
+        path, length = self._paths[number], self._slots * _INDEX_ENTRY + _CHECKSUM
         data = self._pool.read(path, length, max(0, self._pool.size(path) - length))
         body = without_checksum(data)
-        if len(body) != slots * _INDEX_ENTRY:
+        if len(data) != length:
             raise ChecksumMismatch("the shard is shorter than its index")
-        index = np.frombuffer(body, "<u8").reshape(slots, 2)
-        return np.where(index == ABSENT_CHUNK, -1, index.astype(np.int64))
+        index = np.frombuffer(body, "<u8").reshape(self._slots, 2)
+        first = number * self._slots
+        self._index[first : first + self._slots] = np.where(index == ABSENT_CHUNK, -1, index.astype(np.int64))
+        self._indexed[number] = True
+
+    def _told(self, error: Exception, chunk: int) -> DamagedChunk:
+        lost = isinstance(error, FileNotFoundError)
+        message = "the shard's file is missing" if lost else f"the bytes are damaged ({error})"
+        return DamagedChunk(message, self.file(chunk // self._slots), chunk)
+
+
+class Field(_Array):
+    """An array of targets: sharded, each row a compressed chunk of its own."""
+
+    _codecs = ["bytes", "blosc", "crc32c"]
+
+    def read_into(self, row: int, out: np.ndarray) -> None:
+        """Decode a row into out: C-contiguous, of the stored dtype and a row's shape."""
+        try:
+            path, offset, length = self._span(row)
+            unpack_into(self._pool.read(path, length, offset), out)
+        except (FileNotFoundError, ChecksumMismatch) as error:
+            raise self._told(error, row) from error
+
+    def read_many_into(self, rows: np.ndarray, out: np.ndarray) -> None:
+        """Decode rows (B,) into out (B, ...): per row one pread, one checksum, one decompression."""
+        files = rows // self._slots
+        try:
+            for chunk in files[~self._indexed[files]].tolist():
+                self._read_index(chunk)
+            read, paths = self._pool.read, self._paths
+            spans = zip(files.tolist(), self._index[rows].tolist(), out, strict=True)
+            for number, (offset, length), values in spans:
+                unpack_into(read(paths[number], length, offset), values)
+        except (OSError, ChecksumMismatch):
+            for row, values in zip(rows.tolist(), out, strict=True):  # once more, to tell which
+                self.read_into(row, values)
+            raise
+
+    def location(self, row: int) -> tuple[Path, int, int]:
+        """File, offset and length in bytes of a row's chunk, its checksum included."""
+        try:
+            path, offset, length = self._span(row)
+        except (FileNotFoundError, ChecksumMismatch) as error:
+            raise self._told(error, row) from error
+        return Path(path), offset, length
+
+
+class Column(_Array):
+    """A small array: chunks of many rows, not compressed, kept once they are read."""
+
+    _codecs = ["bytes", "crc32c"]
+
+    def __init__(self, folder: Path, pool: FilePool) -> None:
+        super().__init__(folder, pool)
+        chunks = math.ceil(self.shape[0] / self.chunk_rows)
+        self._values = np.empty((chunks * self.chunk_rows, *self.shape[1:]), self.dtype)
+        self._loaded = np.zeros(chunks, bool)
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """Rows (B,) of the array, (B, ...)."""
+        chunks = rows // self.chunk_rows
+        for chunk in chunks[~self._loaded[chunks]].tolist():
+            self._load(chunk)
+        return self._values[rows]
+
+    def read_all(self) -> np.ndarray:
+        """The whole array."""
+        return self.take(np.arange(self.shape[0]))
+
+    def _load(self, chunk: int) -> None:
+        first = chunk * self.chunk_rows
+        target = self._values[first : first + self.chunk_rows]
+        try:
+            path, offset, length = self._span(chunk)
+            body = without_checksum(self._pool.read(path, length, offset))
+            if len(body) != target.nbytes:
+                raise ChecksumMismatch(f"{len(body)} bytes where {target.nbytes} belong")
+        except (FileNotFoundError, ChecksumMismatch) as error:
+            raise self._told(error, chunk) from error
+        target[...] = np.frombuffer(body, self.dtype).reshape(target.shape)
+        self._loaded[chunk] = True
 
 
 def _load_metadata(path: Path) -> dict:

@@ -16,16 +16,16 @@ import numpy as np
 
 from sagecache.errors import SagecacheError
 from sagecache.store import journal, layout, verification
-from sagecache.store.arrays import ArrayReader, FilePool
+from sagecache.store.arrays import Column, DamagedChunk, Field, FilePool
 from sagecache.store.codec import require_fast_checksum
-from sagecache.store.shard import shard_count, shard_rows
+from sagecache.store.shard import shard_count
 from sagecache.store.spec import NOT_DONE, OK, STATUS_TEXT
 
 _DEFAULT_COMMAND = "sagecache precompute geo"
 
 
 class _Opened:
-    """What a process holds once it has read something: metadata, arrays, ids, small chunks already read."""
+    """What a process holds once it has read something: metadata, arrays, ids."""
 
     def __init__(self, root: Path, max_open_files: int, partial: bool) -> None:
         require_fast_checksum()
@@ -40,45 +40,37 @@ class _Opened:
             )
         group, pool = root / layout.GROUP, FilePool(max_open_files)
         self.fields = tuple(self.manifest["identity"]["fields"])
-        small = ["status", "target_from_image", "ids", "image_sha256"]
-        if (group / "depth_range").exists():
-            small.append("depth_range")
-        self.arrays = {name: ArrayReader(group / name, pool) for name in (*self.fields, *small)}
-        self._columns = np.ascontiguousarray(self.arrays["ids"].read_all().T)  # searchsorted copies strided
+        self.arrays = {name: Field(group / name, pool) for name in self.fields}
+        small = ["depth_range"] if (group / "depth_range").exists() else []
+        self.columns = {name: Column(group / name, pool) for name in (*small, "status", "target_from_image")}
+        self.image_sha256 = Column(group / "image_sha256", pool)
+        ids = Column(group / "ids", pool).read_all()
+        self._columns = np.ascontiguousarray(ids.T)  # searchsorted copies strided
         self.ids = self._columns.T
         self.ids.flags.writeable = False
         self.shard_size = self.manifest["identity"]["shard_size"]
-        self.done = None if self.complete else _done_shards(root)
-        self._chunks: dict[tuple[str, int], np.ndarray] = {}
+        shards = shard_count(len(ids), self.shard_size)
+        self.done = None if self.complete else _done_shards(root, shards)
 
-    def small_row(self, name: str, row: int) -> np.ndarray:
-        """One row of a small array; its chunk is kept."""
-        array = self.arrays[name]
-        number, offset = divmod(row, array.chunk_rows)
-        chunk = self._chunks.get((name, number))
-        if chunk is None:
-            chunk = self._chunks[name, number] = array.read_chunk(number)
-        return chunk[offset]
-
-    def status(self, row: int) -> int:
-        if self.done is not None and row // self.shard_size not in self.done:
-            return NOT_DONE
-        return int(self.small_row("status", row))
-
-    def all_status(self) -> np.ndarray:
-        status, array = np.full(len(self.ids), NOT_DONE, np.uint8), self.arrays["status"]
-        shards = range(shard_count(len(status), self.shard_size))
-        for k in shards if self.done is None else sorted(self.done):
-            rows = shard_rows(k, len(status), self.shard_size)
-            status[rows.start : rows.stop] = array.read_chunk(k)[: len(rows)]
+    def status(self, rows: np.ndarray) -> np.ndarray:
+        """Status (B,) of rows (B,); of shards that are not done too."""
+        if self.done is None:
+            return self.columns["status"].take(rows)
+        status, there = np.full(len(rows), NOT_DONE, np.uint8), self.done[rows // self.shard_size]
+        status[there] = self.columns["status"].take(rows[there])
         return status
 
-    def find(self, image_id: int, instance: int) -> int | None:
-        """Row of an id, or None: two bisections, since ids are sorted by image, then instance."""
+    def find(self, ids: np.ndarray) -> np.ndarray:
+        """Rows (B,) of ids (B, 2), -1 where there is none. Ids are sorted by image, then instance."""
         images, numbers = self._columns
-        first, last = int(images.searchsorted(image_id)), int(images.searchsorted(image_id, "right"))
-        row = first + int(numbers[first:last].searchsorted(instance))
-        return row if row < last and numbers[row] == instance else None
+        last, rows = len(images) - 1, images.searchsorted(ids[:, 0])
+        while True:  # as often as one image of the batch has persons
+            at = np.minimum(rows, last)
+            same = (rows <= last) & (images[at] == ids[:, 0])
+            behind = same & (numbers[at] < ids[:, 1])
+            if not behind.any():
+                return np.where(same & (numbers[at] == ids[:, 1]), rows, -1)
+            rows = rows + behind
 
 
 @dataclass(frozen=True)
@@ -116,8 +108,8 @@ class StoreReader:
 
     def __contains__(self, key: tuple[int, int]) -> bool:
         """Whether (image_id, instance) has targets that can be read."""
-        row = self._state.find(*key)
-        return row is not None and self._state.status(row) == OK
+        row = self._state.find(np.array([key], np.int64))
+        return bool(row[0] >= 0 and self._state.status(row)[0] == OK)
 
     @property
     def ids(self) -> np.ndarray:
@@ -127,7 +119,7 @@ class StoreReader:
     @property
     def status(self) -> np.ndarray:
         """(N,) uint8, a key of ``spec.STATUS_TEXT`` for each row of ids."""
-        return self._state.all_status()
+        return self._state.status(np.arange(len(self)))
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -177,38 +169,31 @@ class StoreReader:
         out: arrays to fill instead of new ones (for a batch in shared memory), keys, dtypes and shapes as
         ``allocate(B)`` gives them.
         """
-        rows = [self._require(image_id, instance) for image_id, instance in ids]
-        state, batch = self._state, self.allocate(len(rows)) if out is None else dict(out)
-        for position, row in enumerate(rows):
-            for name, values in batch.items():
-                if name not in state.fields:
-                    values[position] = state.small_row(name, row)
-                    continue
-                try:
-                    state.arrays[name].read_chunk_into(row, values[position])
-                except SagecacheError as error:
-                    raise self._damaged(error, row) from error
+        state, rows = self._state, self._require(ids)
+        batch = self.allocate(len(rows)) if out is None else dict(out)
+        for name, values in batch.items():
+            if name in state.columns:
+                values[...] = state.columns[name].take(rows)
+                continue
+            try:
+                state.arrays[name].read_many_into(rows, values)
+            except DamagedChunk as error:
+                raise self._damaged(error) from error
         return batch
 
     def image_sha256(self, image_id: int, instance: int) -> str:
         """Hash of the image file that these targets were made from, in hex."""
-        return self._state.small_row("image_sha256", self._require(image_id, instance)).tobytes().hex()
+        return self._state.image_sha256.take(self._require([(image_id, instance)])).tobytes().hex()
 
     def locate(self, image_id: int, instance: int) -> dict[str, tuple[Path, int, int]]:
         """Where the bytes of an instance lie: field -> (file, offset, length)."""
-        row = self._require(image_id, instance)
+        row = int(self._require([(image_id, instance)])[0])
         return {name: self._state.arrays[name].location(row) for name in self._state.fields}
 
     def allocate(self, count: int) -> dict[str, np.ndarray]:
         """Empty arrays for count instances, in the order in which they are read."""
-        state = self._state
-        names = [
-            *state.fields,
-            *(n for n in ("depth_range", "status", "target_from_image") if n in state.arrays),
-        ]
-        return {
-            name: np.empty((count, *state.arrays[name].shape[1:]), state.arrays[name].dtype) for name in names
-        }
+        arrays = self._state.arrays | self._state.columns
+        return {name: np.empty((count, *array.shape[1:]), array.dtype) for name, array in arrays.items()}
 
     def failures(self) -> list[Failure]:
         """Instances without targets, with the reason; those not computed yet included."""
@@ -227,22 +212,25 @@ class StoreReader:
             self._opened = _Opened(self.root, self._max_open_files, self._partial)
         return self._opened
 
-    def _require(self, image_id: int, instance: int) -> int:
-        """Row of an instance that has targets; SagecacheError otherwise."""
-        state = self._state
-        row = state.find(image_id, instance)
-        status = NOT_DONE if row is None else state.status(row)
-        if status == OK:
-            return row
-        reason = "it is not in the store's plan" if row is None else STATUS_TEXT[status]
+    def _require(self, ids: Sequence[tuple[int, int]]) -> np.ndarray:
+        """Rows (B,) of instances that have targets; SagecacheError for the first that has none."""
+        state, wanted = self._state, np.asarray(ids, np.int64).reshape(-1, 2)
+        rows = state.find(wanted)
+        status = state.status(np.maximum(rows, 0))
+        lacking = (rows < 0) | (status != OK)
+        if not lacking.any():
+            return rows
+        first = int(lacking.argmax())
+        unknown, (image_id, instance) = rows[first] < 0, wanted[first].tolist()
+        reason = "it is not in the store's plan" if unknown else STATUS_TEXT[int(status[first])]
         raise SagecacheError(
             f"no targets for image_id {image_id}, instance {instance}: {reason}",
             file=self.root,
-            fix=_fix(status, row is None, _command(state.manifest)),
+            fix=_fix(int(status[first]), unknown, _command(state.manifest)),
         )
 
-    def _damaged(self, error: SagecacheError, row: int) -> SagecacheError:
-        image_id, instance = self._state.ids[row].tolist()
+    def _damaged(self, error: DamagedChunk) -> SagecacheError:
+        image_id, instance = self._state.ids[error.chunk].tolist()
         run = "Delete this file and run" if Path(error.file).exists() else "Run"
         return SagecacheError(
             error.message,
@@ -271,6 +259,7 @@ def _manifest(root: Path) -> dict:
     return content
 
 
-def _done_shards(root: Path) -> set[int]:
-    group = root / layout.GROUP
-    return {k for k, records in journal.read_all(root).items() if journal.current(records, group)}
+def _done_shards(root: Path, count: int) -> np.ndarray:
+    """(count,) bool: which shards are done."""
+    records, group = journal.read_all(root), root / layout.GROUP
+    return np.array([journal.current(records.get(k, []), group) is not None for k in range(count)])

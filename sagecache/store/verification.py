@@ -11,7 +11,7 @@ import numpy as np
 
 from sagecache.errors import SagecacheError
 from sagecache.store import journal, layout
-from sagecache.store.arrays import ArrayReader, FilePool
+from sagecache.store.arrays import Column, Field, FilePool
 from sagecache.store.codec import checksum
 from sagecache.store.shard import shard_count, shard_rows
 
@@ -66,8 +66,8 @@ def _journal_problems(root: Path) -> list[Problem]:
 def _shard_problems(root: Path, manifest: dict) -> list[Problem]:
     group, identity = root / layout.GROUP, manifest["identity"]
     pool = FilePool(4)
-    ids = ArrayReader(group / "ids", pool).read_all()
-    fields = {name: ArrayReader(group / name, pool) for name in identity["fields"]}
+    ids = Column(group / "ids", pool).read_all()
+    fields = {name: Field(group / name, pool) for name in identity["fields"]}
     records, problems = journal.read_all(root), []
     for k in range(shard_count(len(ids), identity["shard_size"])):
         rows = shard_rows(k, len(ids), identity["shard_size"])
@@ -87,12 +87,12 @@ def _shard_problems(root: Path, manifest: dict) -> list[Problem]:
     return problems
 
 
-def _chunk_problems(array: ArrayReader, name: str, shard: int, rows: range, ids: np.ndarray) -> list[Problem]:
+def _chunk_problems(array: Field, name: str, shard: int, rows: range, ids: np.ndarray) -> list[Problem]:
     """Chunks that do not decode although the file is as recorded: a fault of the writer, not of the disk."""
     out, problems = np.empty(array.shape[1:], array.dtype), []
     for row in rows:
         try:
-            array.read_chunk_into(row, out)
+            array.read_into(row, out)
         except SagecacheError as error:
             problems.append(Problem(name, error.message, shard, (tuple(ids[row].tolist()),)))
     return problems

@@ -8,28 +8,50 @@ import numpy as np
 import pytest
 
 from sagecache.errors import SagecacheError
-from sagecache.store.arrays import ArrayReader, FilePool
+from sagecache.store.arrays import Column, DamagedChunk, Field, FilePool
 from sagecache.store.codec import unpack_into
 
 
+SMALL = ("ids", "bbox", "image_sha256", "target_from_image", "status", "depth_range")
+
+
 def array(store, name, limit=4):
-    return ArrayReader(store / "targets.zarr" / name, FilePool(limit))
+    return (Column if name in SMALL else Field)(store / "targets.zarr" / name, FilePool(limit))
 
 
-def test_small_arrays_come_back_whole(store, content):
+def read(reader, row):
+    """One row of either kind of array."""
+    if isinstance(reader, Column):
+        return reader.take(np.array([row]))[0]
+    out = np.empty(reader.shape[1:], reader.dtype)
+    reader.read_into(row, out)
+    return out
+
+
+def test_small_arrays_come_back_whole_and_by_row(store, content):
     for name in ("ids", "bbox", "image_sha256", "target_from_image"):
-        found = array(store, name).read_all()
-        assert (
-            np.array_equal(found, getattr(content.plan, name))
-            and found.dtype == getattr(content.plan, name).dtype
-        )
+        found, wanted = array(store, name).read_all(), getattr(content.plan, name)
+        assert np.array_equal(found, wanted) and found.dtype == wanted.dtype
+        rows = np.array([9, 0, 4, 4])
+        assert np.array_equal(array(store, name).take(rows), wanted[rows])
     status = array(store, "status").read_all()
     assert status.tolist() == [3 if row == 5 else 1 for row in range(10)]
 
 
 def test_a_slot_that_was_never_written_raises_instead_of_reading_as_zeros(store):
+    depth = array(store, "depth")
     with pytest.raises(SagecacheError, match="slot 2 was never written"):
-        array(store, "depth").read_chunk(10)  # the tail shard has two rows and four slots
+        read(depth, 10)  # the tail shard has two rows and four slots
+    with pytest.raises(DamagedChunk, match="slot 2 was never written") as error:
+        depth.read_many_into(np.array([1, 10]), np.empty((2, *depth.shape[1:]), depth.dtype))
+    assert error.value.chunk == 10
+
+
+def test_many_rows_are_those_read_one_by_one(store):
+    depth, rows = array(store, "depth"), np.array([9, 0, 4, 0])
+    out = np.empty((4, *depth.shape[1:]), depth.dtype)
+    depth.read_many_into(rows, out)
+    assert np.array_equal(out, np.stack([read(array(store, "depth"), row) for row in rows.tolist()]))
 
 
 def test_a_location_holds_the_chunk_and_is_told_like_a_read(store):
@@ -37,7 +59,7 @@ def test_a_location_holds_the_chunk_and_is_told_like_a_read(store):
     path, offset, length = reader.location(6)
     out = np.empty(reader.shape[1:], reader.dtype)
     unpack_into(path.read_bytes()[offset : offset + length], out)
-    assert np.array_equal(out, reader.read_chunk(6)[0])
+    assert np.array_equal(out, read(reader, 6))
     with pytest.raises(SagecacheError, match="slot 3 was never written"):
         reader.location(11)
 
@@ -46,7 +68,7 @@ def test_a_lost_file_is_named(store):
     path = store / "targets.zarr/mask/c/1/0/0"
     path.unlink()
     with pytest.raises(SagecacheError, match="file is missing") as error:
-        array(store, "mask").read_chunk(5)
+        read(array(store, "mask"), 5)
     assert error.value.file == path
 
 
@@ -54,15 +76,15 @@ def test_a_lost_file_is_named(store):
 def test_every_flipped_byte_is_found_wherever_it_lies(store, name):
     reader = array(store, name)
     path = reader.file(0)
-    sound, chunks = path.read_bytes(), range(reader.file_rows // reader.chunk_rows)
+    sound, rows = path.read_bytes(), range(min(reader.file_rows, reader.shape[0]))
     for position in range(0, len(sound), max(1, len(sound) // 97)):
         damaged = bytearray(sound)
         damaged[position] ^= 16
         path.write_bytes(damaged)
         with pytest.raises(SagecacheError, match="damaged"):
             fresh = array(store, name)
-            for chunk in chunks:
-                fresh.read_chunk(chunk)
+            for row in rows:
+                read(fresh, row)
 
 
 @pytest.mark.parametrize("name", ["depth", "status"])
@@ -73,7 +95,7 @@ def test_a_file_cut_anywhere_is_found(store, name):
         path.write_bytes(sound[:length])
         with pytest.raises(SagecacheError, match="damaged"):
             reader = array(store, name)
-            reader.read_chunk(reader.file_rows // reader.chunk_rows)
+            read(reader, reader.file_rows)
 
 
 def test_foreign_metadata_is_refused(store):
@@ -108,7 +130,7 @@ def test_the_pool_keeps_few_files_and_closes_the_others(tmp_path):
     for k, path in enumerate(paths):
         Path(path).write_bytes(bytes([k]) * 4)
     pool = FilePool(2)
-    first = pool._get(paths[0])
+    first = pool._open(paths[0])
     descriptor = first.descriptor
     for k, path in enumerate(paths):
         assert pool.read(path, 2, 1) == bytes([k]) * 2
