@@ -1,17 +1,20 @@
 """Small stores of random targets, made from a seed alone, for tests in this process and in others."""
 
+from __future__ import annotations
+
 import hashlib
 import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from sagecache.store.codec import ENCODERS, EncodedRow, encode_row, failed_row
-from sagecache.store.spec import OK, UNREADABLE, StorePlan, TargetField, build_fields
+from sagecache.store.spec import OK, PLAN_ARRAYS, UNREADABLE, StorePlan, TargetField, build_fields
 from sagecache.store.writer import StoreWriter
 
 _TESTS = Path(__file__).parent
@@ -30,6 +33,13 @@ class Content:
     attributes: dict | None = None
     shard_size: int = 4
 
+    def only(self, rows: Sequence[int]) -> Content:
+        """The same instances, fewer of them or in another order."""
+        arrays = {name: getattr(self.plan, name)[list(rows)] for name in PLAN_ARRAYS}
+        failed = frozenset(rows.index(row) for row in self.failed if row in rows)
+        plan = StorePlan(size=self.plan.size, **arrays)
+        return replace(self, plan=plan, maps=[self.maps[row] for row in rows], failed=failed)
+
     def row(self, row: int) -> EncodedRow:
         if row in self.failed:
             return failed_row(self.fields, self.plan.size, UNREADABLE)
@@ -46,7 +56,10 @@ class Content:
         return StoreWriter.open(root, **{**arguments, **changes})
 
     def commit(self, store: StoreWriter, shard: int) -> None:
-        store.commit(shard, [self.row(row) for row in store.rows(shard)])
+        """Rows by id: those of a store that has grown stand in another order than ours."""
+        rows = {tuple(pair): row for row, pair in enumerate(self.plan.ids.tolist())}
+        todo = store.todo(shard)
+        store.commit(shard, [self.row(rows[tuple(pair)]) for pair in store.plan.ids[list(todo)].tolist()])
 
     def write(self, root: Path) -> Path:
         with self.open(root) as store:

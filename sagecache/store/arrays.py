@@ -10,13 +10,15 @@ import json
 import math
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from sagecache.errors import SagecacheError
-from sagecache.store.codec import ChecksumMismatch, unpack_into, without_checksum
+from sagecache.store.codec import ChecksumMismatch, EncodedRow, unpack_into, without_checksum
 from sagecache.store.shard import ABSENT_CHUNK, shard_key
+from sagecache.store.spec import NOT_DONE, TargetField
 
 _INDEX_ENTRY = 16  # bytes: offset and length, uint64 each
 _CHECKSUM = 4
@@ -162,6 +164,16 @@ class Field(_Array):
                 self.read_into(row, values)
             raise
 
+    def chunk(self, row: int) -> bytes:
+        """A row as it stands in its file, checksum tested and included."""
+        try:
+            path, offset, length = self._span(row)
+            data = self._pool.read(path, length, offset)
+            without_checksum(data)
+            return data
+        except (FileNotFoundError, ChecksumMismatch) as error:
+            raise self._told(error, row) from error
+
     def location(self, row: int) -> tuple[Path, int, int]:
         """File, offset and length in bytes of a row's chunk, its checksum included."""
         try:
@@ -205,6 +217,20 @@ class Column(_Array):
             raise self._told(error, chunk) from error
         target[...] = np.frombuffer(body, self.dtype).reshape(target.shape)
         self._loaded[chunk] = True
+
+
+def read_encoded(group: Path, fields: Sequence[TargetField], rows: range) -> list[EncodedRow]:
+    """Rows as their encoder made them. Raises SagecacheError where one is damaged or was never made."""
+    pool, numbers = FilePool(8), np.arange(rows.start, rows.stop)
+    arrays = {field.name: Field(group / field.name, pool) for field in fields}
+    status = Column(group / "status", pool).take(numbers).tolist()
+    if NOT_DONE in status:
+        raise SagecacheError("a row was never made", file=group)
+    ranges = [(0.0, 0.0)] * len(rows)
+    if (group / "depth_range").exists():
+        ranges = Column(group / "depth_range", pool).take(numbers).tolist()
+    chunks = ({name: array.chunk(row) for name, array in arrays.items()} for row in rows)
+    return [EncodedRow(one, tuple(pair), row) for one, pair, row in zip(status, ranges, chunks, strict=True)]
 
 
 def _load_metadata(path: Path) -> dict:

@@ -21,16 +21,16 @@ FINISHED = "journal.jsonl"
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """A shard and its files: path below the group -> (bytes, crc32c of the file)."""
+    """A shard, how many rows it has, and its files: path below the group -> (bytes, crc32c of the file)."""
 
     shard: int
+    rows: int
     files: dict[str, tuple[int, int]]
 
     def line(self) -> bytes:
         files = {name: list(facts) for name, facts in self.files.items()}
-        text = json.dumps(
-            {"shard": self.shard, "files": files}, sort_keys=True, separators=(",", ":")
-        ).encode()
+        content = {"shard": self.shard, "rows": self.rows, "files": files}
+        text = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
         return f"{checksum(text):08x} ".encode() + text + b"\n"
 
     def present(self, group: Path, verify: bool = False) -> bool:
@@ -53,7 +53,7 @@ def parse(data: bytes) -> tuple[list[ShardRecord], int]:
             break
         content = json.loads(text)
         files = {name: (size, crc) for name, (size, crc) in content["files"].items()}
-        records.append(ShardRecord(content["shard"], files))
+        records.append(ShardRecord(content["shard"], content["rows"], files))
         good += len(line)
     return records, good
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from sagecache.errors import SagecacheError
 from sagecache.store import shard
+from sagecache.store.arrays import Column, FilePool
 from sagecache.store.codec import COMPRESSOR, LEVEL, checksum, with_checksum
 from sagecache.store.fingerprint import canonical, digest
 from sagecache.store.spec import DEPTH_LEVELS, FORMAT, PLAN_ARRAYS, STATUS_TEXT, StorePlan, TargetField
@@ -123,6 +124,13 @@ def _plan_files(plan: StorePlan) -> dict[str, bytes]:
             )
         )
     return files
+
+
+def read_plan(root: Path) -> StorePlan:
+    """The plan of a store. Raises SagecacheError where its arrays are damaged."""
+    pool = FilePool(len(PLAN_ARRAYS))
+    arrays = {name: Column(root / GROUP / name, pool).read_all() for name in PLAN_ARRAYS}
+    return StorePlan(size=tuple(read_manifest(root)["identity"]["plan"]["size"]), **arrays)
 
 
 def manifest(identity: Mapping, attributes: Mapping, files: Mapping[str, bytes]) -> dict:

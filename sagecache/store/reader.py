@@ -18,6 +18,7 @@ from sagecache.errors import SagecacheError
 from sagecache.store import journal, layout, verification
 from sagecache.store.arrays import Column, DamagedChunk, Field, FilePool
 from sagecache.store.codec import require_fast_checksum
+from sagecache.store.ids import IdIndex
 from sagecache.store.shard import shard_count
 from sagecache.store.spec import NOT_DONE, OK, STATUS_TEXT
 
@@ -45,8 +46,7 @@ class _Opened:
         self.columns = {name: Column(group / name, pool) for name in (*small, "status", "target_from_image")}
         self.image_sha256 = Column(group / "image_sha256", pool)
         ids = Column(group / "ids", pool).read_all()
-        self._columns = np.ascontiguousarray(ids.T)  # searchsorted copies strided
-        self.ids = self._columns.T
+        self.ids, self.index = ids, IdIndex(ids)
         self.ids.flags.writeable = False
         self.shard_size = self.manifest["identity"]["shard_size"]
         shards = shard_count(len(ids), self.shard_size)
@@ -59,18 +59,6 @@ class _Opened:
         status, there = np.full(len(rows), NOT_DONE, np.uint8), self.done[rows // self.shard_size]
         status[there] = self.columns["status"].take(rows[there])
         return status
-
-    def find(self, ids: np.ndarray) -> np.ndarray:
-        """Rows (B,) of ids (B, 2), -1 where there is none. Ids are sorted by image, then instance."""
-        images, numbers = self._columns
-        last, rows = len(images) - 1, images.searchsorted(ids[:, 0])
-        while True:  # as often as one image of the batch has persons
-            at = np.minimum(rows, last)
-            same = (rows <= last) & (images[at] == ids[:, 0])
-            behind = same & (numbers[at] < ids[:, 1])
-            if not behind.any():
-                return np.where(same & (numbers[at] == ids[:, 1]), rows, -1)
-            rows = rows + behind
 
 
 @dataclass(frozen=True)
@@ -108,12 +96,12 @@ class StoreReader:
 
     def __contains__(self, key: tuple[int, int]) -> bool:
         """Whether (image_id, instance) has targets that can be read."""
-        row = self._state.find(np.array([key], np.int64))
+        row = self._state.index.find(np.array([key], np.int64))
         return bool(row[0] >= 0 and self._state.status(row)[0] == OK)
 
     @property
     def ids(self) -> np.ndarray:
-        """(N, 2) int64: image_id, instance; sorted, one row an instance, those without targets included."""
+        """(N, 2) int64: image_id, instance; one row an instance, those without targets included."""
         return self._state.ids
 
     @property
@@ -215,7 +203,7 @@ class StoreReader:
     def _require(self, ids: Sequence[tuple[int, int]]) -> np.ndarray:
         """Rows (B,) of instances that have targets; SagecacheError for the first that has none."""
         state, wanted = self._state, np.asarray(ids, np.int64).reshape(-1, 2)
-        rows = state.find(wanted)
+        rows = state.index.find(wanted)
         status = state.status(np.maximum(rows, 0))
         lacking = (rows < 0) | (status != OK)
         if not lacking.any():

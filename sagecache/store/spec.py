@@ -13,6 +13,7 @@ from dataclasses import field as dataclass_field
 import numpy as np
 
 from sagecache.errors import SagecacheError, nearest
+from sagecache.store.ids import first_repeated
 
 FORMAT = 1  # raised by hand whenever a reader of the older format would read wrong values
 DEPTH_LEVELS = 4095
@@ -117,7 +118,7 @@ def build_fields(
 class StorePlan:
     """Which instance stands in which row; decided before any target is computed.
 
-    ids (N, 2) int64: image_id, instance; strictly increasing, so that a reader can bisect.
+    ids (N, 2) int64: image_id, instance; unique, in the order in which they came into the store.
     image_sha256 (N, 32) uint8: hash of the image file's bytes; zeros where it could not be read.
     bbox (N, 4) float64: x, y, w, h in image pixels.
     target_from_image (N, 3, 3) float64: image pixels -> target-map pixels (centres at integers).
@@ -138,13 +139,10 @@ class StorePlan:
                 raise ValueError(f"{name} is {array.dtype} {array.shape}, not {dtype} {(count, *shape)}")
         if count == 0:
             raise SagecacheError("a store needs at least one instance", fix="Check the split and its boxes.")
-        image, number = self.ids[:, 0], self.ids[:, 1]
-        rising = (image[1:] > image[:-1]) | ((image[1:] == image[:-1]) & (number[1:] > number[:-1]))
-        if not rising.all():
-            row = int(np.argmin(rising)) + 1
+        if (repeated := first_repeated(self.ids)) is not None:
             raise SagecacheError(
-                "instances must be unique and ordered by (image_id, instance)",
-                record=tuple(self.ids[row].tolist()),
+                "an instance stands twice in the plan",
+                record=f"image_id {repeated[0]}, instance {repeated[1]}",
             )
 
     def __len__(self) -> int:

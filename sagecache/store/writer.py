@@ -3,6 +3,9 @@
 Order: manifest, then plan and metadata, then shard by shard its files (each whole or not there), then the
 shard's journal line; last ``complete.json``. Resuming redoes every shard without a line or whose files have
 another size. The finished folder is the same, byte for byte, however often the work was cut off.
+
+A store whose split has grown takes the new instances behind its own (``growth``); the rows that stood in its
+last shard are copied, not made again.
 """
 
 from __future__ import annotations
@@ -14,12 +17,13 @@ from pathlib import Path
 import numpy as np
 
 from sagecache.errors import SagecacheError
-from sagecache.store import journal, layout, shard
+from sagecache.store import growth, journal, layout, shard
+from sagecache.store.arrays import read_encoded
 from sagecache.store.codec import EncodedRow, checksum, require_fast_checksum, with_checksum
 from sagecache.store.files import remaining_files, remove_leftovers, sync_folder, unused_name, write_whole
 from sagecache.store.fingerprint import describe, diff
 from sagecache.store.lock import FolderLock
-from sagecache.store.spec import NOT_DONE, StorePlan, TargetField
+from sagecache.store.spec import NOT_DONE, PLAN_ARRAYS, StorePlan, TargetField
 
 
 class StoreWriter:
@@ -31,6 +35,8 @@ class StoreWriter:
         self.root, self.plan, self.fields, self.shard_size = root, plan, tuple(fields), shard_size
         self.group = root / layout.GROUP
         self._lock, self._journal = lock, journal.JournalWriter(root)
+        self._records = journal.read_all(root)  # those of former runs
+        self._kept: dict[int, list[EncodedRow]] = {}
 
     @classmethod
     def open(
@@ -53,13 +59,14 @@ class StoreWriter:
         """
         root = Path(root)
         require_fast_checksum()
-        identity = layout.identity(plan, fields, fingerprint, shard_size)
         root.mkdir(parents=True, exist_ok=True)
         lock = FolderLock(root, shared)
         try:
             if lock.alone:
                 remove_leftovers(root)
                 journal.cut_torn_tails(root)
+            plan = _with_rows_there(root, plan, fields, fingerprint, shard_size)
+            identity = layout.identity(plan, fields, fingerprint, shard_size)
             _write_metadata(root, plan, fields, identity, attributes)
             if shared:
                 lock.share()
@@ -78,18 +85,27 @@ class StoreWriter:
 
     def missing(self, verify: bool = False) -> list[int]:
         """Shards still to be made, in order; with verify also those whose files' checksums fail."""
-        return _missing(self.root, self.shards, verify)
+        done = _rows_done(self.root, self.shards, verify)
+        return [k for k in range(self.shards) if done[k] < len(self.rows(k))]
+
+    def todo(self, shard_index: int) -> range:
+        """The rows of a missing shard that are still to be made: all, or those behind what it held before."""
+        return self.rows(shard_index)[len(self._rows_kept(shard_index)) :]
 
     def commit(self, shard_index: int, rows: Sequence[EncodedRow]) -> int:
-        """Write all arrays of one shard, then its journal line; returns the bytes written."""
-        expected = len(self.rows(shard_index))
+        """Write all arrays of one shard, then its journal line; returns the bytes written.
+
+        rows: those of ``todo``, in order.
+        """
+        expected = len(self.todo(shard_index))
         if len(rows) != expected or any(row.status == NOT_DONE for row in rows):
             raise ValueError(f"shard {shard_index} needs {expected} finished rows, got {len(rows)}")
+        rows = [*self._rows_kept(shard_index), *rows]
         files = self._shard_files(shard_index, rows)
         for name, data in files.items():
             write_whole(self.group / name, data)
         facts = {name: (len(data), checksum(data)) for name, data in files.items()}
-        self._journal.append(journal.ShardRecord(shard_index, facts))
+        self._journal.append(journal.ShardRecord(shard_index, len(rows), facts))
         return sum(len(data) for data in files.values())
 
     def finish(self) -> None:
@@ -123,6 +139,21 @@ class StoreWriter:
     def __exit__(self, *_) -> None:
         self.close()
 
+    def _rows_kept(self, shard_index: int) -> list[EncodedRow]:
+        """What a shard held before the store grew, read once; nothing where it can't be read.
+
+        A kill may have left some of its files as they were and others with more rows: either has these.
+        """
+        if shard_index not in self._kept:
+            count = max((record.rows for record in self._records.get(shard_index, [])), default=0)
+            rows = self.rows(shard_index)
+            try:
+                kept = read_encoded(self.group, self.fields, rows[:count]) if 0 < count < len(rows) else []
+            except SagecacheError:
+                kept = []
+            self._kept[shard_index] = kept
+        return self._kept[shard_index]
+
     def _shard_files(self, shard_index: int, rows: Sequence[EncodedRow]) -> dict[str, bytes]:
         files = {}
         for field in self.fields:
@@ -138,12 +169,10 @@ class StoreWriter:
 
 def pending(
     root: str | Path, plan: StorePlan, fields: Sequence[TargetField], fingerprint: Mapping, shard_size: int
-) -> list[int]:
-    """Shards that a run would make, without touching the disk. Raises as ``StoreWriter.open`` does."""
-    known = layout.read_manifest(Path(root))
-    if known is not None:
-        _refuse_other(Path(root), known["identity"], layout.identity(plan, fields, fingerprint, shard_size))
-    return _missing(Path(root), shard.shard_count(len(plan), shard_size))
+) -> int:
+    """Instances that a run would make, without touching the disk. Raises as ``StoreWriter.open`` does."""
+    plan = _with_rows_there(Path(root), plan, fields, fingerprint, shard_size)
+    return len(plan) - sum(_rows_done(Path(root), shard.shard_count(len(plan), shard_size)))
 
 
 def set_aside(root: str | Path) -> Path | None:
@@ -167,6 +196,22 @@ def set_aside(root: str | Path) -> Path | None:
     return target
 
 
+def _with_rows_there(
+    root: Path, plan: StorePlan, fields: Sequence[TargetField], fingerprint: Mapping, shard_size: int
+) -> StorePlan:
+    """The plan with the rows of the store in root before its own. Raises where that was made otherwise."""
+    known = layout.read_manifest(root)
+    if known is None:
+        return plan
+    old, new = known["identity"], layout.identity(plan, fields, fingerprint, shard_size)
+    rows = {"instances": 0, **dict.fromkeys(PLAN_ARRAYS, "")}  # which rows: told by growth, by instance
+    _refuse_other(root, {**old, "plan": old["plan"] | rows}, {**new, "plan": new["plan"] | rows})
+    begun = growth.begun(root)
+    if begun is None and old["plan"] == new["plan"]:
+        return plan  # without reading the old one, so that a damaged one is mended
+    return growth.grow(begun or layout.read_plan(root), plan, root)
+
+
 def _write_metadata(root: Path, plan: StorePlan, fields, identity: dict, attributes: Mapping) -> None:
     """Write manifest and plan, or check that those there belong to this identity, mending what is damaged."""
     known = layout.read_manifest(root)
@@ -182,8 +227,12 @@ def _write_metadata(root: Path, plan: StorePlan, fields, identity: dict, attribu
         known = layout.manifest(identity, attributes, files)
         write_whole(root / layout.MANIFEST, shard.json_bytes(known))
     else:
-        _refuse_other(root, known["identity"], identity)
         files = layout.metadata_files(plan, fields, identity, known["attributes"])
+        if known["identity"]["plan"] != identity["plan"]:
+            growth.begin(root, plan)
+            (root / layout.COMPLETE).unlink(missing_ok=True)
+            known = layout.manifest(identity, known["attributes"], files)
+            write_whole(root / layout.MANIFEST, shard.json_bytes(known))
     for name, (size, expected) in known["files"].items():
         path = root / name
         if path.is_file() and path.stat().st_size == size and checksum(path.read_bytes()) == expected:
@@ -192,11 +241,14 @@ def _write_metadata(root: Path, plan: StorePlan, fields, identity: dict, attribu
         if (len(data), checksum(data)) != (size, expected):
             raise SagecacheError("the file is damaged and cannot be remade", file=path, fix=_FORCE)
         write_whole(path, data)
+    growth.end(root)
 
 
-def _missing(root: Path, shards: int, verify: bool = False) -> list[int]:
+def _rows_done(root: Path, shards: int, verify: bool = False) -> list[int]:
+    """How many rows of each shard are on disk, and told of in a journal."""
     records, group = journal.read_all(root), root / layout.GROUP
-    return [k for k in range(shards) if not journal.current(records.get(k, []), group, verify)]
+    found = (journal.current(records.get(k, []), group, verify) for k in range(shards))
+    return [0 if record is None else record.rows for record in found]
 
 
 _FORCE = (

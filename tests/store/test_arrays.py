@@ -11,7 +11,6 @@ from sagecache.errors import SagecacheError
 from sagecache.store.arrays import Column, DamagedChunk, Field, FilePool
 from sagecache.store.codec import unpack_into
 
-
 SMALL = ("ids", "bbox", "image_sha256", "target_from_image", "status", "depth_range")
 
 

@@ -6,7 +6,7 @@ from sagecache.store.journal import JournalWriter, ShardRecord, parse
 
 
 def record(shard: int, data: bytes = b"data") -> ShardRecord:
-    return ShardRecord(shard, {f"depth/c/{shard}": (len(data), checksum(data))})
+    return ShardRecord(shard, 4, {f"depth/c/{shard}": (len(data), checksum(data))})
 
 
 def put(group, shard: int, data: bytes = b"data") -> None:

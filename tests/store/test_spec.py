@@ -30,15 +30,16 @@ def test_an_unknown_output_is_refused_with_the_nearest_known_one():
 
 
 @pytest.mark.parametrize(
-    "ids", [[(1, 0), (1, 0)], [(2, 0), (1, 0)], [(1, 1), (1, 0)], [(1, 0), (2, 3), (2, 1)]]
+    "ids", [[(7, 1), (7, 1)], [(7, 1), (9, 0), (7, 1)], [(9, 2), (7, 0), (7, 1), (7, 1)]]
 )
-def test_ids_out_of_order_or_twice_are_refused_and_named(ids):
-    with pytest.raises(SagecacheError, match=str(ids[-1][0])):
+def test_an_id_that_stands_twice_is_refused_and_named(ids):
+    with pytest.raises(SagecacheError, match="image_id 7, instance 1: an instance stands twice"):
         plan_of(ids)
 
 
-def test_ordered_ids_with_gaps_and_negative_numbers_are_fine():
+def test_ids_with_gaps_negative_numbers_and_in_any_order_are_fine():
     assert len(plan_of([(-3, 0), (-3, 4), (0, 1), (2**40, 0)])) == 4
+    assert len(plan_of([(5, 1), (-3, 4), (5, 0)])) == 3
 
 
 def test_an_empty_plan_and_a_wrong_dtype_are_refused():
