@@ -100,7 +100,6 @@ def geo_job(root: Path, instances: Sequence[Instance], shard_size: int = 4, batc
         root,
         instances,
         CropRule(),
-        {"kind": "annotations", "sha256": "aa"},
         {"split": "x", "command": "sagecache precompute geo --split x"},
         shard_size,
         batch_size,

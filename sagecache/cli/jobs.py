@@ -25,24 +25,6 @@ def crop_rule(project: Project) -> CropRule:
     return CropRule(padding=project.data.crop.padding, border=project.data.crop.border)
 
 
-def box_source(project: Project, split: str, boxes: Path | None = None) -> dict[str, Any]:
-    """What a store's fingerprint says of its boxes: content and thresholds, never a path.
-
-    boxes: a detection file instead of the split's own.
-    """
-    from sagecache.store.fingerprint import file_sha256
-
-    settings = project.split(split)
-    if settings.boxes == "annotations":
-        return dict(kind="annotations", sha256=file_sha256(project.path(settings.annotations)))
-    return dict(
-        kind="detections",
-        sha256=file_sha256(boxes or project.detections(split)),
-        min_score=settings.min_score,
-        max_per_image=settings.max_per_image,
-    )
-
-
 def geo_job(project: Project, split: str, boxes: Path | None = None) -> GeoJob:
     """boxes: a detection file of a trial, whose targets go into a store named after it."""
     from sagecache.precompute.runner import GeoJob
@@ -54,7 +36,6 @@ def geo_job(project: Project, split: str, boxes: Path | None = None) -> GeoJob:
         root=root if boxes is None else root.with_name(f"{root.name}-of-{boxes.stem}"),
         instances=project.instances(split, detections=boxes),
         crop=crop_rule(project),
-        box_source=box_source(project, split, boxes),
         attributes=dict(split=split, command=f"sagecache precompute geo --split {split}"),
         shard_size=project.data.shard_size,
     )
@@ -224,8 +205,6 @@ def stale_parts(project: Project, split: str, teacher: Any) -> str:
     from sagecache.store import StoreReader
     from sagecache.store.fingerprint import describe, diff
 
-    expected = geo_fingerprint(
-        teacher.spec, teacher.fingerprint(), crop_rule(project), box_source(project, split)
-    )
+    expected = geo_fingerprint(teacher.spec, teacher.fingerprint(), crop_rule(project))
     differences = diff(StoreReader(project.geometry_store(split), partial=True).fingerprint, expected)
     return describe(differences) if differences else ""

@@ -374,7 +374,22 @@ def _with_targets(
     missing = [instance for instance in instances if status.get(instance.key) not in (OK, NO_BODY)]
     if missing and on_missing == "error":
         _raise_missing(targets, missing[0], len(missing), len(instances))
+    _require_same_boxes(kept, targets)
     return kept, len(instances) - len(kept)
+
+
+def _require_same_boxes(instances: Sequence[Instance], targets: StoreReader) -> None:
+    """A number names the first or second box of an image: other detections give it to another person."""
+    now = np.array([one.bbox for one in instances], np.float64).reshape(-1, 4)
+    moved = (targets.boxes([one.key for one in instances]) != now).any(axis=1)
+    if moved.any():
+        raise SagecacheError(
+            f"the targets of {int(moved.sum())} instances were made for other boxes than these",
+            file=targets.root,
+            record=_record(instances[int(moved.argmax())]),
+            fix=f"Run '{targets.attributes.get('command', 'sagecache precompute geo')} --force', "
+            "or put the former boxes back.",
+        )
 
 
 def _raise_missing(targets: StoreReader, first: Instance, missing: int, count: int) -> None:

@@ -47,7 +47,7 @@ class GeoPlan:
 
     instances: tuple[Instance, ...]
     crop_from_image: np.ndarray  # (N, 3, 3) float64: image pixels -> pixels of the teacher's input
-    store: StorePlan
+    store: StorePlan  # of these instances; the store itself may have others before and among them
     fields: tuple[TargetField, ...]
     fingerprint: Mapping
     spec: TeacherSpec
@@ -59,11 +59,9 @@ def plan_geo(
     spec: TeacherSpec,
     teacher_fingerprint: Mapping,
     crop: CropRule,
-    box_source: Mapping,
 ) -> GeoPlan:
     """Lay out a store for instances ordered by (image_id, instance). Reads every image file once, to hash it.
 
-    box_source says where the boxes come from, e.g. {'kind': 'detections', 'sha256': …, 'min_score': .3}.
     Raises SagecacheError for a box without area, and for ids that are not unique and ordered.
     """
     crops = np.array([_crop_from_image(one, spec, crop) for one in instances]).reshape(-1, 3, 3)
@@ -76,14 +74,15 @@ def plan_geo(
         size=spec.map_size,
     )
     fields = build_fields(spec.outputs, spec.depth_kind, spec.unit, spec.mask_from)
-    fingerprint = geo_fingerprint(spec, teacher_fingerprint, crop, box_source)
+    fingerprint = geo_fingerprint(spec, teacher_fingerprint, crop)
     return GeoPlan(tuple(instances), crops, store, fields, fingerprint, spec, crop)
 
 
-def geo_fingerprint(
-    spec: TeacherSpec, teacher_fingerprint: Mapping, crop: CropRule, box_source: Mapping
-) -> dict[str, object]:
-    """What decides the numbers in a geo store; compare a store's with ``store.fingerprint.diff``."""
+def geo_fingerprint(spec: TeacherSpec, teacher_fingerprint: Mapping, crop: CropRule) -> dict[str, object]:
+    """What decides the numbers in a geo store; compare a store's with ``store.fingerprint.diff``.
+
+    Images and boxes are not in it: the plan has them, instance by instance, so that a split may grow.
+    """
     return {
         "code_format": CODE_FORMAT["geo"],
         "teacher": dict(teacher_fingerprint),
@@ -94,7 +93,6 @@ def geo_fingerprint(
             "interpolation": "bilinear after area averages",
             "exif_orientation": "ignored",
         },
-        "boxes": dict(box_source),
         "targets": {key: value for key, value in spec.as_dict().items() if key != "name"},
     }
 

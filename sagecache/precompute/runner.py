@@ -26,6 +26,7 @@ from sagecache.skeleton.measure import stacked_keypoints
 from sagecache.skeleton.stats import SkeletonStats, compute_stats
 from sagecache.store import StoreReader, StoreWriter, pending, set_aside
 from sagecache.store.fingerprint import describe, diff, digest
+from sagecache.store.ids import IdIndex
 from sagecache.store.layout import COMPLETE
 from sagecache.structures import Instance
 
@@ -43,15 +44,14 @@ def no_progress(done: int, total: int, message: str) -> None:
 class GeoJob:
     """One store to make.
 
-    root: the store's folder. instances: ordered by (image_id, instance). box_source: where the boxes come
-    from, part of the fingerprint. attributes: noted in the store for readers ('split', and 'command': what
-    makes it, quoted in errors). shard_size: instances a shard; what a kill may cost.
+    root: the store's folder. instances: unique; new ones of a store that is there are added to it.
+    attributes: noted in the store for readers ('split', and 'command': what makes it, quoted in errors).
+    shard_size: instances a shard; what a kill may cost.
     """
 
     root: Path
     instances: Sequence[Instance]
     crop: CropRule
-    box_source: Mapping
     attributes: Mapping = field(default_factory=dict)
     shard_size: int = 256
     batch_size: int = 16
@@ -147,11 +147,11 @@ def _fill(
     with StoreWriter.open(
         root, plan.store, plan.fields, plan.fingerprint, job.attributes, job.shard_size
     ) as store:
-        missing = store.missing()
-        clock = _Clock(progress, total, total - sum(len(store.rows(k)) for k in missing), "targets")
+        missing = {number: _positions(store, plan, number) for number in store.missing()}
+        clock = _Clock(progress, total, total - sum(map(len, missing.values())), "targets")
 
         def compute(number: int) -> GeoShard:
-            return geo_shard(plan, teacher, store.rows(number), job.batch_size, clock.advance)
+            return geo_shard(plan, teacher, missing[number], job.batch_size, clock.advance)
 
         for number, result in get_engine(options.engine)(compute, missing):
             if options.strict:
@@ -161,6 +161,25 @@ def _fill(
             details |= {(item.image_id, item.instance): item for item in result.failed}
         store.finish()
     return computed, details
+
+
+def _positions(store: StoreWriter, plan: GeoPlan, shard: int) -> list[int]:
+    """Where the instances that a shard lacks stand in our plan.
+
+    Raises SagecacheError for one that a run before this one meant to make and our split no longer has.
+    """
+    wanted = store.plan.ids[list(store.todo(shard))]
+    positions = IdIndex(plan.store.ids).find(wanted)
+    if (positions < 0).any():
+        image_id, instance = wanted[int(positions.argmin())].tolist()
+        raise SagecacheError(
+            "an unfinished run was to make this instance, and it is no longer in the split",
+            file=store.root,
+            record=f"image_id {image_id}, instance {instance}",
+            fix="Put it back, or --force: it sets the old store aside under another name (nothing is "
+            "deleted) and computes all anew.",
+        )
+    return positions.tolist()
 
 
 def estimate_geo(
@@ -175,10 +194,9 @@ def estimate_geo(
     total = len(plan.instances)
     if total == 0:
         return Estimate(0, 0, 0, 0.0)
-    shards = range(-(-total // job.shard_size))
+    missing = total
     if not options.force:
-        shards = pending(root, plan.store, plan.fields, plan.fingerprint, job.shard_size)
-    missing = sum(min(job.shard_size, total - k * job.shard_size) for k in shards)
+        missing = pending(root, plan.store, plan.fields, plan.fingerprint, job.shard_size)
     rows = np.unique(np.linspace(0, total - 1, sample).astype(int)).tolist()
     geo_shard(plan, teacher, rows[:1], job.batch_size)  # first pass: allocations, kernels chosen
     began = time.perf_counter()
@@ -299,7 +317,7 @@ class _Clock:
 def _plan(job: GeoJob, teacher: Teacher, options: RunOptions, progress: Progress) -> tuple[Path, GeoPlan]:
     root, instances = limited(Path(job.root), job.instances, options.limit)
     progress(0, len(instances), "reading images")
-    return root, plan_geo(instances, teacher.spec, teacher.fingerprint(), job.crop, job.box_source)
+    return root, plan_geo(instances, teacher.spec, teacher.fingerprint(), job.crop)
 
 
 def _detect_identity(images: Sequence[tuple[int, Path]], detector: Detector, part_size: int) -> dict:
@@ -334,7 +352,8 @@ def _failures(root: Path, plan: GeoPlan, details: Mapping) -> list[FailedItem]:
     items = []
     for failure in StoreReader(root).failures():
         key = (failure.image_id, failure.instance)
-        items.append(details.get(key) or FailedItem(*key, failure.reason, paths[key]))
+        if key in paths:  # a store may hold instances that the split no longer has
+            items.append(details.get(key) or FailedItem(*key, failure.reason, paths[key]))
     return items
 
 

@@ -44,7 +44,7 @@ class _Opened:
         self.arrays = {name: Field(group / name, pool) for name in self.fields}
         small = ["depth_range"] if (group / "depth_range").exists() else []
         self.columns = {name: Column(group / name, pool) for name in (*small, "status", "target_from_image")}
-        self.image_sha256 = Column(group / "image_sha256", pool)
+        self.image_sha256, self.bbox = (Column(group / name, pool) for name in ("image_sha256", "bbox"))
         ids = Column(group / "ids", pool).read_all()
         self.ids, self.index = ids, IdIndex(ids)
         self.ids.flags.writeable = False
@@ -173,6 +173,10 @@ class StoreReader:
         """Hash of the image file that these targets were made from, in hex."""
         return self._state.image_sha256.take(self._require([(image_id, instance)])).tobytes().hex()
 
+    def boxes(self, ids: Sequence[tuple[int, int]]) -> np.ndarray:
+        """Boxes (B, 4) float64 xywh in image pixels that the targets of these instances were made for."""
+        return self._state.bbox.take(self._require(ids))
+
     def locate(self, image_id: int, instance: int) -> dict[str, tuple[Path, int, int]]:
         """Where the bytes of an instance lie: field -> (file, offset, length)."""
         row = int(self._require([(image_id, instance)])[0])
@@ -229,9 +233,7 @@ class StoreReader:
 
 
 def _fix(status: int, unknown: bool, command: str) -> str:
-    if unknown:
-        return f"Make a store of the split as it is now with '{command} --force'."
-    if status == NOT_DONE:
+    if unknown or status == NOT_DONE:
         return f"Run '{command}'."
     return f"Mend the input and run '{command} --force', or leave the instance out (on_missing='skip')."
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -48,20 +47,6 @@ def test_the_crop_rule_is_the_page_s(folder):
     assert jobs.crop_rule(Project.open(folder)) == CropRule(padding=1.25, border="replicate")
     changed = edit(folder, "shard_size = 4", 'shard_size = 4\ncrop = dict(padding=1.5, border="constant")')
     assert jobs.crop_rule(changed) == CropRule(padding=1.5, border="constant")
-
-
-def test_boxes_are_known_by_content_and_thresholds_never_by_path(folder, tmp_path):
-    labels = folder / "data" / "val" / "annotations.json"
-    source = jobs.box_source(Project.open(folder), "val")
-    assert source == dict(kind="annotations", sha256=hashlib.sha256(labels.read_bytes()).hexdigest())
-    boxes = folder / "boxes.json"
-    boxes.write_text("[]")
-    project = edit(folder, "val=dict(", 'val=dict(boxes="boxes.json", min_score=0.4, max_per_image=3, ')
-    digest = hashlib.sha256(b"[]").hexdigest()
-    expected = dict(kind="detections", sha256=digest, min_score=0.4, max_per_image=3)
-    assert jobs.box_source(project, "val") == expected
-    folder.rename(tmp_path / "moved")
-    assert jobs.box_source(Project.open(tmp_path / "moved"), "val") == expected
 
 
 def test_a_detection_job_sees_every_image_of_the_list_in_order(folder):
