@@ -18,7 +18,7 @@ CROP = CropRule()
 
 
 def make_plan(instances, spec=SPEC, crop=CROP):
-    return plan_geo(instances, spec, {"name": "toy"}, crop, {"kind": "annotations"})
+    return plan_geo(instances, spec, {"name": "toy"}, crop)
 
 
 class Recorder(ToyTeacher):
