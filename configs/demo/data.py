@@ -33,4 +33,5 @@ crop = dict(padding=1.25)
 # geometry terms, which ask for that, keep few limbs.
 teacher = dict(type="demo", flip_test=True, map_size=(96, 128))
 detector = dict(type="demo")
+shard_size = 256
 evaluation = dict(padding=1.25, area="bbox53", pck_normaliser="diagonal")

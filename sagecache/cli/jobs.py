@@ -37,6 +37,7 @@ def geo_job(project: Project, split: str, boxes: Path | None = None) -> GeoJob:
         instances=project.instances(split, detections=boxes),
         crop=crop_rule(project),
         attributes=dict(split=split, command=f"sagecache precompute geo --split {split}"),
+        codec=project.data.codec,
         shard_size=project.data.shard_size,
     )
 
@@ -205,6 +206,6 @@ def stale_parts(project: Project, split: str, teacher: Any) -> str:
     from sagecache.store import StoreReader
     from sagecache.store.fingerprint import describe, diff
 
-    expected = geo_fingerprint(teacher.spec, teacher.fingerprint(), crop_rule(project))
+    expected = geo_fingerprint(teacher.spec, teacher.fingerprint(), crop_rule(project), project.data.codec)
     differences = diff(StoreReader(project.geometry_store(split), partial=True).fingerprint, expected)
     return describe(differences) if differences else ""

@@ -123,7 +123,7 @@ def _errors(project: Project, split: str):
                 for value in (depth, normals, (instances == key[1]).astype(np.uint8))
             ]
             yield geometry_errors(
-                decode_depth(targets["depth"], targets["depth_range"]),
+                decode_depth(targets["depth"], targets.get("depth_range")),
                 decode_normal(targets["normal"]),
                 targets["mask"],
                 cut[0],

@@ -16,7 +16,8 @@ def dequantise(raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Decode a batch of stored targets; fields that the store lacks are absent from the result.
 
     raw: 'depth' (B, H, W) uint16 with 'depth_range' (B, 2) float32 (lo, step), 'normal' (B, 2, H, W) uint8,
-    'mask' (B, H, W) bool; other keys are ignored.
+    'mask' (B, H, W) bool; from a lossless store 'depth' (B, H, W) and 'normal' (B, 3, H, W) float32, NaN
+    where there is none. Other keys are ignored.
     Returns 'depth' (B, 1, H, W) float32, 0 where there is none; 'normal' (B, 3, H, W) float32, unit,
     camera frame (x right, y down, z away, nz < 0 towards the camera), 0 off the mask; 'mask' (B, 1, H, W)
     bool: on the instance and with a depth. A store without a mask counts each pixel with a depth; a failed
@@ -26,11 +27,11 @@ def dequantise(raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if "mask" in raw:
         valid.append(raw["mask"])
     if "depth" in raw:
-        levels = raw["depth"].to(torch.float32)  # torch has few operators for uint16: convert first
-        decoded["depth"] = _depth(levels, raw["depth_range"]).unsqueeze(1)
-        valid.append(levels > 0)
+        depth, there = _depth(raw)
+        decoded["depth"] = depth.unsqueeze(1)
+        valid.append(there)
     if "normal" in raw and not valid:
-        valid.append(torch.ones_like(raw["normal"][:, 0], dtype=torch.bool))
+        valid.append(~raw["normal"][:, 0].isnan())  # bytes never are
     if valid:
         decoded["mask"] = torch.stack(valid).all(dim=0).unsqueeze(1)  # (B, 1, H, W)
     if "normal" in raw:
@@ -38,18 +39,24 @@ def dequantise(raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return decoded
 
 
-def _depth(levels: Tensor, depth_range: Tensor) -> Tensor:
-    """levels (B, H, W), depth_range (B, 2): depth = lo + (level - 1) * step for level > 0, else 0."""
-    low, step = depth_range.float()[:, :, None, None].unbind(1)
-    return torch.where(levels > 0, low + (levels - 1) * step, 0)
+def _depth(raw: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Depth (B, H, W), 0 where there is none, and where there is: lo + (level - 1) * step for level > 0."""
+    if raw["depth"].is_floating_point():
+        there = ~raw["depth"].isnan()
+        return torch.where(there, raw["depth"], 0), there
+    levels = raw["depth"].to(torch.float32)  # torch has few operators for uint16: convert first
+    low, step = raw["depth_range"].float()[:, :, None, None].unbind(1)
+    return torch.where(levels > 0, low + (levels - 1) * step, 0), levels > 0
 
 
 def _normal(codes: Tensor) -> Tensor:
     """Octahedral codes (B, 2, H, W) uint8 -> unit vectors (B, 3, H, W); the code (128, 128) faces the camera.
 
     Cigolle et al., "A Survey of Efficient Representations for Independent Unit Vectors", JCGT 2014, with
-    the folded hemisphere turned away from the camera.
+    the folded hemisphere turned away from the camera. Unit vectors (B, 3, H, W) float32 stay what they are.
     """
+    if codes.is_floating_point():
+        return codes.nan_to_num(0)
     plane = (codes.to(torch.float32) - 128) / 127
     towards = 1 - plane.abs().sum(dim=1, keepdim=True)
     fold = (-towards).clamp(min=0)

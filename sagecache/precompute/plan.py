@@ -13,14 +13,14 @@ import numpy as np
 from sagecache.errors import SagecacheError
 from sagecache.geometry.affine import crop_affine, resize_affine
 from sagecache.store.fingerprint import file_sha256
-from sagecache.store.spec import StorePlan, TargetField, build_fields
+from sagecache.store.spec import SETTINGS, StorePlan, TargetField, build_fields
 from sagecache.structures import Instance
 
 if TYPE_CHECKING:
     from sagecache.teachers.base import TeacherSpec
 
 # By step, raised by hand whenever a change of this package could change the values that it writes.
-CODE_FORMAT = {"geo": 2, "detect": 1, "stats": 1}
+CODE_FORMAT = {"geo": 3, "detect": 1, "stats": 1}
 BORDERS = {"constant": (0, 0, 0), "replicate": None}  # as data.views.warp_image takes them
 
 
@@ -59,10 +59,12 @@ def plan_geo(
     spec: TeacherSpec,
     teacher_fingerprint: Mapping,
     crop: CropRule,
+    codec: str = "fast",
 ) -> GeoPlan:
     """Lay out a store for instances ordered by (image_id, instance). Reads every image file once, to hash it.
 
-    Raises SagecacheError for a box without area, and for ids that are not unique and ordered.
+    codec: a key of ``store.spec.SETTINGS``. Raises SagecacheError for a box without area, and for ids that are
+    not unique and ordered.
     """
     crops = np.array([_crop_from_image(one, spec, crop) for one in instances]).reshape(-1, 3, 3)
     hashes = hash_images([one.path for one in instances])
@@ -73,15 +75,18 @@ def plan_geo(
         target_from_image=resize_affine(spec.input_size, spec.map_size) @ crops,
         size=spec.map_size,
     )
-    fields = build_fields(spec.outputs, spec.depth_kind, spec.unit, spec.mask_from)
-    fingerprint = geo_fingerprint(spec, teacher_fingerprint, crop)
+    fields = build_fields(spec.outputs, spec.depth_kind, spec.unit, spec.mask_from, codec)
+    fingerprint = geo_fingerprint(spec, teacher_fingerprint, crop, codec)
     return GeoPlan(tuple(instances), crops, store, fields, fingerprint, spec, crop)
 
 
-def geo_fingerprint(spec: TeacherSpec, teacher_fingerprint: Mapping, crop: CropRule) -> dict[str, object]:
+def geo_fingerprint(
+    spec: TeacherSpec, teacher_fingerprint: Mapping, crop: CropRule, codec: str
+) -> dict[str, object]:
     """What decides the numbers in a geo store; compare a store's with ``store.fingerprint.diff``.
 
-    Images and boxes are not in it: the plan has them, instance by instance, so that a split may grow.
+    Images and boxes are not in it: the plan has them, instance by instance, so that a split may grow. Of the
+    codec only whether it is exact: how hard chunks are compressed changes no number.
     """
     return {
         "code_format": CODE_FORMAT["geo"],
@@ -93,6 +98,7 @@ def geo_fingerprint(spec: TeacherSpec, teacher_fingerprint: Mapping, crop: CropR
             "interpolation": "bilinear after area averages",
             "exif_orientation": "ignored",
         },
+        "exact": SETTINGS[codec].exact,
         "targets": {key: value for key, value in spec.as_dict().items() if key != "name"},
     }
 

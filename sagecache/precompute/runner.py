@@ -46,15 +46,17 @@ class GeoJob:
 
     root: the store's folder. instances: unique; new ones of a store that is there are added to it.
     attributes: noted in the store for readers ('split', and 'command': what makes it, quoted in errors).
-    shard_size: instances a shard; what a kill may cost.
+    codec: a key of ``store.spec.SETTINGS``. shard_size: instances a shard, what a kill may cost; None: that
+    of the store that is there, or one that suits the size of the maps.
     """
 
     root: Path
     instances: Sequence[Instance]
     crop: CropRule
     attributes: Mapping = field(default_factory=dict)
-    shard_size: int = 256
+    shard_size: int | None = None
     batch_size: int = 16
+    codec: str = "fast"
 
 
 @dataclass(frozen=True)
@@ -317,7 +319,7 @@ class _Clock:
 def _plan(job: GeoJob, teacher: Teacher, options: RunOptions, progress: Progress) -> tuple[Path, GeoPlan]:
     root, instances = limited(Path(job.root), job.instances, options.limit)
     progress(0, len(instances), "reading images")
-    return root, plan_geo(instances, teacher.spec, teacher.fingerprint(), job.crop)
+    return root, plan_geo(instances, teacher.spec, teacher.fingerprint(), job.crop, job.codec)
 
 
 def _detect_identity(images: Sequence[tuple[int, Path]], detector: Detector, part_size: int) -> dict:

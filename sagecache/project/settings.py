@@ -83,7 +83,9 @@ class DataSettings:
     """A project's ``data.py``. Relative paths start at the project folder (embedded demo: here).
 
     That holds for ``path`` and ``files`` of the teacher and the detector too. stats_splits: whose
-    annotations skeleton_stats.json summarises.
+    annotations skeleton_stats.json summarises. codec: of new target stores, 'fast' (lz4), 'compact' (zstd, a
+    third fewer bytes, three times as long to decode) or 'lossless' (float32 as the teacher gave it).
+    shard_size: instances a file of a store, and what a kill may cost; by default after the maps' size.
     """
 
     splits: dict[str, SplitSettings]
@@ -95,10 +97,12 @@ class DataSettings:
     crop: CropSettings = CropSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     stats_splits: tuple[str, ...] = ("labeled",)
-    shard_size: int = 256
+    codec: Literal["fast", "compact", "lossless"] = "fast"
+    shard_size: int | None = None
 
     def __post_init__(self) -> None:
-        at_least("shard_size", self.shard_size, 1)
+        if self.shard_size is not None:
+            at_least("shard_size", self.shard_size, 1)
         for name in self.stats_splits:
             if name not in self.splits:
                 raise SagecacheError(f"stats_splits: no split '{name}'", fix=nearest(name, self.splits))

@@ -14,13 +14,12 @@ import numcodecs.blosc
 import numpy as np
 
 from sagecache.errors import SagecacheError
-from sagecache.store.spec import DEPTH_LEVELS, OK, TargetField
+from sagecache.store.spec import DEPTH_LEVELS, OK, SETTINGS, Setting, TargetField
 
 # With threads, blosc may write its blocks in the order in which they finish (other bytes each time), decodes
 # these small chunks 1.35x slower, and starts threads that a fork would lose.
 numcodecs.blosc.use_threads = False
 
-COMPRESSOR, LEVEL = "lz4", 1
 NORMAL_ERROR_DEGREES = 1.0  # the largest angle between a unit normal and what oct8 gives back
 _CHECKSUM_BYTES = 4
 _crc32c, _decompress = google_crc32c.value, numcodecs.blosc.decompress  # found once, not for each chunk
@@ -58,11 +57,13 @@ def encode_depth(depth: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, tupl
     return codes, (float(lo), float(step))
 
 
-def decode_depth(codes: np.ndarray, depth_range: np.ndarray) -> np.ndarray:
+def decode_depth(codes: np.ndarray, depth_range: np.ndarray | None = None) -> np.ndarray:
     """Codes -> float32 depth, NaN where there is none.
 
-    codes (..., H, W) uint16; depth_range (..., 2) float32 (lo, step).
+    codes (..., H, W) uint16 with depth_range (..., 2) float32 (lo, step); or float32, which stays as it is.
     """
+    if codes.dtype.kind == "f":
+        return codes
     lo, step = np.moveaxis(np.asarray(depth_range, np.float32)[..., None, None], -3, 0)
     depth = lo + (codes.astype(np.float32) - 1) * step
     return np.where(codes > 0, depth, np.float32(np.nan))
@@ -105,12 +106,27 @@ def encode_normal(normal: np.ndarray, valid: np.ndarray) -> np.ndarray:
 
 
 def decode_normal(codes: np.ndarray) -> np.ndarray:
-    """Octahedral codes (..., 2, H, W) uint8 -> unit normals (..., 3, H, W) float32, camera frame."""
+    """Octahedral codes (..., 2, H, W) uint8 -> unit normals (..., 3, H, W) float32, camera frame.
+
+    Normals of a lossless store (..., 3, H, W) float32 stay as they are, NaN off the mask.
+    """
+    if codes.dtype.kind == "f":
+        return codes
     u, v = np.moveaxis((codes.astype(np.float32) - 128) / 127, -3, 0)
     towards = 1 - np.abs(u) - np.abs(v)
     fold = np.maximum(-towards, 0)
     normal = np.stack([u - _sign(u) * fold, v - _sign(v) * fold, -towards], axis=-3)
     return normal / np.linalg.norm(normal, axis=-3, keepdims=True)
+
+
+# ------------------------------------------------------------------------------------------------ exact
+def encode_exact(maps: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Maps (C, H, W) as float32, NaN where valid (H, W) is false. Raises NotEncodable as the others do."""
+    stored = np.where(valid, maps, np.float32(np.nan)).astype(np.float32)
+    kept = stored[:, valid]
+    if not np.isfinite(kept).all() or (len(kept) == 3 and (np.abs(kept).sum(axis=0) < 1e-12).any()):
+        raise NotEncodable("a value is not finite, or a normal has no length")
+    return stored if len(stored) > 1 else stored[0]
 
 
 # ------------------------------------------------------------------------------------------------- rows
@@ -135,15 +151,63 @@ def encode_row(fields: Sequence[TargetField], maps: Mapping[str, np.ndarray]) ->
         stored = _encode_field(field, maps[field.name], valid)
         if field.encoding == "instance_levels":
             stored, depth_range = stored
-        chunks[field.name] = pack(stored)
+        chunks[field.name] = pack(stored, field.setting)
     return EncodedRow(OK, depth_range, chunks)
+
+
+def require_bounds(
+    fields: Sequence[TargetField], size: tuple[int, int], maps: Mapping[str, np.ndarray], row: EncodedRow
+) -> None:
+    """Decode a row and compare it with what was encoded: a fault of a library must not fill a store.
+
+    maps: as for ``encode_row``; size: (width, height). Raises SagecacheError beyond the stated bounds.
+    """
+    valid = maps["mask"][0] if "mask" in maps else np.ones((size[1], size[0]), bool)
+    for field in fields:
+        stored = np.empty(field.shape(size), np.dtype(field.dtype).newbyteorder("<"))
+        unpack_into(row.chunks[field.name], stored)
+        error, bound = _ERRORS[field.encoding](stored, maps[field.name], valid, row.depth_range)
+        if not (error <= bound).all():
+            raise SagecacheError(
+                f"the codec lost more than it may: '{field.name}' is off by {np.max(error):.3g}, "
+                f"the bound is {np.min(bound):.3g}",
+                fix="Reinstall numcodecs; if that does not help, report it.",
+            )
+
+
+def _depth_error(codes: np.ndarray, maps: np.ndarray, valid: np.ndarray, depth_range) -> tuple:
+    depth = decode_depth(codes, np.array(depth_range))[valid].astype(np.float64)
+    return np.abs(depth - maps[0][valid].astype(np.float32)), depth_error_bound(np.array(depth_range))
+
+
+def _normal_error(codes: np.ndarray, maps: np.ndarray, valid: np.ndarray, _) -> tuple:
+    true = maps[:, valid].astype(np.float64)
+    cosine = (decode_normal(codes)[:, valid] * true).sum(axis=0) / np.linalg.norm(true, axis=0)
+    return np.degrees(np.arccos(np.clip(cosine, -1, 1))), np.float64(NORMAL_ERROR_DEGREES)
+
+
+def _exact_error(stored: np.ndarray, maps: np.ndarray, valid: np.ndarray, _) -> tuple:
+    true = np.where(valid, maps, np.nan).astype(np.float32).reshape(stored.shape)
+    return np.where(np.isnan(true), ~np.isnan(stored), stored != true), np.float64(0)
+
+
+def _mask_error(stored: np.ndarray, maps: np.ndarray, _, __) -> tuple:
+    return stored != maps[0], np.float64(0)
+
+
+_ERRORS = {
+    "instance_levels": _depth_error,
+    "oct8": _normal_error,
+    "float32": _exact_error,
+    "bool": _mask_error,
+}
 
 
 def failed_row(fields: Sequence[TargetField], size: tuple[int, int], status: int) -> EncodedRow:
     """A row that holds nothing but its status; chunks are written all the same, so that no index has gaps."""
     if status == OK:
         raise ValueError("a failed row cannot have the status ok")
-    chunks = {field.name: pack(np.zeros(field.shape(size), field.dtype)) for field in fields}
+    chunks = {field.name: pack(np.zeros(field.shape(size), field.dtype), field.setting) for field in fields}
     return EncodedRow(status, (0.0, 0.0), chunks)
 
 
@@ -151,6 +215,7 @@ ENCODERS: dict[str, Callable[[np.ndarray, np.ndarray], object]] = {
     "instance_levels": lambda maps, valid: encode_depth(maps[0], valid),
     "oct8": encode_normal,
     "bool": lambda maps, valid: np.ascontiguousarray(maps[0], bool),
+    "float32": encode_exact,
 }
 
 
@@ -181,11 +246,11 @@ def shuffled(dtype: np.dtype) -> bool:
     return np.dtype(dtype).itemsize > 1
 
 
-def pack(array: np.ndarray) -> bytes:
+def pack(array: np.ndarray, setting: Setting = SETTINGS["fast"]) -> bytes:
     """Stored values of one instance -> chunk bytes: little-endian, blosc, crc32c."""
     array = np.ascontiguousarray(array, np.dtype(array.dtype).newbyteorder("<"))
     shuffle = numcodecs.blosc.SHUFFLE if shuffled(array.dtype) else numcodecs.blosc.NOSHUFFLE
-    return with_checksum(numcodecs.blosc.compress(array, COMPRESSOR.encode(), LEVEL, shuffle))
+    return with_checksum(numcodecs.blosc.compress(array, setting.compressor.encode(), setting.level, shuffle))
 
 
 def unpack_into(chunk: bytes, out: np.ndarray) -> None:

@@ -18,9 +18,9 @@ import numpy as np
 from sagecache.errors import SagecacheError
 from sagecache.store import shard
 from sagecache.store.arrays import Column, FilePool
-from sagecache.store.codec import COMPRESSOR, LEVEL, checksum, with_checksum
+from sagecache.store.codec import checksum, with_checksum
 from sagecache.store.fingerprint import canonical, digest
-from sagecache.store.spec import DEPTH_LEVELS, FORMAT, PLAN_ARRAYS, STATUS_TEXT, StorePlan, TargetField
+from sagecache.store.spec import FORMAT, PLAN_ARRAYS, STATUS_TEXT, StorePlan, TargetField
 
 GROUP, MANIFEST, COMPLETE = "targets.zarr", "manifest.json", "complete.json"
 PLAN_CHUNK_ROWS = 1024
@@ -49,10 +49,16 @@ def identity(
     return {
         "fingerprint": canonical(fingerprint),
         "plan": {"instances": len(plan), "size": list(plan.size), **hashes},
-        "fields": {field.name: {"dtype": field.dtype, "encoding": field.encoding} for field in fields},
+        "fields": {field.name: _field_identity(field) for field in fields},
         "shard_size": shard_size,
-        "codec": {"name": COMPRESSOR, "level": LEVEL, "depth_levels": DEPTH_LEVELS},
     }
+
+
+def _field_identity(field: TargetField) -> dict[str, object]:
+    setting, levels = field.setting, field.attributes.get("levels")
+    known = {"dtype": field.dtype, "encoding": field.encoding}
+    known |= {"compressor": setting.compressor, "level": setting.level}
+    return known if levels is None else {**known, "levels": levels}
 
 
 def metadata_files(
@@ -76,7 +82,7 @@ def metadata_files(
                 field.dtype,
                 1,
                 shard_size,
-                compressed=True,
+                compressed=field.setting,
                 dimensions=field.dimensions,
                 attributes=field.attributes,
             )
@@ -118,7 +124,7 @@ def _plan_files(plan: StorePlan) -> dict[str, bytes]:
                 dtype,
                 chunk_rows,
                 slots * chunk_rows,
-                compressed=False,
+                compressed=None,
                 dimensions=_DIMENSIONS[name],
                 attributes={"meaning": _MEANING[name]},
             )

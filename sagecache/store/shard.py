@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from sagecache.store.codec import COMPRESSOR, LEVEL, shuffled, with_checksum
+from sagecache.store.codec import shuffled, with_checksum
+from sagecache.store.spec import Setting
 
 ABSENT_CHUNK = np.uint64(2**64 - 1)  # offset and length of a chunk that a shard does not hold
 
 
 def shard_count(rows: int, shard_size: int) -> int:
     return -(-rows // shard_size)
+
+
+def default_shard_size(size: tuple[int, int]) -> int:
+    """Instances a shard, for maps of size (width, height): 1,024 at 192x256, 4,096 at 48x64.
+
+    Files of some 20 MB: few enough to keep open, and a kill costs few enough teacher passes.
+    """
+    share = math.sqrt(192 * 256 / (size[0] * size[1]))
+    return min(max(2 ** round(math.log2(1024 * share)), 64), 4096)
 
 
 def shard_rows(shard: int, rows: int, shard_size: int) -> range:
@@ -53,12 +64,19 @@ def sharded_array_metadata(
     chunk_rows: int,
     shard_rows: int,
     *,
-    compressed: bool,
+    compressed: Setting | None,
     dimensions: Sequence[str],
     attributes: Mapping,
 ) -> dict:
-    """zarr.json of an array whose files are shards of shard_rows rows, with inner chunks of chunk_rows."""
-    codecs = [_bytes_codec(dtype), *([_blosc_codec(dtype)] if compressed else []), {"name": "crc32c"}]
+    """zarr.json of an array whose files are shards of shard_rows rows, with inner chunks of chunk_rows.
+
+    compressed: how, or None.
+    """
+    codecs = [
+        _bytes_codec(dtype),
+        *([_blosc_codec(dtype, compressed)] if compressed else []),
+        {"name": "crc32c"},
+    ]
     sharding = {
         "chunk_shape": [chunk_rows, *shape[1:]],
         "codecs": codecs,
@@ -99,11 +117,11 @@ def _bytes_codec(dtype: str) -> dict:
     return {"name": "bytes", "configuration": {"endian": "little"}}
 
 
-def _blosc_codec(dtype: str) -> dict:
+def _blosc_codec(dtype: str, setting: Setting) -> dict:
     configuration = {
         "typesize": np.dtype(dtype).itemsize,
-        "cname": COMPRESSOR,
-        "clevel": LEVEL,
+        "cname": setting.compressor,
+        "clevel": setting.level,
         "shuffle": "shuffle" if shuffled(dtype) else "noshuffle",
         "blocksize": 0,
     }

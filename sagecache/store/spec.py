@@ -29,11 +29,29 @@ STATUS_TEXT = {
 
 
 @dataclass(frozen=True)
+class Setting:
+    """How targets are stored: blosc's compressor and level; exact: in float32, as the teacher gave them."""
+
+    compressor: str
+    level: int
+    exact: bool = False
+
+
+# By bytes and time; errors: `codec.depth_error_bound`, `codec.NORMAL_ERROR_DEGREES`, none for 'lossless'.
+SETTINGS = {
+    "fast": Setting("lz4", 1),
+    "compact": Setting("zstd", 3),
+    "lossless": Setting("zstd", 1, exact=True),
+}
+
+
+@dataclass(frozen=True)
 class TargetField:
     """One array of targets: stored dtype, encoding, and what a reader needs to understand the values.
 
     channels: length of the axis before (y, x), or None where there is no such axis.
-    encoding: 'instance_levels' | 'oct8' | 'bool', a key of ``codec.ENCODERS``.
+    encoding: 'instance_levels' | 'oct8' | 'bool' | 'float32', a key of ``codec.ENCODERS``.
+    setting: how chunks are compressed.
     attributes: written into the array's ``zarr.json`` as they are.
     """
 
@@ -41,6 +59,7 @@ class TargetField:
     dtype: str
     channels: int | None
     encoding: str
+    setting: Setting = SETTINGS["fast"]
     attributes: Mapping[str, object] = dataclass_field(default_factory=dict)
 
     def shape(self, size: tuple[int, int]) -> tuple[int, ...]:
@@ -50,49 +69,49 @@ class TargetField:
 
     @property
     def dimensions(self) -> tuple[str, ...]:
-        return ("instance", "y", "x") if self.channels is None else ("instance", "uv", "y", "x")
+        return ("instance", *_AXIS[self.channels], "y", "x")
 
 
-def depth_field(kind: str = "affine", unit: str | None = None) -> TargetField:
-    """Depth in 4095 levels of the instance's own range; kind 'metric' | 'affine' | 'disparity'."""
-    return TargetField(
-        "depth",
-        "uint16",
-        None,
-        "instance_levels",
-        {
-            "encoding": "instance_levels",
-            "levels": DEPTH_LEVELS,
-            "no_depth": 0,
-            "range_array": "depth_range",
-            "formula": "depth = lo + (code - 1) * step for code > 0, with (lo, step) = depth_range[instance]",
-            "kind": kind,
-            "unit": unit,
-        },
-    )
+_AXIS = {None: (), 2: ("uv",), 3: ("xyz",)}
 
 
-def normal_field() -> TargetField:
-    """Unit normals as two octahedral bytes; the pole that faces the camera is the code (128, 128)."""
-    return TargetField(
-        "normal",
-        "uint8",
-        2,
-        "oct8",
-        {
-            "encoding": "oct8",
-            "formula": "u, v = (code - 128) / 127; t = 1 - |u| - |v|; f = max(-t, 0); "
-            "n = normalise(u - sign(u) * f, v - sign(v) * f, -t) with sign(0) = 1",
-            "frame": "camera: x right, y down, z away; normals point to the camera (nz < 0)",
-            "no_normal": "where mask is false",
-        },
-    )
+def depth_field(setting: Setting, kind: str = "affine", unit: str | None = None) -> TargetField:
+    """Depth in levels of the instance's own range, or as it is; kind 'metric' | 'affine' | 'disparity'."""
+    meaning = {"kind": kind, "unit": unit}
+    if setting.exact:
+        about = {"encoding": "float32", "no_depth": "NaN", **meaning}
+        return TargetField("depth", "float32", None, "float32", setting, about)
+    about = {
+        "encoding": "instance_levels",
+        "levels": DEPTH_LEVELS,
+        "no_depth": 0,
+        "range_array": "depth_range",
+        "formula": "depth = lo + (code - 1) * step for code > 0, with (lo, step) = depth_range[instance]",
+        **meaning,
+    }
+    return TargetField("depth", "uint16", None, "instance_levels", setting, about)
 
 
-def mask_field(made_by: str = "network") -> TargetField:
+def normal_field(setting: Setting) -> TargetField:
+    """Unit normals as two octahedral bytes, (128, 128) facing the camera, or as they are."""
+    frame = {"frame": "camera: x right, y down, z away; normals point to the camera (nz < 0)"}
+    if setting.exact:
+        about = {"encoding": "float32", "no_normal": "NaN", **frame}
+        return TargetField("normal", "float32", 3, "float32", setting, about)
+    about = {
+        "encoding": "oct8",
+        "formula": "u, v = (code - 128) / 127; t = 1 - |u| - |v|; f = max(-t, 0); "
+        "n = normalise(u - sign(u) * f, v - sign(v) * f, -t) with sign(0) = 1",
+        "no_normal": "where mask is false",
+        **frame,
+    }
+    return TargetField("normal", "uint8", 2, "oct8", setting, about)
+
+
+def mask_field(setting: Setting, made_by: str = "network") -> TargetField:
     """The instance's own pixels. made_by: 'network', 'threshold' or 'everything' (all ones)."""
     about = {"encoding": "bool", "true": "on the instance", "made_by": made_by}
-    return TargetField("mask", "bool", None, "bool", about)
+    return TargetField("mask", "bool", None, "bool", setting, about)
 
 
 def build_fields(
@@ -100,12 +119,19 @@ def build_fields(
     depth_kind: str = "affine",
     unit: str | None = None,
     mask_made_by: str = "network",
+    setting: str = "fast",
 ) -> tuple[TargetField, ...]:
-    """Fields for a teacher's outputs, in the order depth, normal, mask. An unknown output is an error."""
+    """Fields for a teacher's outputs, in the order depth, normal, mask. setting: a key of SETTINGS.
+
+    Raises SagecacheError for an unknown output or setting.
+    """
+    if setting not in SETTINGS:
+        raise SagecacheError(f"unknown codec setting '{setting}'", fix=nearest(setting, SETTINGS))
+    stored = SETTINGS[setting]
     builders: dict[str, Callable[[], TargetField]] = {
-        "depth": lambda: depth_field(depth_kind, unit),
-        "normal": normal_field,
-        "mask": lambda: mask_field(mask_made_by),
+        "depth": lambda: depth_field(stored, depth_kind, unit),
+        "normal": lambda: normal_field(stored),
+        "mask": lambda: mask_field(stored, mask_made_by),
     }
     outputs = list(outputs)
     for name in outputs:

@@ -46,15 +46,16 @@ class StoreWriter:
         fields: Sequence[TargetField],
         fingerprint: Mapping,
         attributes: Mapping,
-        shard_size: int,
+        shard_size: int | None = None,
         *,
         shared: bool = False,
     ) -> StoreWriter:
         """Make a store, or take up one that was left unfinished.
 
         fingerprint: what decides the numbers (see ``fingerprint``); attributes: what else a reader may like
-        to know (split, crop rule, 'command' that makes the store), kept from the first run. shared: other
-        writers that own other shards may be at work too. Raises SagecacheError where the folder holds
+        to know (split, crop rule, 'command' that makes the store), kept from the first run. shard_size: None
+        for that of the store that is there, or ``default_shard_size``. shared: other writers that own other
+        shards may be at work too. Raises SagecacheError where the folder holds
         another store (naming the parts that differ), something else, or a writer at work.
         """
         root = Path(root)
@@ -65,6 +66,7 @@ class StoreWriter:
             if lock.alone:
                 remove_leftovers(root)
                 journal.cut_torn_tails(root)
+            shard_size = shard_size or _usual_shard_size(root, plan)
             plan = _with_rows_there(root, plan, fields, fingerprint, shard_size)
             identity = layout.identity(plan, fields, fingerprint, shard_size)
             _write_metadata(root, plan, fields, identity, attributes)
@@ -168,9 +170,14 @@ class StoreWriter:
 
 
 def pending(
-    root: str | Path, plan: StorePlan, fields: Sequence[TargetField], fingerprint: Mapping, shard_size: int
+    root: str | Path,
+    plan: StorePlan,
+    fields: Sequence[TargetField],
+    fingerprint: Mapping,
+    shard_size: int | None,
 ) -> int:
     """Instances that a run would make, without touching the disk. Raises as ``StoreWriter.open`` does."""
+    shard_size = shard_size or _usual_shard_size(Path(root), plan)
     plan = _with_rows_there(Path(root), plan, fields, fingerprint, shard_size)
     return len(plan) - sum(_rows_done(Path(root), shard.shard_count(len(plan), shard_size)))
 
@@ -194,6 +201,11 @@ def set_aside(root: str | Path) -> Path | None:
     root.rename(target)
     sync_folder(root.parent)
     return target
+
+
+def _usual_shard_size(root: Path, plan: StorePlan) -> int:
+    known = layout.read_manifest(root)
+    return known["identity"]["shard_size"] if known else shard.default_shard_size(plan.size)
 
 
 def _with_rows_there(

@@ -181,7 +181,7 @@ def _target_tiles(
     valid = targets["mask"] if "mask" in targets else None
     tiles = []
     if "depth" in targets:
-        depth = decode_depth(targets["depth"], targets["depth_range"])
+        depth = decode_depth(targets["depth"], targets.get("depth_range"))
         valid = np.isfinite(depth) if valid is None else valid
         tiles.append(_depth_tile(depth, valid, size, depth_kind, unit))
     if "normal" in targets:

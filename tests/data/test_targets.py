@@ -119,3 +119,17 @@ def test_float_tensors_cross_the_batch_in_their_own_range():
     depth = dequantise(batch)["depth"]
     torch.testing.assert_close(depth[1:], dequantise(far)["depth"], atol=0, rtol=0)
     torch.testing.assert_close(depth[:1], dequantise(near)["depth"], atol=0, rtol=0)
+
+
+def test_a_lossless_store_is_handed_on_as_it_is():
+    sample = ball()
+    mask = sample["mask"]
+    exact = {name: np.where(mask, sample[name], np.nan).astype(np.float32) for name in ("depth", "normal")}
+    raw = {name: torch.from_numpy(values)[None] for name, values in exact.items()}
+    for extra in ({}, {"mask": torch.from_numpy(mask)[None]}):
+        decoded = dequantise(raw | extra)
+        assert np.array_equal(decoded["mask"][0, 0].numpy(), mask)
+        assert np.array_equal(decoded["depth"][0, 0].numpy(), np.where(mask, exact["depth"], 0))
+        assert np.array_equal(decoded["normal"][0].numpy(), np.where(mask, exact["normal"], 0))
+    alone = dequantise({"normal": raw["normal"]})
+    assert np.array_equal(alone["mask"][0, 0].numpy(), mask)

@@ -54,18 +54,20 @@ def test_an_instance_given_twice_is_refused(instances):
 
 
 def test_the_fingerprint_knows_what_decides_the_numbers_and_no_path(instances):
-    base = geo_fingerprint(SPEC, {"name": "toy"}, CropRule())
+    base = geo_fingerprint(SPEC, {"name": "toy"}, CropRule(), "fast")
     assert str(instances[0].path.parent) not in str(base)
     name = {"name": "toy"}
     changes = {
-        "crop.padding": geo_fingerprint(SPEC, name, CropRule(1.5)),
-        "crop.border": geo_fingerprint(SPEC, name, CropRule(border="replicate")),
-        "teacher.name": geo_fingerprint(SPEC, {"name": "other"}, CropRule()),
-        "targets.map_size": geo_fingerprint(replace(SPEC, map_size=(12, 16)), name, CropRule()),
-        "targets.depth_kind": geo_fingerprint(replace(SPEC, depth_kind="affine"), name, CropRule()),
+        "crop.padding": geo_fingerprint(SPEC, name, CropRule(1.5), "fast"),
+        "crop.border": geo_fingerprint(SPEC, name, CropRule(border="replicate"), "fast"),
+        "teacher.name": geo_fingerprint(SPEC, {"name": "other"}, CropRule(), "fast"),
+        "targets.map_size": geo_fingerprint(replace(SPEC, map_size=(12, 16)), name, CropRule(), "fast"),
+        "targets.depth_kind": geo_fingerprint(replace(SPEC, depth_kind="affine"), name, CropRule(), "fast"),
+        "exact": geo_fingerprint(SPEC, name, CropRule(), "lossless"),
     }
     for key, changed in changes.items():
         assert [name for name, _, _ in diff(base, changed)] == [key]
+    assert geo_fingerprint(SPEC, name, CropRule(), "compact") == base  # other bytes, the same numbers
 
 
 def test_an_unknown_border_is_refused():

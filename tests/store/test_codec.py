@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from sagecache.errors import SagecacheError
 from sagecache.store.codec import (
     NORMAL_ERROR_DEGREES,
     ChecksumMismatch,
@@ -20,10 +21,11 @@ from sagecache.store.codec import (
     encode_row,
     failed_row,
     pack,
+    require_bounds,
     unpack_into,
     without_checksum,
 )
-from sagecache.store.spec import OK, UNREADABLE, build_fields
+from sagecache.store.spec import OK, SETTINGS, UNREADABLE, build_fields
 
 finite = st.floats(-(2.0**99), 2.0**99, width=32)
 anything = st.one_of(finite, st.floats(0.5, 12, width=32), st.just(2.5))
@@ -208,3 +210,65 @@ def test_a_failed_row_has_chunks_of_zeros_and_cannot_be_ok():
     assert (row.status, row.depth_range, normal.any()) == (UNREADABLE, (0.0, 0.0), False)
     with pytest.raises(ValueError, match="cannot have the status ok"):
         failed_row(fields, (6, 8), OK)
+
+
+def body_maps() -> dict[str, np.ndarray]:
+    """A bulge before a far wall: smooth as real maps are."""
+    y, x = np.mgrid[-1:1:32j, -1:1:24j]
+    height = np.sqrt(np.clip(0.8 - x**2 - y**2, 0, None))
+    normal = np.stack([x, y, -height - 0.1])
+    return {
+        "depth": (3 - height)[None].astype(np.float32),
+        "normal": normal.astype(np.float32),
+        "mask": (height > 0)[None],
+    }
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_every_setting_keeps_its_bound(setting):
+    maps, fields = body_maps(), build_fields(["depth", "normal", "mask"], setting=setting)
+    row = encode_row(fields, maps)
+    require_bounds(fields, (24, 32), maps, row)
+    sizes = {
+        name: sum(map(len, encode_row(build_fields(maps, setting=name), maps).chunks.values()))
+        for name in SETTINGS
+    }
+    assert sizes["compact"] < sizes["fast"] < sizes["lossless"]
+
+
+def test_a_lossless_row_is_what_the_teacher_gave():
+    maps, fields = body_maps(), build_fields(["depth", "normal", "mask"], setting="lossless")
+    row = encode_row(fields, maps)
+    for name, axes in (("depth", (32, 24)), ("normal", (3, 32, 24))):
+        values = np.empty(axes, np.float32)
+        unpack_into(row.chunks[name], values)
+        assert np.array_equal(
+            values, np.where(maps["mask"][0], maps[name].reshape(axes), np.nan), equal_nan=True
+        )
+    assert np.array_equal(decode_depth(values[0]), values[0], equal_nan=True)
+    assert np.array_equal(decode_normal(values), values, equal_nan=True)
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize(("name", "value"), [("depth", np.inf), ("normal", np.nan), ("normal", 0.0)])
+def test_what_has_no_code_is_refused_in_every_setting(setting, name, value):
+    maps = body_maps()
+    maps[name][:, 16, 12] = value
+    with pytest.raises(NotEncodable):
+        encode_row(build_fields(maps, setting=setting), maps)
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("name", ["depth", "normal", "mask"])
+def test_a_codec_that_loses_too_much_is_found_out(setting, name):
+    maps, fields = body_maps(), build_fields(["depth", "normal", "mask"], setting=setting)
+    row = encode_row(fields, maps)
+    spoiled = {key: value.copy() for key, value in maps.items()}
+    spoiled[name][:, 16, 12] = ~maps[name][:, 16, 12] if name == "mask" else -maps[name][:, 16, 12]
+    with pytest.raises(SagecacheError, match="is off by"):
+        require_bounds(fields, (24, 32), {**maps, name: spoiled[name]}, row)
+
+
+def test_an_unknown_setting_is_refused():
+    with pytest.raises(SagecacheError, match="unknown codec setting 'fst'.*fast"):
+        build_fields(["depth"], setting="fst")

@@ -10,11 +10,11 @@ import tensorstore
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy_store import expected, make_content, memory_folder, python, read_sum
+from toy_store import expected, make_content, memory_folder, python, read_sum, same
 
 from sagecache.errors import SagecacheError
 from sagecache.store.reader import Failure, StoreReader
-from sagecache.store.spec import UNREADABLE
+from sagecache.store.spec import SETTINGS, UNREADABLE
 
 
 def good_rows(content):
@@ -47,6 +47,7 @@ contents = st.fixed_dictionaries(
         "seed": st.integers(0, 99),
         "outputs": st.lists(st.sampled_from(["depth", "normal", "mask"]), min_size=1, unique=True).map(tuple),
         "failed": st.lists(st.integers(0, 11), max_size=2).map(tuple),
+        "setting": st.sampled_from(list(SETTINGS)),
     }
 )
 
@@ -56,22 +57,21 @@ contents = st.fixed_dictionaries(
 def test_zarr_and_tensorstore_read_the_same_from_any_store(arguments):
     with memory_folder() as folder:
         content = make_content(**arguments)
-        assert_zarr_and_tensorstore_agree(content, content.write(Path(folder) / "geo"), arguments["outputs"])
+        assert_zarr_and_tensorstore_agree(content, content.write(Path(folder) / "geo"))
 
 
-def assert_zarr_and_tensorstore_agree(content, root, outputs):
+def assert_zarr_and_tensorstore_agree(content, root):
     reader, group = StoreReader(root), zarr.open_group(str(root / "targets.zarr"), mode="r")
     rows = good_rows(content)
     batch = reader.read_many([key(content, row) for row in rows])
-    assert set(batch) == {*outputs, "status", "target_from_image"} | (
-        {"depth_range"} if "depth" in outputs else set()
-    )
+    levels = {"depth_range"} if any(f.encoding == "instance_levels" for f in content.fields) else set()
+    assert set(batch) == {f.name for f in content.fields} | {"status", "target_from_image"} | levels
     for name, values in batch.items():
         by_zarr = group[name][:]
         by_tensorstore = open_tensorstore(root / "targets.zarr" / name).read().result()
         assert by_zarr.dtype == by_tensorstore.dtype == values.dtype
-        assert np.array_equal(by_zarr, by_tensorstore)
-        assert np.array_equal(by_zarr[rows], values)
+        assert same(by_zarr, by_tensorstore)
+        assert same(by_zarr[rows], values)
     assert np.array_equal(group["ids"][:], reader.ids)
     assert np.array_equal(group["status"][:], reader.status)
 

@@ -42,3 +42,11 @@ def test_keys_follow_the_default_chunk_keys():
 
 def test_json_has_one_spelling():
     assert json_bytes({"b": 1, "a": [1]}) == json_bytes({"a": (1,), "b": 1})
+
+
+@pytest.mark.parametrize(
+    ("size", "count"),
+    [((192, 256), 1024), ((48, 64), 4096), ((96, 128), 2048), ((1, 1), 4096), ((4096, 4096), 64)],
+)
+def test_the_usual_shard_has_some_twenty_megabytes(size, count):
+    assert default_shard_size(size) == count
