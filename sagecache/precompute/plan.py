@@ -63,8 +63,8 @@ def plan_geo(
 ) -> GeoPlan:
     """Lay out a store for instances ordered by (image_id, instance). Reads every image file once, to hash it.
 
-    codec: a key of ``store.spec.SETTINGS``. Raises SagecacheError for a box without area, and for ids that are
-    not unique and ordered.
+    codec: a key of ``store.spec.SETTINGS``. Raises SagecacheError for a box without area, and for ids that
+    are not unique and ordered.
     """
     crops = np.array([_crop_from_image(one, spec, crop) for one in instances]).reshape(-1, 3, 3)
     hashes = hash_images([one.path for one in instances])

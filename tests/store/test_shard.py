@@ -4,7 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sagecache.store.shard import json_bytes, shard_bytes, shard_count, shard_key, shard_rows
+from sagecache.store.shard import (
+    default_shard_size,
+    json_bytes,
+    shard_bytes,
+    shard_count,
+    shard_key,
+    shard_rows,
+)
 
 
 @given(st.integers(1, 500), st.integers(1, 60))
