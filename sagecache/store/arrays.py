@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import resource
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from sagecache.errors import SagecacheError
-from sagecache.store.codec import ChecksumMismatch, EncodedRow, unpack_into, without_checksum
+from sagecache.store.codec import ChecksumMismatch, EncodedRow, checksum, unpack_into, without_checksum
 from sagecache.store.shard import ABSENT_CHUNK, shard_key
 from sagecache.store.spec import NOT_DONE, TargetField
 
@@ -39,10 +40,13 @@ class _OpenFile:
 
 
 class FilePool:
-    """At most ``limit`` files open at once, the one opened first is closed first; safe under threads."""
+    """At most ``limit`` files open at once, the one opened first is closed first; safe under threads.
 
-    def __init__(self, limit: int) -> None:
-        self._limit = max(1, limit)
+    limit: by default a quarter of what the process may have open.
+    """
+
+    def __init__(self, limit: int | None = None) -> None:
+        self._limit = max(1, limit or resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
         self._files: dict[str, _OpenFile] = {}
         self._lock = threading.Lock()
 
@@ -81,7 +85,8 @@ class _Array:
 
     _codecs: list[str]
 
-    def __init__(self, folder: Path, pool: FilePool) -> None:
+    def __init__(self, folder: Path, pool: FilePool, index: np.ndarray | None = None) -> None:
+        """index: this array's part of the store's (see ``chunk_index``), tested before it is believed."""
         self._pool = pool
         metadata = _load_metadata(folder / "zarr.json")
         self.shape = tuple(metadata["shape"])
@@ -98,8 +103,10 @@ class _Array:
         files, self._slots = math.ceil(self.shape[0] / self.file_rows), self.file_rows // self.chunk_rows
         keys = (shard_key(folder.name, number, len(self.shape)) for number in range(files))
         self._paths = [f"{folder.parent}/{key}" for key in keys]  # pathlib takes longer than a small chunk
-        # Offset and length of each chunk, filled file by file: what nobody reads takes no memory.
-        self._index = np.empty((files * self._slots, 2), np.int64)
+        chunks = files * self._slots
+        self._sums = None if index is None or index.shape != (chunks + files, 2) else index[chunks:, 0]
+        # Offset and length of each chunk. Filled file by file: what nobody reads takes no memory.
+        self._index = np.empty((chunks, 2), np.int64) if self._sums is None else index[:chunks]
         self._indexed = np.zeros(files, bool)
 
     def file(self, number: int) -> Path:
@@ -118,7 +125,12 @@ class _Array:
         return path, offset, length
 
     def _read_index(self, number: int) -> None:
+        """Know where the chunks of a file lie: from the store's index if that is sound, or from the file."""
         if self._indexed[number]:
+            return
+        kept = self._index[number * self._slots : (number + 1) * self._slots]
+        if self._sums is not None and checksum(kept.tobytes()) == self._sums[number]:
+            self._indexed[number] = True
             return
         path, length = self._paths[number], self._slots * _INDEX_ENTRY + _CHECKSUM
         data = self._pool.read(path, length, max(0, self._pool.size(path) - length))
@@ -126,8 +138,7 @@ class _Array:
         if len(data) != length:
             raise ChecksumMismatch("the shard is shorter than its index")
         index = np.frombuffer(body, "<u8").reshape(self._slots, 2)
-        first = number * self._slots
-        self._index[first : first + self._slots] = np.where(index == ABSENT_CHUNK, -1, index.astype(np.int64))
+        kept[...] = np.where(index == ABSENT_CHUNK, -1, index.astype(np.int64))
         self._indexed[number] = True
 
     def _told(self, error: Exception, chunk: int) -> DamagedChunk:
@@ -144,10 +155,18 @@ class Field(_Array):
     def read_into(self, row: int, out: np.ndarray) -> None:
         """Decode a row into out: C-contiguous, of the stored dtype and a row's shape."""
         try:
-            path, offset, length = self._span(row)
-            unpack_into(self._pool.read(path, length, offset), out)
+            try:
+                self._decode(row, out)
+            except ChecksumMismatch:  # perhaps it is the index that is old: ask the shard for its own
+                self._sums = None
+                self._indexed[row // self._slots] = False
+                self._decode(row, out)
         except (FileNotFoundError, ChecksumMismatch) as error:
             raise self._told(error, row) from error
+
+    def _decode(self, row: int, out: np.ndarray) -> None:
+        path, offset, length = self._span(row)
+        unpack_into(self._pool.read(path, length, offset), out)
 
     def read_many_into(self, rows: np.ndarray, out: np.ndarray) -> None:
         """Decode rows (B,) into out (B, ...): per row one pread, one checksum, one decompression."""
@@ -160,9 +179,8 @@ class Field(_Array):
             for number, (offset, length), values in spans:
                 unpack_into(read(paths[number], length, offset), values)
         except (OSError, ChecksumMismatch):
-            for row, values in zip(rows.tolist(), out, strict=True):  # once more, to tell which
+            for row, values in zip(rows.tolist(), out, strict=True):  # once more, to mend or to tell which
                 self.read_into(row, values)
-            raise
 
     def chunk(self, row: int) -> bytes:
         """A row as it stands in its file, checksum tested and included."""
@@ -173,6 +191,15 @@ class Field(_Array):
             return data
         except (FileNotFoundError, ChecksumMismatch) as error:
             raise self._told(error, row) from error
+
+    def read_index(self) -> np.ndarray:
+        """Offset and length of each slot of each file, (files, S, 2) int64, -1 for unused ones."""
+        for number in range(len(self._paths)):
+            try:
+                self._read_index(number)
+            except (FileNotFoundError, ChecksumMismatch) as error:
+                raise self._told(error, number * self._slots) from error
+        return self._index.reshape(len(self._paths), self._slots, 2)
 
     def location(self, row: int) -> tuple[Path, int, int]:
         """File, offset and length in bytes of a row's chunk, its checksum included."""

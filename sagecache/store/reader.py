@@ -17,6 +17,7 @@ import numpy as np
 from sagecache.errors import SagecacheError
 from sagecache.store import journal, layout, verification
 from sagecache.store.arrays import Column, DamagedChunk, Field, FilePool
+from sagecache.store.chunk_index import map_index
 from sagecache.store.codec import require_fast_checksum
 from sagecache.store.ids import IdIndex
 from sagecache.store.shard import shard_count
@@ -28,7 +29,7 @@ _DEFAULT_COMMAND = "sagecache precompute geo"
 class _Opened:
     """What a process holds once it has read something: metadata, arrays, ids."""
 
-    def __init__(self, root: Path, max_open_files: int, partial: bool) -> None:
+    def __init__(self, root: Path, max_open_files: int | None, partial: bool) -> None:
         require_fast_checksum()
         self.process = os.getpid()
         self.manifest = _manifest(root)
@@ -41,7 +42,8 @@ class _Opened:
             )
         group, pool = root / layout.GROUP, FilePool(max_open_files)
         self.fields = tuple(self.manifest["identity"]["fields"])
-        self.arrays = {name: Field(group / name, pool) for name in self.fields}
+        index = map_index(root, self.fields) if self.complete else {}
+        self.arrays = {name: Field(group / name, pool, index.get(name)) for name in self.fields}
         small = ["depth_range"] if (group / "depth_range").exists() else []
         self.columns = {name: Column(group / name, pool) for name in (*small, "status", "target_from_image")}
         self.image_sha256, self.bbox = (Column(group / name, pool) for name in ("image_sha256", "bbox"))
@@ -78,10 +80,11 @@ class StoreReader:
     """Targets of one store. Nothing is opened before the first use.
 
     root: the store's folder. partial=True also opens a store that is not finished; instances not yet
-    computed raise when read. max_open_files bounds the descriptors held by one process.
+    computed raise when read. max_open_files bounds the descriptors held by one process; by default a quarter
+    of what it may have.
     """
 
-    def __init__(self, root: str | Path, *, partial: bool = False, max_open_files: int = 128) -> None:
+    def __init__(self, root: str | Path, *, partial: bool = False, max_open_files: int | None = None) -> None:
         self.root, self._partial, self._max_open_files = Path(root), partial, max_open_files
         self._opened: _Opened | None = None
 

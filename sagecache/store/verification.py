@@ -12,6 +12,7 @@ import numpy as np
 from sagecache.errors import SagecacheError
 from sagecache.store import journal, layout
 from sagecache.store.arrays import Column, Field, FilePool
+from sagecache.store.chunk_index import INDEX, index_bytes
 from sagecache.store.codec import checksum
 from sagecache.store.shard import shard_count, shard_rows
 
@@ -38,7 +39,8 @@ def verify(root: Path) -> list[Problem]:
     ]
     if problems:
         return problems  # without sound metadata and plan the rest cannot be judged
-    return _journal_problems(root) + _shard_problems(root, manifest)
+    problems = _journal_problems(root) + _shard_problems(root, manifest)
+    return problems or _index_problems(root, manifest)
 
 
 def _file_problem(path: Path, size: int, expected: int) -> str | None:
@@ -61,6 +63,17 @@ def _journal_problems(root: Path) -> list[Problem]:
         return [Problem(layout.COMPLETE, f"damaged ({error})")]
     found = hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
     return [] if found == expected else [Problem(journal.FINISHED, "not the journal that was completed")]
+
+
+def _index_problems(root: Path, manifest: dict) -> list[Problem]:
+    """Of a store whose shards are sound."""
+    path, pool = root / INDEX, FilePool()
+    if not (root / layout.COMPLETE).exists():
+        return []
+    fields = {name: Field(root / layout.GROUP / name, pool) for name in manifest["identity"]["fields"]}
+    if path.is_file() and path.read_bytes() == index_bytes(fields):
+        return []
+    return [Problem(INDEX, "missing, or not what the shards say; readers do without it")]
 
 
 def _shard_problems(root: Path, manifest: dict) -> list[Problem]:

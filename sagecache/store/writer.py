@@ -18,7 +18,8 @@ import numpy as np
 
 from sagecache.errors import SagecacheError
 from sagecache.store import growth, journal, layout, shard
-from sagecache.store.arrays import read_encoded
+from sagecache.store.arrays import Field, FilePool, read_encoded
+from sagecache.store.chunk_index import INDEX, write_index
 from sagecache.store.codec import EncodedRow, checksum, require_fast_checksum, with_checksum
 from sagecache.store.files import remaining_files, remove_leftovers, sync_folder, unused_name, write_whole
 from sagecache.store.fingerprint import describe, diff
@@ -103,6 +104,7 @@ class StoreWriter:
         if len(rows) != expected or any(row.status == NOT_DONE for row in rows):
             raise ValueError(f"shard {shard_index} needs {expected} finished rows, got {len(rows)}")
         rows = [*self._rows_kept(shard_index), *rows]
+        _unseal(self.root)
         files = self._shard_files(shard_index, rows)
         for name, data in files.items():
             write_whole(self.group / name, data)
@@ -125,6 +127,8 @@ class StoreWriter:
         merged = journal.merge(
             self.root, [journal.current(records[k], self.group) for k in range(self.shards)]
         )
+        pool = FilePool()
+        write_index(self.root, {field.name: Field(self.group / field.name, pool) for field in self.fields})
         summary = {"shards": self.shards, "instances": len(self.plan), "journal_sha256": _sha256(merged)}
         data = shard.json_bytes(summary)
         path = self.root / layout.COMPLETE
@@ -203,6 +207,14 @@ def set_aside(root: str | Path) -> Path | None:
     return target
 
 
+def _unseal(root: Path) -> None:
+    """Before anything of a finished store changes: it is not finished, and its index no longer holds."""
+    for name in (layout.COMPLETE, INDEX):
+        if (root / name).exists():
+            (root / name).unlink(missing_ok=True)
+            sync_folder(root)
+
+
 def _usual_shard_size(root: Path, plan: StorePlan) -> int:
     known = layout.read_manifest(root)
     return known["identity"]["shard_size"] if known else shard.default_shard_size(plan.size)
@@ -242,7 +254,7 @@ def _write_metadata(root: Path, plan: StorePlan, fields, identity: dict, attribu
         files = layout.metadata_files(plan, fields, identity, known["attributes"])
         if known["identity"]["plan"] != identity["plan"]:
             growth.begin(root, plan)
-            (root / layout.COMPLETE).unlink(missing_ok=True)
+            _unseal(root)
             known = layout.manifest(identity, known["attributes"], files)
             write_whole(root / layout.MANIFEST, shard.json_bytes(known))
     for name, (size, expected) in known["files"].items():

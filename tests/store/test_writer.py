@@ -18,6 +18,7 @@ from sagecache.store.writer import pending, set_aside
 def test_a_finished_store_holds_no_leftovers(store):
     assert sorted(p.name for p in store.iterdir()) == [
         "complete.json",
+        "index.npy",
         "journal.jsonl",
         "manifest.json",
         "targets.zarr",
