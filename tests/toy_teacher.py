@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import torch
 
+from sagecache.precompute.jobs import DetectJob, GeoJob
 from sagecache.precompute.plan import CropRule
-from sagecache.precompute.runner import DetectJob, GeoJob
 from sagecache.structures import Instance
 from sagecache.teachers.base import TeacherSpec
 

@@ -15,7 +15,7 @@ from sagecache.cli.output import note, progress
 from sagecache.errors import SagecacheError, nearest
 
 if TYPE_CHECKING:
-    from sagecache.precompute.runner import RunOptions, StepReport
+    from sagecache.precompute.jobs import RunOptions, StepReport
     from sagecache.project import Project, Recipe, Requirement
 
 
@@ -87,7 +87,8 @@ def synth(project: Project, name: str, workers: int | None = None) -> None:
 def detect(project: Project, split: str, options: RunOptions | None = None) -> StepReport:
     """Run the project's detector over a split; resumes."""
     from sagecache.cli.jobs import detect_job
-    from sagecache.precompute.runner import RunOptions, run_detect
+    from sagecache.precompute.jobs import RunOptions
+    from sagecache.precompute.runner import run_detect
     from sagecache.teachers.registry import build_detector
 
     ensure(project, project.split_requirements(split)[:1])
@@ -104,7 +105,8 @@ def geo(
 ) -> StepReport:
     """Run the project's geometry teacher over a split; resumes. boxes: a trial's, see ``geo_job``."""
     from sagecache.cli.jobs import geo_job
-    from sagecache.precompute.runner import RunOptions, run_geo
+    from sagecache.precompute.jobs import RunOptions
+    from sagecache.precompute.runner import run_geo
     from sagecache.teachers.registry import build_teacher
 
     ensure(project, project.split_requirements(split)[: 1 if boxes else None])
@@ -122,7 +124,8 @@ def geo(
 def stats(project: Project, options: RunOptions | None = None) -> StepReport:
     """Write skeleton_stats.json of data.py's stats_splits, or check that it is of today's labels."""
     from sagecache.cli.jobs import stats_job
-    from sagecache.precompute.runner import RunOptions, run_stats
+    from sagecache.precompute.jobs import RunOptions
+    from sagecache.precompute.runner import run_stats
 
     ensure(project, [project.split_requirements(name)[0] for name in project.data.stats_splits])
     result = run_stats(stats_job(project), options or RunOptions())

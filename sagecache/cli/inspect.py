@@ -183,7 +183,7 @@ def _row(reader: StoreReader | None, one: Instance) -> tuple[dict[str, Any], dic
     same = file_sha256(one.path) == reader.image_sha256(*one.key)
     row["status"] = "ok" if same else "the image file was replaced since: precompute geo again, with --force"
     for name, (path, offset, length) in reader.locate(*one.key).items():
-        row[f"bytes of {name}"] = f"{path.relative_to(reader.root)} [{offset}:{offset + length}]"
+        row[f"bytes of {name}"] = f"{path.removeprefix(f'{reader.root}/')} [{offset}:{offset + length}]"
     if "depth_range" in targets:
         low, step = targets["depth_range"]
         levels = targets["depth"][targets["depth"] > 0]

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from sagecache.errors import SagecacheError
 
 if TYPE_CHECKING:
+    from sagecache.precompute.jobs import DetectJob, GeoJob, StatsJob
     from sagecache.precompute.plan import CropRule
-    from sagecache.precompute.runner import DetectJob, GeoJob, StatsJob
     from sagecache.project import Project, Recipe
     from sagecache.structures import Instance
 
@@ -27,7 +27,7 @@ def crop_rule(project: Project) -> CropRule:
 
 def geo_job(project: Project, split: str, boxes: Path | None = None) -> GeoJob:
     """boxes: a detection file of a trial, whose targets go into a store named after it."""
-    from sagecache.precompute.runner import GeoJob
+    from sagecache.precompute.jobs import GeoJob
 
     if boxes is None:
         require_fresh_boxes(project, split)
@@ -44,7 +44,7 @@ def geo_job(project: Project, split: str, boxes: Path | None = None) -> GeoJob:
 
 def detect_job(project: Project, split: str) -> DetectJob:
     from sagecache.data.coco import image_path, load_coco
-    from sagecache.precompute.runner import DetectJob
+    from sagecache.precompute.jobs import DetectJob
 
     settings = project.split(split)
     records = load_coco(project.path(settings.annotations))["images"]
@@ -54,7 +54,7 @@ def detect_job(project: Project, split: str) -> DetectJob:
 
 
 def stats_job(project: Project) -> StatsJob:
-    from sagecache.precompute.runner import StatsJob
+    from sagecache.precompute.jobs import StatsJob
 
     instances = [one for name in project.data.stats_splits for one in project.instances(name, "annotations")]
     return StatsJob(project.stats_file, instances, project.skeleton)

@@ -13,7 +13,8 @@ from sagecache.cli.context import json_option, project_option
 from sagecache.cli.output import emit_json, emit_table, note
 
 if TYPE_CHECKING:
-    from sagecache.precompute.runner import Estimate, RunOptions, StepReport
+    from sagecache.precompute.estimates import Estimate
+    from sagecache.precompute.jobs import RunOptions, StepReport
     from sagecache.project import Project, Requirement
 
 
@@ -96,7 +97,7 @@ def all_command(
 
 
 def _options(**options) -> RunOptions:
-    from sagecache.precompute.runner import RunOptions
+    from sagecache.precompute.jobs import RunOptions
 
     return RunOptions(**options)
 
@@ -124,8 +125,8 @@ def _estimate_all(project: Project, splits: list[str], options: RunOptions) -> l
 
 def _estimate_stats(project: Project, options: RunOptions) -> dict:
     from sagecache.cli.jobs import stats_job
+    from sagecache.precompute.estimates import estimate_stats
     from sagecache.precompute.plan import limited
-    from sagecache.precompute.runner import estimate_stats
 
     splits = project.data.stats_splits
     if first := _first([project.split_requirements(name)[0] for name in splits]):
@@ -137,8 +138,8 @@ def _estimate_stats(project: Project, options: RunOptions) -> dict:
 
 def _estimate_detect(project: Project, split: str, options: RunOptions) -> dict:
     from sagecache.cli.jobs import detect_job
+    from sagecache.precompute.estimates import estimate_detect
     from sagecache.precompute.plan import limited
-    from sagecache.precompute.runner import estimate_detect
     from sagecache.teachers.registry import build_detector
 
     result = project.cache_root / split / "detections.json"
@@ -152,8 +153,8 @@ def _estimate_detect(project: Project, split: str, options: RunOptions) -> dict:
 def _estimate_geo(project: Project, split: str, options: RunOptions, boxes: Path | None = None) -> dict:
     """boxes: the detection file that would come first; None for the split's own boxes."""
     from sagecache.cli.jobs import geo_job
+    from sagecache.precompute.estimates import estimate_geo
     from sagecache.precompute.plan import limited
-    from sagecache.precompute.runner import estimate_geo
     from sagecache.teachers.registry import build_teacher
 
     trial = boxes is not None and boxes != project.detections(split)

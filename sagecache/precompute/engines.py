@@ -1,27 +1,39 @@
-"""Who computes the shards. An engine gets numbers and a pure function, and yields results in any order.
+"""Who computes the shards. An engine gets work and numbers, and yields results in any order.
 
-The bytes of a shard do not depend on the engine, so that each new one (a pool, Ray, one rank of many)
-is a function of the same shape and one line in ENGINES.
+What a shard holds does not depend on the engine, so that each new one is a function of the same shape and one
+line in ENGINES. Engines compute; the process that asked them writes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 
 from sagecache.errors import SagecacheError, nearest
-
-Result = TypeVar("Result")
-Engine = Callable[[Callable[[int], Result], Iterable[int]], Iterator[tuple[int, Result]]]
+from sagecache.precompute.ray_engine import run_ray
 
 
-def run_local(compute: Callable[[int], Result], numbers: Iterable[int]) -> Iterator[tuple[int, Result]]:
-    """One after the other, in this process."""
-    for number in numbers:
-        yield number, compute(number)
+class Work(Protocol):
+    """Shards or parts by number; can be pickled."""
+
+    def count(self, number: int) -> int:
+        """How many items number has."""
+
+    def __call__(self, numbers: Sequence[int], advance: Callable[[int], None]) -> Iterator[tuple[int, Any]]:
+        """(number, result) of each number; advance(count) as items are done."""
 
 
-ENGINES: dict[str, Engine] = {"local": run_local}
+Engine = Callable[[Work, Sequence[int], Callable[[int], None]], Iterator[tuple[int, Any]]]
+
+
+def run_local(
+    work: Work, numbers: Sequence[int], advance: Callable[[int], None]
+) -> Iterator[tuple[int, Any]]:
+    """In this process, one shard after the other."""
+    return work(numbers, advance)
+
+
+ENGINES: dict[str, Engine] = {"local": run_local, "ray": run_ray}
 
 
 def get_engine(name: str) -> Engine:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from sagecache.errors import SagecacheError
@@ -76,23 +76,45 @@ class Parts:
 class PartsWriter(Parts):
     """Collects parts, each a list of records and a list of failures, into one result file."""
 
-    def __init__(self, result: Path, identity: Mapping, count: int) -> None:
-        """Take up what is there. Raises SagecacheError where it was made from something else."""
+    def __init__(
+        self,
+        result: Path,
+        identity: Mapping,
+        count: int,
+        shared: bool = False,
+        waiting: Callable[[], None] | None = None,
+    ) -> None:
+        """Take up what is there; shared and waiting as in ``StoreWriter.open``.
+
+        Raises SagecacheError where it was made from something else.
+        """
         super().__init__(result, identity, count)
-        self._lock = None
+        self._lock, self._shared = None, shared
         if self.finished and not self._folder.exists():
             return  # nothing to write, not even a lock: the folder may be read-only
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._lock = FolderLock(self._folder, shared=False)
-        remove_leftovers(self._folder)
-        if not self.finished:
+        self._lock = FolderLock(self._folder, shared, waiting)
+        self.finished = self._is_finished()  # by another run, perhaps, while we waited
+        if self._lock.alone:
+            remove_leftovers(self._folder)
+        if not self.finished and not self._manifest.exists():
             write_whole(self._manifest, _json(self._identity))
+        if shared and self._lock.alone:
+            self._lock.share()
 
     def commit(self, part: int, records: list[dict], failed: list[dict]) -> None:
         write_whole(self._part(part), _json({"records": records, "failed": failed}))
 
-    def finish(self) -> None:
-        """Join the parts in order. The result appears first, then its meta file; then the parts go."""
+    def finish(self) -> bool:
+        """Join the parts in order. The result appears first, then its meta file; then the parts go.
+
+        False where other writers still have parts to make: the last one finishes.
+        """
+        if self._shared and self.missing():
+            return False
+        if self._lock is not None:
+            self._lock.become_alone()
+            self.finished = self._is_finished()
         if not self.finished:
             parts = [_read(self._part(k), "records", "failed") for k in range(self.count)]
             data = _json_lines([record for part in parts for record in part["records"]])
@@ -101,13 +123,15 @@ class PartsWriter(Parts):
             meta = {"identity": self._identity, "sha256": _sha256(data), "failed": failed}
             write_whole(self.meta, _json(meta))
             self.finished = True
+        return True
 
     def close(self) -> None:
         if self._lock is None:
             return
         try:
             if self.finished:  # under the lock: nobody may start parts in a folder that is going
-                shutil.rmtree(self._folder)
+                if self._folder.exists():  # another rank may have done so
+                    shutil.rmtree(self._folder)
                 sync_folder(self._folder.parent)
         finally:
             self._lock.release()

@@ -5,12 +5,10 @@ Takes plain values and objects of the teacher protocols; knows no project and no
 
 from __future__ import annotations
 
-import json
 import os
-import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,120 +16,53 @@ import numpy as np
 
 from sagecache.errors import SagecacheError
 from sagecache.precompute.engines import get_engine
-from sagecache.precompute.parts import PARTS_FIX, Parts, PartsWriter, set_parts_aside
-from sagecache.precompute.plan import CODE_FORMAT, CropRule, GeoPlan, hash_images, limited, plan_geo
-from sagecache.precompute.steps import FailedItem, GeoShard, detect_part, geo_shard
-from sagecache.skeleton.definition import Skeleton
+from sagecache.precompute.jobs import (
+    DEFAULTS,
+    DetectJob,
+    GeoJob,
+    Progress,
+    RunOptions,
+    StatsJob,
+    StepReport,
+    no_progress,
+)
+from sagecache.precompute.parts import PARTS_FIX, PartsWriter, set_parts_aside
+from sagecache.precompute.pipeline import ordered_map
+from sagecache.precompute.plan import CODE_FORMAT, GeoPlan, hash_images, limited, plan_geo
+from sagecache.precompute.steps import DetectWork, FailedItem, GeoShard, GeoWork
 from sagecache.skeleton.measure import stacked_keypoints
 from sagecache.skeleton.stats import SkeletonStats, compute_stats
 from sagecache.store import StoreReader, StoreWriter, pending, set_aside
 from sagecache.store.fingerprint import describe, diff, digest
 from sagecache.store.ids import IdIndex
 from sagecache.store.layout import COMPLETE
-from sagecache.structures import Instance
 
 if TYPE_CHECKING:
     from sagecache.teachers.base import Detector, Teacher
 
-Progress = Callable[[int, int, str], None]  # done, total, what is being done
-
-
-def no_progress(done: int, total: int, message: str) -> None:
-    """Say nothing."""
-
-
-@dataclass(frozen=True)
-class GeoJob:
-    """One store to make.
-
-    root: the store's folder. instances: unique; new ones of a store that is there are added to it.
-    attributes: noted in the store for readers ('split', and 'command': what makes it, quoted in errors).
-    codec: a key of ``store.spec.SETTINGS``. shard_size: instances a shard, what a kill may cost; None: that
-    of the store that is there, or one that suits the size of the maps.
-    """
-
-    root: Path
-    instances: Sequence[Instance]
-    crop: CropRule
-    attributes: Mapping = field(default_factory=dict)
-    shard_size: int | None = None
-    batch_size: int = 16
-    codec: str = "fast"
-
-
-@dataclass(frozen=True)
-class DetectJob:
-    """One detection file to make: ``result`` is a path that ends in .json; images are (image_id, path)."""
-
-    result: Path
-    images: Sequence[tuple[int, Path]]
-    part_size: int = 64
-    batch_size: int = 8
-
-
-@dataclass(frozen=True)
-class StatsJob:
-    """Skeleton statistics of the labeled persons among instances, into one JSON file."""
-
-    result: Path
-    instances: Sequence[Instance]
-    skeleton: Skeleton
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """limit: only the first items, into a place of their own. force: set an existing result aside and compute
-    all anew. strict: stop at the first item that fails. engine: a key of ``engines.ENGINES``.
-    """
-
-    limit: int | None = None
-    force: bool = False
-    strict: bool = False
-    engine: str = "local"
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """What a step did. failed lists all items without a result, those of earlier runs included."""
-
-    step: str
-    path: Path
-    total: int
-    computed: int
-    failed: list[FailedItem]
-    bytes: int
-    seconds: float
-    replaced: Path | None = None
-
-    @property
-    def rate(self) -> float:
-        """Items computed in this run per second of it."""
-        return self.computed / self.seconds if self.seconds > 0 else 0.0
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What a run would do, measured on a few instances: bytes of the whole, seconds for what is missing."""
-
-    total: int
-    missing: int
-    bytes: int
-    seconds: float
-
 
 def run_geo(
-    job: GeoJob, teacher: Teacher, options: RunOptions = RunOptions(), progress: Progress = no_progress
+    job: GeoJob, teacher: Teacher, options: RunOptions = DEFAULTS, progress: Progress = no_progress
 ) -> StepReport:
     """Depth, normals and masks of every instance into one store; resumes where a run was cut off."""
     began = time.perf_counter()
-    root, plan = _plan(job, teacher, options, progress)
+    root, plan = lay_out(job, teacher, options, progress)
     replaced = set_aside(root) if options.force else None
-    computed, details = (
-        (0, {}) if _sealed(root, plan, job) else _fill(root, plan, job, teacher, options, progress)
+    filled = _Filled()
+    if not _sealed(root, plan, job):
+        filled = _fill(root, plan, job, teacher, options, progress)
+    return StepReport(
+        "geo",
+        root,
+        len(plan.instances),
+        filled.computed,
+        _failures(root, plan, filled.failed),
+        _size(root),
+        time.perf_counter() - began,
+        replaced,
+        filled.missing,
+        filled.teacher_seconds,
     )
-    seconds = time.perf_counter() - began
-    failed = _failures(root, plan, details)
-    return StepReport("geo", root, len(plan.instances), computed, failed, _size(root), seconds, replaced)
 
 
 def _sealed(root: Path, plan: GeoPlan, job: GeoJob) -> bool:
@@ -141,28 +72,53 @@ def _sealed(root: Path, plan: GeoPlan, job: GeoJob) -> bool:
     return not pending(root, plan.store, plan.fields, plan.fingerprint, job.shard_size)
 
 
+@dataclass
+class _Filled:
+    """Instances made, seconds in the teacher, what failed by (image_id, instance), what is left to others."""
+
+    computed: int = 0
+    teacher_seconds: float = 0.0
+    failed: dict[tuple[int, int], FailedItem] = field(default_factory=dict)
+    missing: int = 0
+
+
 def _fill(
     root: Path, plan: GeoPlan, job: GeoJob, teacher: Teacher, options: RunOptions, progress: Progress
-) -> tuple[int, dict[tuple[int, int], FailedItem]]:
-    """Make the missing shards; returns how many instances, and what failed by (image_id, instance)."""
-    total, computed, details = len(plan.instances), 0, {}
+) -> _Filled:
+    """Make the missing shards, each written while the next one is computed."""
+    total, filled = len(plan.instances), _Filled()
     with StoreWriter.open(
-        root, plan.store, plan.fields, plan.fingerprint, job.attributes, job.shard_size
+        root,
+        plan.store,
+        plan.fields,
+        plan.fingerprint,
+        job.attributes,
+        job.shard_size,
+        shared=options.world_size > 1,
+        waiting=_waiting(progress, total),
     ) as store:
-        missing = {number: _positions(store, plan, number) for number in store.missing()}
+        missing = {k: _positions(store, plan, k) for k in options.own(store.missing(options.verify))}
+        work = GeoWork(plan, teacher, missing, job.batch_size, options.workers)
         clock = _Clock(progress, total, total - sum(map(len, missing.values())), "targets")
 
-        def compute(number: int) -> GeoShard:
-            return geo_shard(plan, teacher, missing[number], job.batch_size, clock.advance)
+        def results() -> Iterator[tuple[int, GeoShard]]:
+            for number, shard in get_engine(options.engine)(work, list(missing), clock.advance):
+                if options.strict:
+                    _stop_at(shard.failed)
+                yield number, shard
 
-        for number, result in get_engine(options.engine)(compute, missing):
-            if options.strict:
-                _stop_at(result.failed)
-            store.commit(number, result.rows)
-            computed += len(result.rows)
-            details |= {(item.image_id, item.instance): item for item in result.failed}
-        store.finish()
-    return computed, details
+        def commit(result: tuple[int, GeoShard]) -> GeoShard:
+            number, shard = result
+            store.commit(number, shard.rows)
+            return shard
+
+        for shard in ordered_map(commit, results(), workers=1, ahead=1):
+            filled.computed += len(shard.rows)
+            filled.teacher_seconds += shard.seconds
+            filled.failed |= {(item.image_id, item.instance): item for item in shard.failed}
+        if not store.finish():
+            filled.missing = sum(len(store.todo(k)) for k in store.missing())
+    return filled
 
 
 def _positions(store: StoreWriter, plan: GeoPlan, shard: int) -> list[int]:
@@ -184,55 +140,8 @@ def _positions(store: StoreWriter, plan: GeoPlan, shard: int) -> list[int]:
     return positions.tolist()
 
 
-def estimate_geo(
-    job: GeoJob,
-    teacher: Teacher,
-    options: RunOptions = RunOptions(),
-    progress: Progress = no_progress,
-    sample: int = 16,
-) -> Estimate:
-    """What ``run_geo`` would do; writes nothing, runs the teacher on ``sample`` instances of the whole."""
-    root, plan = _plan(job, teacher, options, progress)
-    total = len(plan.instances)
-    if total == 0:
-        return Estimate(0, 0, 0, 0.0)
-    missing = total
-    if not options.force:
-        missing = pending(root, plan.store, plan.fields, plan.fingerprint, job.shard_size)
-    rows = np.unique(np.linspace(0, total - 1, sample).astype(int)).tolist()
-    geo_shard(plan, teacher, rows[:1], job.batch_size)  # first pass: allocations, kernels chosen
-    began = time.perf_counter()
-    encoded = geo_shard(plan, teacher, rows, job.batch_size).rows
-    seconds = (time.perf_counter() - began) / len(rows)
-    chunk_bytes = sum(len(chunk) + 16 for row in encoded for chunk in row.chunks.values()) / len(rows)
-    plan_bytes = 152 + 9  # ids, hash, box and affine; status and depth range
-    return Estimate(total, missing, round((chunk_bytes + plan_bytes) * total), seconds * missing)
-
-
-def estimate_detect(
-    job: DetectJob, detector: Detector, options: RunOptions = RunOptions(), sample: int = 16
-) -> Estimate:
-    """What ``run_detect`` would do; writes nothing, runs the detector on ``sample`` images of the whole."""
-    result, images = limited(Path(job.result), job.images, options.limit)
-    if not images:
-        return Estimate(0, 0, 0, 0.0)
-    parts = [images[k : k + job.part_size] for k in range(0, len(images), job.part_size)]
-    numbers = range(len(parts))
-    if not options.force:
-        numbers = Parts(result, _detect_identity(images, detector, job.part_size), len(parts)).missing()
-    rows = np.unique(np.linspace(0, len(images) - 1, sample).astype(int)).tolist()
-    detect_part([images[rows[0]]], detector, job.batch_size)  # first pass: allocations, kernels chosen
-    began = time.perf_counter()
-    found = detect_part([images[row] for row in rows], detector, job.batch_size).detections
-    seconds = (time.perf_counter() - began) / len(rows)
-    missing = sum(len(parts[k]) for k in numbers)
-    return Estimate(
-        len(images), missing, round(len(json.dumps(found)) / len(rows) * len(images)), seconds * missing
-    )
-
-
 def run_detect(
-    job: DetectJob, detector: Detector, options: RunOptions = RunOptions(), progress: Progress = no_progress
+    job: DetectJob, detector: Detector, options: RunOptions = DEFAULTS, progress: Progress = no_progress
 ) -> StepReport:
     """Person boxes of every image into one COCO detection file; resumes where a run was cut off."""
     began = time.perf_counter()
@@ -240,35 +149,32 @@ def run_detect(
     replaced = set_parts_aside(result) if options.force else None
     progress(0, len(images), "reading images")
     parts = [images[k : k + job.part_size] for k in range(0, len(images), job.part_size)]
-    computed = 0
-    with PartsWriter(result, _detect_identity(images, detector, job.part_size), len(parts)) as writer:
-        missing = writer.missing()
+    identity, computed, left, failures = detect_identity(images, detector, job.part_size), 0, 0, []
+    waiting = _waiting(progress, len(images))
+    with PartsWriter(result, identity, len(parts), options.world_size > 1, waiting) as writer:
+        missing = options.own(writer.missing())
         clock = _Clock(progress, len(images), len(images) - sum(len(parts[k]) for k in missing), "boxes")
-
-        def compute(number: int):
-            return detect_part(parts[number], detector, job.batch_size, clock.advance)
-
-        for number, part in get_engine(options.engine)(compute, missing):
+        work = DetectWork(parts, detector, job.batch_size, options.workers)
+        for number, part in get_engine(options.engine)(work, missing, clock.advance):
             if options.strict:
                 _stop_at(part.failed)
             failed = [{"image_id": item.image_id, "reason": item.reason} for item in part.failed]
             writer.commit(number, part.detections, failed)
             computed += len(parts[number])
-        writer.finish()
-        paths = dict(images)
-        failures = [
-            FailedItem(item["image_id"], None, item["reason"], paths[item["image_id"]])
-            for item in writer.failed
-        ]
+        if writer.finish():
+            paths = dict(images)
+            failures = [
+                FailedItem(item["image_id"], None, item["reason"], paths[item["image_id"]])
+                for item in writer.failed
+            ]
+        else:
+            left = sum(len(parts[k]) for k in writer.missing())
+    size = result.stat().st_size if result.is_file() else 0
     seconds = time.perf_counter() - began
-    return StepReport(
-        "detect", result, len(images), computed, failures, result.stat().st_size, seconds, replaced
-    )
+    return StepReport("detect", result, len(images), computed, failures, size, seconds, replaced, left)
 
 
-def run_stats(
-    job: StatsJob, options: RunOptions = RunOptions(), progress: Progress = no_progress
-) -> StepReport:
+def run_stats(job: StatsJob, options: RunOptions = DEFAULTS, progress: Progress = no_progress) -> StepReport:
     """Robust summaries of limb lengths, angles and visibility. One quick pass: made anew or not at all."""
     began = time.perf_counter()
     result, instances = limited(Path(job.result), job.instances, options.limit)
@@ -295,13 +201,8 @@ def run_stats(
     return StepReport("stats", result, len(labeled), computed, [], result.stat().st_size, seconds, replaced)
 
 
-def estimate_stats(job: StatsJob, options: RunOptions = RunOptions()) -> Estimate:
-    """What ``run_stats`` would do: it is quick, so it is done, elsewhere. Writes nothing that stays."""
-    result, instances = limited(Path(job.result), job.instances, options.limit)
-    with tempfile.TemporaryDirectory() as folder:
-        report = run_stats(replace(job, result=Path(folder) / result.name, instances=instances))
-    missing = report.total if options.force or not result.exists() else 0
-    return Estimate(report.total, missing, report.bytes, report.seconds)
+def _waiting(progress: Progress, total: int) -> Callable[[], None]:
+    return lambda: progress(0, total, "waiting for another run that is at work here")
 
 
 class _Clock:
@@ -316,13 +217,13 @@ class _Clock:
         self._progress(self._done, self._total, self._message)
 
 
-def _plan(job: GeoJob, teacher: Teacher, options: RunOptions, progress: Progress) -> tuple[Path, GeoPlan]:
+def lay_out(job: GeoJob, teacher: Teacher, options: RunOptions, progress: Progress) -> tuple[Path, GeoPlan]:
     root, instances = limited(Path(job.root), job.instances, options.limit)
     progress(0, len(instances), "reading images")
     return root, plan_geo(instances, teacher.spec, teacher.fingerprint(), job.crop, job.codec)
 
 
-def _detect_identity(images: Sequence[tuple[int, Path]], detector: Detector, part_size: int) -> dict:
+def detect_identity(images: Sequence[tuple[int, Path]], detector: Detector, part_size: int) -> dict:
     ids = [image_id for image_id, _ in images]
     if ids != sorted(set(ids)):
         raise SagecacheError("images must be unique and ordered by image_id")

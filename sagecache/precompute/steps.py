@@ -1,9 +1,11 @@
-"""The work itself: pure functions of one shard or one part. They read images, and write nothing."""
+"""The work itself: each shard and each part a function of its number. Reads images, and writes nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import itertools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,14 +14,16 @@ import numpy as np
 from sagecache.data.coco import read_image
 from sagecache.data.views import warp_image
 from sagecache.errors import SagecacheError
+from sagecache.precompute.pipeline import ordered_map
 from sagecache.precompute.plan import BORDERS, GeoPlan
-from sagecache.store.codec import EncodedRow, NotEncodable, encode_row, failed_row
+from sagecache.store.codec import EncodedRow, NotEncodable, encode_row, failed_row, require_bounds
 from sagecache.store.spec import NO_BODY, OK, STATUS_TEXT, UNREADABLE, UNUSABLE
 
 if TYPE_CHECKING:
     from sagecache.teachers.base import Detector, Teacher
 
 MASK_THRESHOLD = 0.5
+CHECK_EVERY = 64  # of so many rows one is decoded again and held against the codec's stated error
 PERSON_CATEGORY = 1
 
 
@@ -44,6 +48,92 @@ class GeoShard:
 
     rows: list[EncodedRow]
     failed: list[FailedItem]
+    seconds: float  # spent in the teacher
+
+
+@dataclass(frozen=True)
+class GeoWork:
+    """The shards of one store, each a function of its number; can be pickled, so that any process may do it.
+
+    rows: shard -> positions in the plan of the instances to be made. workers: threads that read and crop
+    images ahead of the teacher.
+    """
+
+    plan: GeoPlan
+    teacher: Teacher
+    rows: Mapping[int, Sequence[int]]
+    batch_size: int
+    workers: int = 2
+
+    def count(self, number: int) -> int:
+        return len(self.rows[number])
+
+    def __call__(
+        self, numbers: Sequence[int], advance: Callable[[int], None] = lambda count: None
+    ) -> Iterator[tuple[int, GeoShard]]:
+        """Shards in the order of numbers. Reading, the teacher and encoding overlap, across shards too.
+
+        Batches are cut from the rows of one shard alone, and an instance whose image cannot be read is left
+        out of its batch. advance(count) is called after each batch. Raises SagecacheError for a teacher that
+        breaks its own spec.
+        """
+        read = ordered_map(self._read, self._batches(numbers), self.workers, 2 * self.workers)
+        taught = map(self._teach, read)  # in this thread, one after the other: the teacher is what is scarce
+        encoded = ordered_map(self._encode, taught, workers=1, ahead=2)
+        for number, batches in itertools.groupby(encoded, key=lambda batch: batch.shard):
+            rows, failed, seconds = [], [], 0.0
+            for batch in batches:
+                rows += batch.encoded
+                failed += batch.failed
+                seconds += batch.seconds
+                advance(len(batch.encoded))
+            yield number, GeoShard(rows, failed, seconds)
+
+    def _batches(self, numbers: Sequence[int]) -> Iterator[_Batch]:
+        for number in numbers:
+            rows = self.rows[number]
+            for start in range(0, len(rows), self.batch_size):
+                yield _Batch(number, rows[start : start + self.batch_size])
+
+    def _read(self, batch: _Batch) -> _Batch:
+        crops, unreadable = _read_crops(self.plan, batch.rows)
+        return replace(batch, crops=crops, unreadable=unreadable)
+
+    def _teach(self, batch: _Batch) -> _Batch:
+        began = time.perf_counter()
+        outputs = _run_teacher(self.plan, self.teacher, batch.crops)
+        return replace(batch, outputs=outputs, seconds=time.perf_counter() - began)
+
+    def _encode(self, batch: _Batch) -> _Batch:
+        maps = {name: _as_numpy(values) for name, values in batch.outputs.items()}
+        results = {
+            row: _encode(self.plan, row, {name: values[place] for name, values in maps.items()})
+            for place, row in enumerate(batch.crops)
+        }
+        encoded, failed = [], []
+        for row in batch.rows:
+            result = results.get(row) or failed_row(self.plan.fields, self.plan.spec.map_size, UNREADABLE)
+            encoded.append(result)
+            if result.status != OK:
+                reason = batch.unreadable.get(row, STATUS_TEXT[result.status])
+                one = self.plan.instances[row]
+                failed.append(FailedItem(one.image_id, one.instance, reason, one.path))
+        # the pixels are no longer needed
+        return replace(batch, encoded=encoded, failed=failed, crops={}, outputs={})
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """What one pass of the teacher takes and gives, filled stage by stage."""
+
+    shard: int
+    rows: Sequence[int]
+    crops: Mapping[int, np.ndarray] = field(default_factory=dict)
+    unreadable: Mapping[int, str] = field(default_factory=dict)
+    outputs: Mapping[str, object] = field(default_factory=dict)
+    seconds: float = 0.0
+    encoded: Sequence[EncodedRow] = ()
+    failed: Sequence[FailedItem] = ()
 
 
 def geo_shard(
@@ -53,26 +143,11 @@ def geo_shard(
     batch_size: int,
     advance: Callable[[int], None] = lambda count: None,
 ) -> GeoShard:
-    """Targets of some rows of the plan, in their order.
-
-    Batches are cut from rows alone, so they never reach into another shard; an instance whose image cannot
-    be read is left out of its batch. advance(count) is called after each batch. Raises SagecacheError for a
-    teacher that breaks its own spec.
-    """
-    encoded, failed, images = [], [], _LastImage()
-    for start in range(0, len(rows), batch_size):
-        batch = rows[start : start + batch_size]
-        crops, unreadable = _read_crops(plan, batch, images)
-        results = _teach(plan, teacher, crops)
-        for row in batch:
-            result = results.get(row) or failed_row(plan.fields, plan.spec.map_size, UNREADABLE)
-            encoded.append(result)
-            if result.status != OK:
-                reason = unreadable.get(row, STATUS_TEXT[result.status])
-                one = plan.instances[row]
-                failed.append(FailedItem(one.image_id, one.instance, reason, one.path))
-        advance(len(batch))
-    return GeoShard(encoded, failed)
+    """Targets of some rows of the plan, in their order."""
+    if not len(rows):
+        return GeoShard([], [], 0.0)
+    ((_, shard),) = GeoWork(plan, teacher, {0: rows}, batch_size)([0], advance)
+    return shard
 
 
 @dataclass(frozen=True)
@@ -83,95 +158,102 @@ class DetectPart:
     failed: list[FailedItem]
 
 
-def detect_part(
-    images: Sequence[tuple[int, Path]],
-    detector: Detector,
-    batch_size: int,
-    advance: Callable[[int], None] = lambda count: None,
-) -> DetectPart:
-    """Person boxes of images given as (image_id, path). Boxes without area or not finite are left out.
+@dataclass(frozen=True)
+class DetectWork:
+    """The parts of one detection file, as ``GeoWork``. parts: images of each, given as (image_id, path)."""
 
-    bbox is x, y, w, h in image pixels, rounded to .01; score to .00001.
-    """
-    detections, failed = [], []
-    for start in range(0, len(images), batch_size):
-        batch = images[start : start + batch_size]
-        readable = []
-        for image_id, path in batch:
+    parts: Sequence[Sequence[tuple[int, Path]]]
+    detector: Detector
+    batch_size: int
+    workers: int = 2
+
+    def count(self, number: int) -> int:
+        return len(self.parts[number])
+
+    def __call__(
+        self, numbers: Sequence[int], advance: Callable[[int], None] = lambda count: None
+    ) -> Iterator[tuple[int, DetectPart]]:
+        """Parts in the order of numbers. Boxes without area or not finite are left out.
+
+        bbox is x, y, w, h in image pixels, rounded to .01; score to .00001.
+        """
+        read = ordered_map(self._read, self._batches(numbers), self.workers, 2 * self.workers)
+        for number, batches in itertools.groupby(read, key=lambda batch: batch[0]):
+            detections, failed = [], []
+            for _, readable, unreadable in batches:
+                failed += unreadable
+                found = self.detector([image for _, image in readable]) if readable else []
+                for (image_id, _), (boxes, scores) in zip(readable, found, strict=True):
+                    detections += _records(image_id, np.asarray(boxes, float), np.asarray(scores, float))
+                advance(len(readable) + len(unreadable))
+            yield number, DetectPart(detections, failed)
+
+    def _batches(self, numbers: Sequence[int]) -> Iterator[tuple[int, Sequence[tuple[int, Path]]]]:
+        for number in numbers:
+            images = self.parts[number]
+            for start in range(0, len(images), self.batch_size):
+                yield number, images[start : start + self.batch_size]
+
+    def _read(self, batch: tuple[int, Sequence[tuple[int, Path]]]) -> tuple[int, list, list[FailedItem]]:
+        """Part, (image_id, pixels) of what can be read, and what can't."""
+        number, images = batch
+        readable, failed = [], []
+        for image_id, path in images:
             try:
                 readable.append((image_id, read_image(path)))
             except SagecacheError as error:
                 reason = f"{STATUS_TEXT[UNREADABLE]}: {error.message}"
                 failed.append(FailedItem(image_id, None, reason, path))
-        found = detector([image for _, image in readable]) if readable else []
-        for (image_id, _), (boxes, scores) in zip(readable, found, strict=True):
-            detections += _records(image_id, np.asarray(boxes, float), np.asarray(scores, float))
-        advance(len(batch))
-    return DetectPart(detections, failed)
+        return number, readable, failed
 
 
-class _LastImage:
-    """Keeps the image read last: instances of one image stand side by side in the plan."""
-
-    def __init__(self) -> None:
-        self._path: Path | None = None
-        self._image: np.ndarray | None = None
-
-    def read(self, path: Path) -> np.ndarray:
-        if path != self._path:
-            self._image = read_image(path)
-            self._path = path
-        return self._image
+def detect_part(images: Sequence[tuple[int, Path]], detector: Detector, batch_size: int) -> DetectPart:
+    """Person boxes of images given as (image_id, path)."""
+    ((_, part),) = DetectWork([images], detector, batch_size)([0])
+    return part
 
 
-def _read_crops(
-    plan: GeoPlan, rows: Sequence[int], images: _LastImage
-) -> tuple[dict[int, np.ndarray], dict[int, str]]:
+def _read_crops(plan: GeoPlan, rows: Sequence[int]) -> tuple[dict[int, np.ndarray], dict[int, str]]:
     """Row -> the teacher's input, RGB uint8 (H, W, 3); row -> why it has none."""
-    crops, unreadable = {}, {}
+    crops, unreadable, border = {}, {}, BORDERS[plan.crop.border]
+    path, image = None, None
     for row in rows:
         try:
-            image = images.read(plan.instances[row].path)
+            if plan.instances[row].path != path:  # instances of one image stand side by side in the plan
+                path, image = None, None
+                image = read_image(plan.instances[row].path)
+                path = plan.instances[row].path
         except SagecacheError as error:
             unreadable[row] = f"{STATUS_TEXT[UNREADABLE]}: {error.message}"
             continue
-        border = BORDERS[plan.crop.border]
         crops[row] = warp_image(image, plan.crop_from_image[row], plan.spec.input_size, border)
     return crops, unreadable
 
 
-def _teach(plan: GeoPlan, teacher: Teacher, crops: Mapping[int, np.ndarray]) -> dict[int, EncodedRow]:
-    """Row -> encoded targets, or a failed row where the teacher gave nothing usable."""
+def _run_teacher(plan: GeoPlan, teacher: Teacher, crops: Mapping[int, np.ndarray]) -> dict[str, object]:
+    """The teacher's maps (B, C, h, w) of all crops, their shapes checked against its spec."""
     if not crops:
         return {}
-    outputs = _run_teacher(plan, teacher, np.stack(list(crops.values())))
-    return {
-        row: _encode(plan, {name: values[position] for name, values in outputs.items()})
-        for position, row in enumerate(crops)
-    }
-
-
-def _run_teacher(plan: GeoPlan, teacher: Teacher, crops: np.ndarray) -> dict[str, np.ndarray]:
-    """The teacher's maps as float32 numpy (B, C, h, w), their shapes checked against its spec."""
-    outputs = teacher(crops)
+    outputs = teacher(np.stack(list(crops.values())))
     width, height = plan.spec.map_size
-    maps = {}
-    for field in plan.fields:
-        channels = 3 if field.name == "normal" else 1
-        values = outputs.get(field.name)
-        shape = (len(crops), channels, height, width)
+    for one in plan.fields:
+        channels = 3 if one.name == "normal" else 1
+        values, shape = outputs.get(one.name), (len(crops), channels, height, width)
         if values is None or tuple(values.shape) != shape:
             found = "nothing" if values is None else f"shape {tuple(values.shape)}"
             raise SagecacheError(
-                f"teacher '{plan.spec.name}' gave {found} for '{field.name}', its spec says {shape}",
+                f"teacher '{plan.spec.name}' gave {found} for '{one.name}', its spec says {shape}",
                 fix="Correct its 'outputs' or 'map_size'.",
             )
-        arrays = isinstance(values, np.ndarray)
-        maps[field.name] = np.float32(values) if arrays else values.detach().float().cpu().numpy()
-    return maps
+    return {one.name: outputs[one.name] for one in plan.fields}
 
 
-def _encode(plan: GeoPlan, maps: dict[str, np.ndarray]) -> EncodedRow:
+def _as_numpy(values: object) -> np.ndarray:
+    """Float32 on the CPU; of a tensor on another device this waits for what is under way there."""
+    return np.float32(values) if isinstance(values, np.ndarray) else values.detach().float().cpu().numpy()
+
+
+def _encode(plan: GeoPlan, row: int, maps: dict[str, np.ndarray]) -> EncodedRow:
     size = plan.spec.map_size
     if "mask" in maps:
         if not np.isfinite(maps["mask"]).all():
@@ -180,9 +262,12 @@ def _encode(plan: GeoPlan, maps: dict[str, np.ndarray]) -> EncodedRow:
         if not maps["mask"].any():
             return failed_row(plan.fields, size, NO_BODY)
     try:
-        return encode_row(plan.fields, maps)
+        encoded = encode_row(plan.fields, maps)
     except NotEncodable:
         return failed_row(plan.fields, size, UNUSABLE)
+    if row % CHECK_EVERY == 0:
+        require_bounds(plan.fields, size, maps, encoded)
+    return encoded
 
 
 def _records(image_id: int, boxes: np.ndarray, scores: np.ndarray) -> list[dict]:

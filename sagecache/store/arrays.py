@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import resource
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +15,7 @@ import numpy as np
 
 from sagecache.errors import SagecacheError
 from sagecache.store.codec import ChecksumMismatch, EncodedRow, checksum, unpack_into, without_checksum
+from sagecache.store.pools import Pool, Read, Span, open_pool
 from sagecache.store.shard import ABSENT_CHUNK, shard_key
 from sagecache.store.spec import NOT_DONE, TargetField
 
@@ -25,59 +23,12 @@ _INDEX_ENTRY = 16  # bytes: offset and length, uint64 each
 _CHECKSUM = 4
 
 
-class _OpenFile:
-    """A descriptor that closes when its last user lets go, so that eviction never interrupts a read."""
-
-    __slots__ = ("descriptor", "_close")
-
-    def __init__(self, path: str) -> None:
-        self._close = os.close  # kept: module globals may be gone when the interpreter ends
-        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-    def __del__(self) -> None:
-        if hasattr(self, "descriptor"):
-            self._close(self.descriptor)
-
-
-class FilePool:
-    """At most ``limit`` files open at once, the one opened first is closed first; safe under threads.
-
-    limit: by default a quarter of what the process may have open.
-    """
-
-    def __init__(self, limit: int | None = None) -> None:
-        self._limit = max(1, limit or resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
-        self._files: dict[str, _OpenFile] = {}
-        self._lock = threading.Lock()
-
-    def read(self, path: str, size: int, offset: int) -> bytes:
-        """size bytes from offset; fewer where the file ends."""
-        file = self._files.get(path) or self._open(path)
-        # held by this name until the read is over, whatever other threads evict
-        return os.pread(file.descriptor, size, offset)
-
-    def size(self, path: str) -> int:
-        file = self._files.get(path) or self._open(path)
-        return os.fstat(file.descriptor).st_size
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def _open(self, path: str) -> _OpenFile:
-        file = _OpenFile(path)
-        with self._lock:
-            self._files[path] = file
-            if len(self._files) > self._limit:
-                del self._files[next(iter(self._files))]
-        return file
-
-
 class DamagedChunk(SagecacheError):
-    """A chunk that can't be read, by its number along the first axis."""
+    """A chunk that can't be read, by its number along the first axis; lost: with all of its file."""
 
-    def __init__(self, message: str, file: Path, chunk: int) -> None:
+    def __init__(self, message: str, file: str, chunk: int, lost: bool) -> None:
         super().__init__(message, file=file)
-        self.chunk = chunk
+        self.chunk, self.lost = chunk, lost
 
 
 class _Array:
@@ -85,7 +36,7 @@ class _Array:
 
     _codecs: list[str]
 
-    def __init__(self, folder: Path, pool: FilePool, index: np.ndarray | None = None) -> None:
+    def __init__(self, folder: Path, pool: Pool, index: np.ndarray | None = None) -> None:
         """index: this array's part of the store's (see ``chunk_index``), tested before it is believed."""
         self._pool = pool
         metadata = _load_metadata(folder / "zarr.json")
@@ -109,15 +60,12 @@ class _Array:
         self._index = np.empty((chunks, 2), np.int64) if self._sums is None else index[:chunks]
         self._indexed = np.zeros(files, bool)
 
-    def file(self, number: int) -> Path:
-        return Path(self._paths[number])
-
     def _span(self, chunk: int) -> tuple[str, int, int]:
         """File, offset and length of a chunk."""
         number = chunk // self._slots
         path = self._paths[number]
         if not self._sharded:
-            return path, 0, self._pool.size(path)
+            return path, 0, self._whole_chunk
         self._read_index(number)
         offset, length = self._index[chunk].tolist()
         if offset < 0:
@@ -144,7 +92,7 @@ class _Array:
     def _told(self, error: Exception, chunk: int) -> DamagedChunk:
         lost = isinstance(error, FileNotFoundError)
         message = "the shard's file is missing" if lost else f"the bytes are damaged ({error})"
-        return DamagedChunk(message, self.file(chunk // self._slots), chunk)
+        return DamagedChunk(message, self._paths[chunk // self._slots], chunk, lost)
 
 
 class Field(_Array):
@@ -157,8 +105,9 @@ class Field(_Array):
         try:
             try:
                 self._decode(row, out)
-            except ChecksumMismatch:  # perhaps it is the index that is old: ask the shard for its own
+            except ChecksumMismatch:  # perhaps it is the index that is old, or what a pool keeps
                 self._sums = None
+                self._pool.forget(self._paths[row // self._slots])
                 self._indexed[row // self._slots] = False
                 self._decode(row, out)
         except (FileNotFoundError, ChecksumMismatch) as error:
@@ -168,17 +117,27 @@ class Field(_Array):
         path, offset, length = self._span(row)
         unpack_into(self._pool.read(path, length, offset), out)
 
-    def read_many_into(self, rows: np.ndarray, out: np.ndarray) -> None:
-        """Decode rows (B,) into out (B, ...): per row one pread, one checksum, one decompression."""
+    def locate_many(self, rows: np.ndarray) -> list[Span]:
+        """Path, offset and length of the chunks of rows (B,)."""
         files = rows // self._slots
+        for place in np.flatnonzero(~self._indexed[files]).tolist():
+            try:
+                self._read_index(files[place])
+            except (FileNotFoundError, ChecksumMismatch) as error:
+                raise self._told(error, int(rows[place])) from error
+        spans = zip(files.tolist(), self._index[rows].tolist(), strict=True)
+        return [(self._paths[number], offset, length) for number, (offset, length) in spans]
+
+    def read_many_into(self, rows: np.ndarray, out: np.ndarray, read: Read | None = None) -> None:
+        """Decode rows (B,) into out (B, ...): per row one pread, one checksum, one decompression.
+
+        read: instead of the pool's own, for chunks that were asked for together.
+        """
+        read = read or self._pool.read
         try:
-            for chunk in files[~self._indexed[files]].tolist():
-                self._read_index(chunk)
-            read, paths = self._pool.read, self._paths
-            spans = zip(files.tolist(), self._index[rows].tolist(), out, strict=True)
-            for number, (offset, length), values in spans:
-                unpack_into(read(paths[number], length, offset), values)
-        except (OSError, ChecksumMismatch):
+            for (path, offset, length), values in zip(self.locate_many(rows), out, strict=True):
+                unpack_into(read(path, length, offset), values)
+        except (OSError, ChecksumMismatch, DamagedChunk):
             for row, values in zip(rows.tolist(), out, strict=True):  # once more, to mend or to tell which
                 self.read_into(row, values)
 
@@ -201,13 +160,12 @@ class Field(_Array):
                 raise self._told(error, number * self._slots) from error
         return self._index.reshape(len(self._paths), self._slots, 2)
 
-    def location(self, row: int) -> tuple[Path, int, int]:
+    def location(self, row: int) -> Span:
         """File, offset and length in bytes of a row's chunk, its checksum included."""
         try:
-            path, offset, length = self._span(row)
+            return self._span(row)
         except (FileNotFoundError, ChecksumMismatch) as error:
             raise self._told(error, row) from error
-        return Path(path), offset, length
 
 
 class Column(_Array):
@@ -215,29 +173,38 @@ class Column(_Array):
 
     _codecs = ["bytes", "crc32c"]
 
-    def __init__(self, folder: Path, pool: FilePool) -> None:
+    def __init__(self, folder: Path, pool: Pool) -> None:
         super().__init__(folder, pool)
         chunks = math.ceil(self.shape[0] / self.chunk_rows)
+        self._whole_chunk = self.chunk_rows * math.prod(self.shape[1:]) * self.dtype.itemsize + _CHECKSUM
         self._values = np.empty((chunks * self.chunk_rows, *self.shape[1:]), self.dtype)
         self._loaded = np.zeros(chunks, bool)
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """Rows (B,) of the array, (B, ...)."""
         chunks = rows // self.chunk_rows
-        for chunk in chunks[~self._loaded[chunks]].tolist():
-            self._load(chunk)
+        missing = np.unique(chunks[~self._loaded[chunks]]).tolist()
+        if missing:
+            self._load(missing)
         return self._values[rows]
 
     def read_all(self) -> np.ndarray:
         """The whole array."""
         return self.take(np.arange(self.shape[0]))
 
-    def _load(self, chunk: int) -> None:
+    def _load(self, chunks: Sequence[int]) -> None:
+        read = self._pool.read
+        if self._pool.far and not self._sharded:  # sharded ones are read whole when a store is opened
+            read = self._pool.together([self._span(chunk) for chunk in chunks])
+        for chunk in chunks:
+            self._load_chunk(chunk, read)
+
+    def _load_chunk(self, chunk: int, read: Read) -> None:
         first = chunk * self.chunk_rows
         target = self._values[first : first + self.chunk_rows]
         try:
             path, offset, length = self._span(chunk)
-            body = without_checksum(self._pool.read(path, length, offset))
+            body = without_checksum(read(path, length, offset))
             if len(body) != target.nbytes:
                 raise ChecksumMismatch(f"{len(body)} bytes where {target.nbytes} belong")
         except (FileNotFoundError, ChecksumMismatch) as error:
@@ -248,7 +215,7 @@ class Column(_Array):
 
 def read_encoded(group: Path, fields: Sequence[TargetField], rows: range) -> list[EncodedRow]:
     """Rows as their encoder made them. Raises SagecacheError where one is damaged or was never made."""
-    pool, numbers = FilePool(8), np.arange(rows.start, rows.stop)
+    pool, numbers = open_pool(group, 8), np.arange(rows.start, rows.stop)
     arrays = {field.name: Field(group / field.name, pool) for field in fields}
     status = Column(group / "status", pool).take(numbers).tolist()
     if NOT_DONE in status:

@@ -17,7 +17,7 @@ import numpy as np
 
 from sagecache.store.arrays import Field
 from sagecache.store.codec import checksum
-from sagecache.store.files import write_whole
+from sagecache.store.files import is_remote, write_whole
 
 INDEX = "index.npy"
 
@@ -42,9 +42,15 @@ def write_index(root: Path, fields: Mapping[str, Field]) -> None:
 
 
 def map_index(root: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Field -> its part of the mapped index; empty where there is none. What it says is for Field to test."""
+    """Field -> its part of the mapped index; empty where there is none. What it says is for Field to test.
+
+    From an object store it is read whole.
+    """
     try:
-        index = np.load(root / INDEX, mmap_mode="c")  # Field mends its own copy
+        if is_remote(root):
+            index = np.load(io.BytesIO((root / INDEX).read_bytes()))
+        else:
+            index = np.load(root / INDEX, mmap_mode="c")  # Field mends its own copy
     except (OSError, ValueError):
         return {}
     if index.ndim != 3 or len(index) != len(names) or index.dtype != np.dtype("<i8"):

@@ -1,17 +1,54 @@
-"""Files that are whole or not there: write under a temporary name, fsync, rename, fsync the folder."""
+"""Files that are whole or not there, on a disk or in an object store.
+
+On a disk: written under a temporary name, synced, renamed, the folder synced. In an object store (any place
+that fsspec knows by a URL: s3://, gs://, az://, …) a put is whole by itself; folders and locks do not exist.
+"""
 
 from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Sequence
 from pathlib import Path
+
+from sagecache.errors import SagecacheError
 
 _MARK = ".sagecache-tmp"
 
 
+def open_root(root: str | Path) -> Path:
+    """A folder from a path, or from a URL an object of universal_pathlib that is used like a Path.
+
+    Credentials and endpoints are those of the environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, …). Raises
+    SagecacheError where the package that knows the URL's scheme is missing.
+    """
+    if not isinstance(root, str) or "://" not in root:
+        return Path(root) if isinstance(root, str) else root
+    scheme = root.partition("://")[0]
+    try:
+        from upath import UPath
+
+        # What others write must be seen: no listing is kept.
+        return UPath(root, use_listings_cache=False)
+    except (ImportError, ValueError) as error:
+        raise SagecacheError(
+            f"can't reach '{scheme}://' places: {error}",
+            file=root,
+            fix="pip install 'sagecache[s3]', or for other places universal_pathlib and fsspec's package.",
+        ) from error
+
+
+def is_remote(path: Path) -> bool:
+    """Whether a path lies in an object store."""
+    return not isinstance(path, Path)
+
+
 def write_whole(path: str | Path, data: bytes) -> None:
     """Replace path by data: afterwards, and after a crash at any moment, path is old, absent or complete."""
-    path = Path(path)
+    path = Path(path) if isinstance(path, str) else path
+    if is_remote(path):
+        path.write_bytes(data)
+        return
     made = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_MARK}")
@@ -30,6 +67,8 @@ def write_whole(path: str | Path, data: bytes) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Make renames and new names in a folder survive a power loss."""
+    if is_remote(folder):
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -37,9 +76,44 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def read_files(paths: Sequence[Path]) -> list[bytes]:
+    """Contents of several files; from an object store all at once."""
+    if paths and is_remote(paths[0]):
+        found = paths[0].fs.cat([path.path for path in paths])
+        return [found[path.path] for path in paths]
+    return [path.read_bytes() for path in paths]
+
+
+def sizes(folder: Path) -> dict[str, int]:
+    """Path below folder -> bytes, of all files; half-written ones are left out."""
+    if is_remote(folder):
+        found = folder.fs.find(folder.path, detail=True)
+        start = len(folder.path.rstrip("/")) + 1
+        return {name[start:]: facts["size"] for name, facts in found.items()}
+    known = {}
+    for place, _, names in os.walk(folder):
+        for name in names:
+            if not name.endswith(_MARK):
+                path = os.path.join(place, name)
+                known[os.path.relpath(path, folder).replace(os.sep, "/")] = os.stat(path).st_size
+    return known
+
+
+def move_folder(folder: Path, target: Path) -> None:
+    """Rename a folder; in an object store each of its files is copied, then removed."""
+    if is_remote(folder):
+        names = list(sizes(folder))
+        before, after = ([f"{place.path}/{name}" for name in names] for place in (folder, target))
+        folder.fs.copy(before, after)
+        folder.fs.rm(before)
+        return
+    folder.rename(target)
+    sync_folder(folder.parent)
+
+
 def remove_leftovers(folder: Path) -> int:
     """Delete what killed writers left half-written below folder; returns how many. Call it when alone."""
-    leftovers = list(folder.rglob(f".*{_MARK}"))
+    leftovers = [] if is_remote(folder) else list(folder.rglob(f".*{_MARK}"))
     for path in leftovers:
         path.unlink()
     return len(leftovers)

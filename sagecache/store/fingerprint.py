@@ -70,6 +70,15 @@ def describe(differences: list[tuple[str, object, object]], limit: int = 6) -> s
     return "; ".join(parts) + (f"; and {rest} more" if rest > 0 else "")
 
 
+def sha256(data: bytes) -> str:
+    """sha256 of bytes, in hex.
+
+    A CRC would not tell files apart here: that of blocks which are each followed by their own CRC depends on
+    their lengths alone.
+    """
+    return hashlib.sha256(data).hexdigest()
+
+
 def file_sha256(path: str | Path) -> str:
     """sha256 of a file's bytes, in hex."""
     with open(path, "rb") as file:

@@ -58,7 +58,7 @@ def begun(root: Path) -> StorePlan | None:
     path = root / GROWING
     if not path.is_file():
         return None
-    with np.load(path) as content:
+    with np.load(io.BytesIO(path.read_bytes())) as content:
         arrays = {name: content[name] for name in PLAN_ARRAYS}
         return StorePlan(size=tuple(content["size"].tolist()), **arrays)
 

@@ -1,8 +1,9 @@
 """The record of what is done: one line for each shard, written after the shard's files are safe on disk.
 
 A line is ``<crc32c of the rest, 8 hex digits> <JSON>\n``. Each writer appends to a file of its own,
-``journal-<token>.jsonl``; a finished store holds one ``journal.jsonl``, sorted by shard. A line whose
-checksum fails, or that has no newline, ends what is believed of its file.
+``journal-<token>.jsonl``; in an object store, where nothing can be appended to, it makes one a line. A
+finished store holds one ``journal.jsonl``, sorted by shard. A line whose checksum fails, or that has no
+newline, ends what is believed of its file.
 """
 
 from __future__ import annotations
@@ -10,22 +11,24 @@ from __future__ import annotations
 import json
 import os
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from sagecache.store.codec import checksum
-from sagecache.store.files import sync_folder, write_whole
+from sagecache.store.files import is_remote, read_files, sync_folder, write_whole
+from sagecache.store.fingerprint import sha256
 
 FINISHED = "journal.jsonl"
 
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """A shard, how many rows it has, and its files: path below the group -> (bytes, crc32c of the file)."""
+    """A shard, how many rows it has, and its files: path below the group -> (bytes, sha256 of the file)."""
 
     shard: int
     rows: int
-    files: dict[str, tuple[int, int]]
+    files: dict[str, tuple[int, str]]
 
     def line(self) -> bytes:
         files = {name: list(facts) for name, facts in self.files.items()}
@@ -33,15 +36,18 @@ class ShardRecord:
         text = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
         return f"{checksum(text):08x} ".encode() + text + b"\n"
 
-    def present(self, group: Path, verify: bool = False) -> bool:
-        """Whether all files are there with the recorded size, and with the recorded checksum if verify."""
-        for name, (size, expected) in self.files.items():
-            path = group / name
-            if not path.is_file() or path.stat().st_size != size:
-                return False
-            if verify and checksum(path.read_bytes()) != expected:
-                return False
-        return True
+    def present(self, group: Path, known: Mapping[str, int], verify: bool = False) -> bool:
+        """Whether all files are there with the recorded size, and with the recorded checksum if verify.
+
+        known: path below the group -> bytes, from ``files.sizes``.
+        """
+        if any(known.get(name) != size for name, (size, _) in self.files.items()):
+            return False
+        paths = [group / name for name in self.files] if verify else []
+        return all(
+            sha256(data) == expected
+            for data, (_, expected) in zip(read_files(paths), self.files.values(), strict=False)
+        )
 
 
 def parse(data: bytes) -> tuple[list[ShardRecord], int]:
@@ -65,29 +71,31 @@ def journal_files(root: Path) -> list[Path]:
 def read_all(root: Path) -> dict[int, list[ShardRecord]]:
     """Every believed record of every journal, by shard. A shard redone has several; see ``current``."""
     records: dict[int, list[ShardRecord]] = {}
-    for path in journal_files(root):
-        for record in parse(path.read_bytes())[0]:
+    for data in read_files(journal_files(root)):
+        for record in parse(data)[0]:
             known = records.setdefault(record.shard, [])
             if record not in known:
                 known.append(record)
     return records
 
 
-def current(records: list[ShardRecord], group: Path, verify: bool = False) -> ShardRecord | None:
-    """The record that describes the files on disk, or None.
+def current(
+    records: list[ShardRecord], group: Path, known: Mapping[str, int], verify: bool = False
+) -> ShardRecord | None:
+    """The record that describes the files of the group, or None; known and verify as for ``present``.
 
     Two records of one shard exist only where a teacher that is not deterministic computed it twice;
     then sizes are not enough to tell them apart.
     """
     for record in records:
-        if record.present(group, verify or len(records) > 1):
+        if record.present(group, known, verify or len(records) > 1):
             return record
     return None
 
 
 def cut_torn_tails(root: Path) -> None:
     """Truncate each journal after its last good line. Call it when alone in the store."""
-    for path in journal_files(root):
+    for path in [] if is_remote(root) else journal_files(root):
         data = path.read_bytes()
         good = parse(data)[1]
         if good < len(data):
@@ -103,7 +111,7 @@ def merge(root: Path, records: list[ShardRecord]) -> bytes:
     if not target.exists() or target.read_bytes() != data:
         write_whole(target, data)
     for path in root.glob("journal-*.jsonl"):
-        path.unlink()
+        path.unlink(missing_ok=True)
     sync_folder(root)
     return data
 
@@ -116,6 +124,9 @@ class JournalWriter:
         self._descriptor: int | None = None
 
     def append(self, record: ShardRecord) -> None:
+        if is_remote(self._root):
+            write_whole(self._root / f"journal-{secrets.token_hex(8)}.jsonl", record.line())
+            return
         if self._descriptor is None:
             path = self._root / f"journal-{secrets.token_hex(8)}.jsonl"
             self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,9 +16,10 @@ import numpy as np
 
 from sagecache.errors import SagecacheError
 from sagecache.store import shard
-from sagecache.store.arrays import Column, FilePool
-from sagecache.store.codec import checksum, with_checksum
-from sagecache.store.fingerprint import canonical, digest
+from sagecache.store.arrays import Column
+from sagecache.store.codec import with_checksum
+from sagecache.store.fingerprint import canonical, digest, sha256
+from sagecache.store.pools import open_pool
 from sagecache.store.spec import FORMAT, PLAN_ARRAYS, STATUS_TEXT, StorePlan, TargetField
 
 GROUP, MANIFEST, COMPLETE = "targets.zarr", "manifest.json", "complete.json"
@@ -42,10 +42,7 @@ def identity(
     plan: StorePlan, fields: Sequence[TargetField], fingerprint: Mapping, shard_size: int
 ) -> dict[str, object]:
     """What must be equal for two runs to write into one store; differences are told by dotted key."""
-    hashes = {
-        name: hashlib.sha256(np.ascontiguousarray(getattr(plan, name)).tobytes()).hexdigest()
-        for name in PLAN_ARRAYS
-    }
+    hashes = {name: sha256(np.ascontiguousarray(getattr(plan, name)).tobytes()) for name in PLAN_ARRAYS}
     return {
         "fingerprint": canonical(fingerprint),
         "plan": {"instances": len(plan), "size": list(plan.size), **hashes},
@@ -134,7 +131,7 @@ def _plan_files(plan: StorePlan) -> dict[str, bytes]:
 
 def read_plan(root: Path) -> StorePlan:
     """The plan of a store. Raises SagecacheError where its arrays are damaged."""
-    pool = FilePool(len(PLAN_ARRAYS))
+    pool = open_pool(root)
     arrays = {name: Column(root / GROUP / name, pool).read_all() for name in PLAN_ARRAYS}
     return StorePlan(size=tuple(read_manifest(root)["identity"]["plan"]["size"]), **arrays)
 
@@ -145,7 +142,7 @@ def manifest(identity: Mapping, attributes: Mapping, files: Mapping[str, bytes])
         "fingerprint_sha256": digest(identity["fingerprint"]),
         "identity": identity,
         "attributes": attributes,
-        "files": {name: [len(data), checksum(data)] for name, data in sorted(files.items())},
+        "files": {name: [len(data), sha256(data)] for name, data in sorted(files.items())},
     }
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import fcntl
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from sagecache.errors import SagecacheError
+from sagecache.store.files import is_remote
 
 _NAME = ".lock"
 _PATIENCE = 30.0  # seconds
@@ -16,12 +18,13 @@ _PATIENCE = 30.0  # seconds
 class FolderLock:
     """An flock on ``<root>/.lock``: dropped by the kernel when its process dies, removed by a clean close.
 
-    shared=False: alone, or SagecacheError at once. shared=True: beside other sharing writers.
-    alone tells whether nobody else held the lock when it was taken (so leftovers belong to the dead).
+    shared=False: alone; where others are at work waiting() is called once and their end waited for, or,
+    without it, SagecacheError raised at once. shared=True: beside other sharing writers. alone tells whether
+    nobody else held the lock when it was taken (so leftovers belong to the dead).
     """
 
-    def __init__(self, root: Path, shared: bool) -> None:
-        self._path = root / _NAME
+    def __init__(self, root: Path, shared: bool, waiting: Callable[[], None] | None = None) -> None:
+        self._path, self._waiting = root / _NAME, waiting
         self.alone = True
         while True:
             self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -45,12 +48,17 @@ class FolderLock:
 
     def _take(self, shared: bool) -> None:
         self.alone = self._try(fcntl.LOCK_EX)
-        if not self.alone and not (shared and self._wait_for_share()):
+        if self.alone or (shared and self._wait_for_share()):
+            return
+        if self._waiting is None:
             raise SagecacheError(
                 "another process is writing here",
                 file=self._path.parent,
                 fix="Wait until it has finished, or stop it; what it has committed is kept.",
             )
+        self._waiting()
+        fcntl.flock(self._descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        self.alone = not shared
 
     def share(self) -> None:
         """Let other sharing writers in."""
@@ -77,3 +85,27 @@ class FolderLock:
             return os.stat(self._path).st_ino == os.fstat(self._descriptor).st_ino
         except FileNotFoundError:
             return False
+
+
+class NoLock:
+    """In an object store nothing can be held: writers of the same shards put the same bytes, or find out.
+
+    Puts are whole, each record tells the checksums of its shard's files, and where two tell of one shard the
+    files decide; a shard that is of neither is made again.
+    """
+
+    alone = True
+
+    def become_alone(self) -> None:
+        pass
+
+    def share(self) -> None:
+        pass
+
+    def release(self) -> None:
+        pass
+
+
+def take_lock(root: Path, shared: bool, waiting: Callable[[], None] | None = None) -> FolderLock | NoLock:
+    """As FolderLock, for any place."""
+    return NoLock() if is_remote(root) else FolderLock(root, shared, waiting)

@@ -7,6 +7,7 @@ ever reads as zeros. Needs numpy, numcodecs and google-crc32c; no zarr, no torch
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,22 +17,34 @@ import numpy as np
 
 from sagecache.errors import SagecacheError
 from sagecache.store import journal, layout, verification
-from sagecache.store.arrays import Column, DamagedChunk, Field, FilePool
+from sagecache.store.arrays import Column, DamagedChunk, Field
 from sagecache.store.chunk_index import map_index
 from sagecache.store.codec import require_fast_checksum
+from sagecache.store.files import is_remote, open_root, sizes
+from sagecache.store.fingerprint import sha256
 from sagecache.store.ids import IdIndex
+from sagecache.store.pools import Pool, open_pool
 from sagecache.store.shard import shard_count
 from sagecache.store.spec import NOT_DONE, OK, STATUS_TEXT
 
 _DEFAULT_COMMAND = "sagecache precompute geo"
 
 
+@dataclass(frozen=True)
+class Kept:
+    """Where shards of stores in object stores are kept, and how many bytes of them."""
+
+    folder: Path
+    limit: int
+
+
 class _Opened:
     """What a process holds once it has read something: metadata, arrays, ids."""
 
-    def __init__(self, root: Path, max_open_files: int | None, partial: bool) -> None:
+    def __init__(self, root: Path, max_open_files: int | None, partial: bool, kept: Kept | None) -> None:
         require_fast_checksum()
         self.process = os.getpid()
+        root = open_root(str(root))  # in this process: connections don't live through a fork
         self.manifest = _manifest(root)
         self.complete = (root / layout.COMPLETE).exists()
         if not self.complete and not partial:
@@ -40,10 +53,11 @@ class _Opened:
                 file=root,
                 fix=f"Run '{_command(self.manifest)}' again: it continues with what is missing.",
             )
-        group, pool = root / layout.GROUP, FilePool(max_open_files)
+        group, pool = root / layout.GROUP, open_pool(root, max_open_files)
+        self.pool = self._keeping(root, kept) or pool  # of fields: the other arrays are read once
         self.fields = tuple(self.manifest["identity"]["fields"])
         index = map_index(root, self.fields) if self.complete else {}
-        self.arrays = {name: Field(group / name, pool, index.get(name)) for name in self.fields}
+        self.arrays = {name: Field(group / name, self.pool, index.get(name)) for name in self.fields}
         small = ["depth_range"] if (group / "depth_range").exists() else []
         self.columns = {name: Column(group / name, pool) for name in (*small, "status", "target_from_image")}
         self.image_sha256, self.bbox = (Column(group / name, pool) for name in ("image_sha256", "bbox"))
@@ -53,6 +67,14 @@ class _Opened:
         self.shard_size = self.manifest["identity"]["shard_size"]
         shards = shard_count(len(ids), self.shard_size)
         self.done = None if self.complete else _done_shards(root, shards)
+
+    def _keeping(self, root: Path, kept: Kept | None) -> Pool | None:
+        if kept is None or not self.complete or not is_remote(root):
+            return None
+        from sagecache.store.remote import RemotePool, ShardCache
+
+        state = sha256((root / layout.COMPLETE).read_bytes())[:16]
+        return RemotePool(root.fs, ShardCache(root.fs, kept.folder, state, kept.limit))
 
     def status(self, rows: np.ndarray) -> np.ndarray:
         """Status (B,) of rows (B,); of shards that are not done too."""
@@ -79,17 +101,31 @@ class Failure:
 class StoreReader:
     """Targets of one store. Nothing is opened before the first use.
 
-    root: the store's folder. partial=True also opens a store that is not finished; instances not yet
-    computed raise when read. max_open_files bounds the descriptors held by one process; by default a quarter
-    of what it may have.
+    root: the store's folder, or its URL in an object store. partial=True also opens a store that is not
+    finished; instances not yet computed raise when read. max_open_files bounds the descriptors held by one
+    process; by default a quarter of what it may have. kept: where shards of a store in an object store are
+    kept on this machine's disk.
     """
 
-    def __init__(self, root: str | Path, *, partial: bool = False, max_open_files: int | None = None) -> None:
-        self.root, self._partial, self._max_open_files = Path(root), partial, max_open_files
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        partial: bool = False,
+        max_open_files: int | None = None,
+        kept: Kept | None = None,
+    ) -> None:
+        self.root, self._partial, self._max_open_files, self._kept = root, partial, max_open_files, kept
+        self.root = open_root(root)
         self._opened: _Opened | None = None
 
     def __getstate__(self) -> dict:
-        return {"root": self.root, "partial": self._partial, "max_open_files": self._max_open_files}
+        return {
+            "root": self.root if isinstance(self.root, Path) else str(self.root),
+            "partial": self._partial,
+            "max_open_files": self._max_open_files,
+            "kept": self._kept,
+        }
 
     def __setstate__(self, state: dict) -> None:
         self.__init__(**state)
@@ -162,12 +198,16 @@ class StoreReader:
         """
         state, rows = self._state, self._require(ids)
         batch = self.allocate(len(rows)) if out is None else dict(out)
+        read = None
+        if state.pool.far:
+            asked = [state.arrays[name].locate_many(rows) for name in batch if name in state.arrays]
+            read = state.pool.together(itertools.chain(*asked))
         for name, values in batch.items():
             if name in state.columns:
                 values[...] = state.columns[name].take(rows)
                 continue
             try:
-                state.arrays[name].read_many_into(rows, values)
+                state.arrays[name].read_many_into(rows, values, read)
             except DamagedChunk as error:
                 raise self._damaged(error) from error
         return batch
@@ -180,7 +220,7 @@ class StoreReader:
         """Boxes (B, 4) float64 xywh in image pixels that the targets of these instances were made for."""
         return self._state.bbox.take(self._require(ids))
 
-    def locate(self, image_id: int, instance: int) -> dict[str, tuple[Path, int, int]]:
+    def locate(self, image_id: int, instance: int) -> dict[str, tuple[str, int, int]]:
         """Where the bytes of an instance lie: field -> (file, offset, length)."""
         row = int(self._require([(image_id, instance)])[0])
         return {name: self._state.arrays[name].location(row) for name in self._state.fields}
@@ -204,7 +244,7 @@ class StoreReader:
     @property
     def _state(self) -> _Opened:
         if self._opened is None or self._opened.process != os.getpid():  # after a fork, start afresh
-            self._opened = _Opened(self.root, self._max_open_files, self._partial)
+            self._opened = _Opened(self.root, self._max_open_files, self._partial, self._kept)
         return self._opened
 
     def _require(self, ids: Sequence[tuple[int, int]]) -> np.ndarray:
@@ -226,7 +266,7 @@ class StoreReader:
 
     def _damaged(self, error: DamagedChunk) -> SagecacheError:
         image_id, instance = self._state.ids[error.chunk].tolist()
-        run = "Delete this file and run" if Path(error.file).exists() else "Run"
+        run = "Run" if error.lost else "Delete this file and run"
         return SagecacheError(
             error.message,
             file=error.file,
@@ -255,4 +295,5 @@ def _manifest(root: Path) -> dict:
 def _done_shards(root: Path, count: int) -> np.ndarray:
     """(count,) bool: which shards are done."""
     records, group = journal.read_all(root), root / layout.GROUP
-    return np.array([journal.current(records.get(k, []), group) is not None for k in range(count)])
+    known = sizes(group)
+    return np.array([journal.current(records.get(k, []), group, known) is not None for k in range(count)])

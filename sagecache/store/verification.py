@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,11 @@ import numpy as np
 
 from sagecache.errors import SagecacheError
 from sagecache.store import journal, layout
-from sagecache.store.arrays import Column, Field, FilePool
+from sagecache.store.arrays import Column, Field
 from sagecache.store.chunk_index import INDEX, index_bytes
-from sagecache.store.codec import checksum
+from sagecache.store.files import sizes
+from sagecache.store.fingerprint import sha256
+from sagecache.store.pools import open_pool
 from sagecache.store.shard import shard_count, shard_rows
 
 
@@ -43,13 +44,13 @@ def verify(root: Path) -> list[Problem]:
     return problems or _index_problems(root, manifest)
 
 
-def _file_problem(path: Path, size: int, expected: int) -> str | None:
+def _file_problem(path: Path, size: int, expected: str) -> str | None:
     if not path.is_file():
         return "missing"
     data = path.read_bytes()
     if len(data) != size:
         return f"{len(data)} bytes, {size} were written"
-    return None if checksum(data) == expected else "crc32c differs from the record"
+    return None if sha256(data) == expected else "sha256 differs from the record"
 
 
 def _journal_problems(root: Path) -> list[Problem]:
@@ -61,13 +62,13 @@ def _journal_problems(root: Path) -> list[Problem]:
         expected = json.loads(complete.read_bytes())["journal_sha256"]
     except (ValueError, KeyError) as error:
         return [Problem(layout.COMPLETE, f"damaged ({error})")]
-    found = hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
+    found = sha256(path.read_bytes()) if path.exists() else None
     return [] if found == expected else [Problem(journal.FINISHED, "not the journal that was completed")]
 
 
 def _index_problems(root: Path, manifest: dict) -> list[Problem]:
     """Of a store whose shards are sound."""
-    path, pool = root / INDEX, FilePool()
+    path, pool = root / INDEX, open_pool(root)
     if not (root / layout.COMPLETE).exists():
         return []
     fields = {name: Field(root / layout.GROUP / name, pool) for name in manifest["identity"]["fields"]}
@@ -78,17 +79,17 @@ def _index_problems(root: Path, manifest: dict) -> list[Problem]:
 
 def _shard_problems(root: Path, manifest: dict) -> list[Problem]:
     group, identity = root / layout.GROUP, manifest["identity"]
-    pool = FilePool(4)
+    pool = open_pool(root)
     ids = Column(group / "ids", pool).read_all()
     fields = {name: Field(group / name, pool) for name in identity["fields"]}
-    records, problems = journal.read_all(root), []
+    records, known, problems = journal.read_all(root), sizes(group), []
     for k in range(shard_count(len(ids), identity["shard_size"])):
         rows = shard_rows(k, len(ids), identity["shard_size"])
         lost = tuple(tuple(pair) for pair in ids[rows.start : rows.stop].tolist())
         if k not in records:
             problems.append(Problem(layout.GROUP, "not computed", k, lost))
             continue
-        record = journal.current(records[k], group, verify=True) or records[k][-1]
+        record = journal.current(records[k], group, known, verify=True) or records[k][-1]
         for name, (size, expected) in record.files.items():
             message = _file_problem(group / name, size, expected)
             if message:

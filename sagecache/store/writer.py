@@ -10,20 +10,29 @@ last shard are copied, not made again.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from sagecache.errors import SagecacheError
 from sagecache.store import growth, journal, layout, shard
-from sagecache.store.arrays import Field, FilePool, read_encoded
+from sagecache.store.arrays import Field, read_encoded
 from sagecache.store.chunk_index import INDEX, write_index
-from sagecache.store.codec import EncodedRow, checksum, require_fast_checksum, with_checksum
-from sagecache.store.files import remaining_files, remove_leftovers, sync_folder, unused_name, write_whole
-from sagecache.store.fingerprint import describe, diff
-from sagecache.store.lock import FolderLock
+from sagecache.store.codec import EncodedRow, require_fast_checksum, with_checksum
+from sagecache.store.files import (
+    move_folder,
+    open_root,
+    remaining_files,
+    remove_leftovers,
+    sizes,
+    sync_folder,
+    unused_name,
+    write_whole,
+)
+from sagecache.store.fingerprint import describe, diff, sha256
+from sagecache.store.lock import FolderLock, NoLock, take_lock
+from sagecache.store.pools import open_pool
 from sagecache.store.spec import NOT_DONE, PLAN_ARRAYS, StorePlan, TargetField
 
 
@@ -31,11 +40,17 @@ class StoreWriter:
     """Made by ``open``, used in a ``with``: ``commit`` each shard of ``missing()``, then ``finish()``."""
 
     def __init__(
-        self, root: Path, plan: StorePlan, fields: Sequence[TargetField], shard_size: int, lock: FolderLock
+        self,
+        root: Path,
+        plan: StorePlan,
+        fields: Sequence[TargetField],
+        shard_size: int,
+        lock: FolderLock | NoLock,
+        shared: bool,
     ) -> None:
         self.root, self.plan, self.fields, self.shard_size = root, plan, tuple(fields), shard_size
         self.group = root / layout.GROUP
-        self._lock, self._journal = lock, journal.JournalWriter(root)
+        self._lock, self._shared, self._journal = lock, shared, journal.JournalWriter(root)
         self._records = journal.read_all(root)  # those of former runs
         self._kept: dict[int, list[EncodedRow]] = {}
 
@@ -50,19 +65,21 @@ class StoreWriter:
         shard_size: int | None = None,
         *,
         shared: bool = False,
+        waiting: Callable[[], None] | None = None,
     ) -> StoreWriter:
         """Make a store, or take up one that was left unfinished.
 
         fingerprint: what decides the numbers (see ``fingerprint``); attributes: what else a reader may like
         to know (split, crop rule, 'command' that makes the store), kept from the first run. shard_size: None
         for that of the store that is there, or ``default_shard_size``. shared: other writers that own other
-        shards may be at work too. Raises SagecacheError where the folder holds
+        shards may be at work too. waiting: called once where another run is at work, whose end is then waited
+        for; without it that is an error. Raises SagecacheError where the folder holds
         another store (naming the parts that differ), something else, or a writer at work.
         """
-        root = Path(root)
+        root = open_root(root)
         require_fast_checksum()
         root.mkdir(parents=True, exist_ok=True)
-        lock = FolderLock(root, shared)
+        lock = take_lock(root, shared, waiting)
         try:
             if lock.alone:
                 remove_leftovers(root)
@@ -76,7 +93,7 @@ class StoreWriter:
         except BaseException:
             lock.release()
             raise
-        return cls(root, plan, fields, shard_size, lock)
+        return cls(root, plan, fields, shard_size, lock, shared)
 
     @property
     def shards(self) -> int:
@@ -108,12 +125,18 @@ class StoreWriter:
         files = self._shard_files(shard_index, rows)
         for name, data in files.items():
             write_whole(self.group / name, data)
-        facts = {name: (len(data), checksum(data)) for name, data in files.items()}
+        facts = {name: (len(data), sha256(data)) for name, data in files.items()}
         self._journal.append(journal.ShardRecord(shard_index, len(rows), facts))
         return sum(len(data) for data in files.values())
 
-    def finish(self) -> None:
-        """Declare the store complete; waits for sharing writers. Raises where shards are missing."""
+    def finish(self) -> bool:
+        """Declare the store complete; waits for sharing writers that are about to do the same.
+
+        False where sharing writers still have shards to make: the last one finishes. Raises SagecacheError
+        where shards are missing and no other writer is to make them.
+        """
+        if self._shared and self.missing():
+            return False
         self._lock.become_alone()
         missing = self.missing()
         if missing:
@@ -124,16 +147,18 @@ class StoreWriter:
             )
         remove_leftovers(self.root)
         records = journal.read_all(self.root)
+        known = sizes(self.group)
         merged = journal.merge(
-            self.root, [journal.current(records[k], self.group) for k in range(self.shards)]
+            self.root, [journal.current(records[k], self.group, known) for k in range(self.shards)]
         )
-        pool = FilePool()
+        pool = open_pool(self.root)
         write_index(self.root, {field.name: Field(self.group / field.name, pool) for field in self.fields})
-        summary = {"shards": self.shards, "instances": len(self.plan), "journal_sha256": _sha256(merged)}
+        summary = {"shards": self.shards, "instances": len(self.plan), "journal_sha256": sha256(merged)}
         data = shard.json_bytes(summary)
         path = self.root / layout.COMPLETE
         if not path.exists() or path.read_bytes() != data:
             write_whole(path, data)
+        return True
 
     def close(self) -> None:
         self._journal.close()
@@ -181,9 +206,10 @@ def pending(
     shard_size: int | None,
 ) -> int:
     """Instances that a run would make, without touching the disk. Raises as ``StoreWriter.open`` does."""
-    shard_size = shard_size or _usual_shard_size(Path(root), plan)
-    plan = _with_rows_there(Path(root), plan, fields, fingerprint, shard_size)
-    return len(plan) - sum(_rows_done(Path(root), shard.shard_count(len(plan), shard_size)))
+    root = open_root(root)
+    shard_size = shard_size or _usual_shard_size(root, plan)
+    plan = _with_rows_there(root, plan, fields, fingerprint, shard_size)
+    return len(plan) - sum(_rows_done(root, shard.shard_count(len(plan), shard_size)))
 
 
 def set_aside(root: str | Path) -> Path | None:
@@ -192,18 +218,17 @@ def set_aside(root: str | Path) -> Path | None:
     This is what --force does before it computes all anew; a damaged store is moved too. None where there is
     no store.
     """
-    root = Path(root)
+    root = open_root(root)
     if not ((root / layout.MANIFEST).exists() or (root / layout.GROUP).exists()):
         return None
     try:
         name = layout.read_manifest(root)["fingerprint_sha256"][:8]
     except (SagecacheError, TypeError, KeyError):  # damaged, absent, or of a newer format
         name = "unknown"
-    lock = FolderLock(root, shared=False)  # never under a writer's feet
+    lock = take_lock(root, shared=False)  # never under a writer's feet
     lock.release()
     target = unused_name(root.with_name(f"{root.name}.replaced-{name}"))
-    root.rename(target)
-    sync_folder(root.parent)
+    move_folder(root, target)
     return target
 
 
@@ -259,10 +284,10 @@ def _write_metadata(root: Path, plan: StorePlan, fields, identity: dict, attribu
             write_whole(root / layout.MANIFEST, shard.json_bytes(known))
     for name, (size, expected) in known["files"].items():
         path = root / name
-        if path.is_file() and path.stat().st_size == size and checksum(path.read_bytes()) == expected:
+        if path.is_file() and path.stat().st_size == size and sha256(path.read_bytes()) == expected:
             continue
         data = files.get(name, b"")
-        if (len(data), checksum(data)) != (size, expected):
+        if (len(data), sha256(data)) != (size, expected):
             raise SagecacheError("the file is damaged and cannot be remade", file=path, fix=_FORCE)
         write_whole(path, data)
     growth.end(root)
@@ -271,7 +296,8 @@ def _write_metadata(root: Path, plan: StorePlan, fields, identity: dict, attribu
 def _rows_done(root: Path, shards: int, verify: bool = False) -> list[int]:
     """How many rows of each shard are on disk, and told of in a journal."""
     records, group = journal.read_all(root), root / layout.GROUP
-    found = (journal.current(records.get(k, []), group, verify) for k in range(shards))
+    known = sizes(group)
+    found = (journal.current(records.get(k, []), group, known, verify) for k in range(shards))
     return [0 if record is None else record.rows for record in found]
 
 
@@ -287,7 +313,3 @@ def _refuse_other(root: Path, old: Mapping, new: Mapping) -> None:
         raise SagecacheError(
             f"the store was made from something else ({describe(differences)})", file=root, fix=_FORCE
         )
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

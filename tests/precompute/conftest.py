@@ -1,5 +1,6 @@
 """Images and instances on disk, written once a session; tests that spoil one copy them first."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -25,3 +26,14 @@ def own_images(images, tmp_path) -> list[tuple[int, Path]]:
     folder = tmp_path / "images"
     shutil.copytree(images[0][1].parent, folder)
     return [(image_id, folder / path.name) for image_id, path in images]
+
+
+@pytest.fixture(scope="session")
+def ray():
+    """A small cluster on this machine, whose workers can import the tests' own modules."""
+    ray = pytest.importorskip("ray", reason="the engine 'ray' needs the package ray")
+    tests = str(Path(__file__).parents[1])
+    paths = {"PYTHONPATH": os.pathsep.join([tests, str(Path(tests).parent)])}
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": paths})
+    yield ray
+    ray.shutdown()

@@ -9,15 +9,9 @@ from toy_teacher import ToyDetector, ToyTeacher, detect_job, geo_job, make_insta
 from sagecache.data.coco import load_detections
 from sagecache.errors import SagecacheError
 from sagecache.precompute import runner
-from sagecache.precompute.runner import (
-    RunOptions,
-    StatsJob,
-    estimate_detect,
-    estimate_geo,
-    run_detect,
-    run_geo,
-    run_stats,
-)
+from sagecache.precompute.estimates import estimate_detect, estimate_geo
+from sagecache.precompute.jobs import RunOptions, StatsJob
+from sagecache.precompute.runner import run_detect, run_geo, run_stats
 from sagecache.skeleton.definition import COCO17
 from sagecache.skeleton.stats import SkeletonStats
 from sagecache.store import StoreReader

@@ -1,15 +1,13 @@
-import errno
 import json
-import os
-import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sagecache.errors import SagecacheError
-from sagecache.store.arrays import Column, DamagedChunk, Field, FilePool
+from sagecache.store.arrays import Column, DamagedChunk, Field
 from sagecache.store.codec import unpack_into
+from sagecache.store.pools import FilePool
 
 SMALL = ("ids", "bbox", "image_sha256", "target_from_image", "status", "depth_range")
 
@@ -57,7 +55,7 @@ def test_a_location_holds_the_chunk_and_is_told_like_a_read(store):
     reader = array(store, "depth")
     path, offset, length = reader.location(6)
     out = np.empty(reader.shape[1:], reader.dtype)
-    unpack_into(path.read_bytes()[offset : offset + length], out)
+    unpack_into(Path(path).read_bytes()[offset : offset + length], out)
     assert np.array_equal(out, read(reader, 6))
     with pytest.raises(SagecacheError, match="slot 3 was never written"):
         reader.location(11)
@@ -68,13 +66,13 @@ def test_a_lost_file_is_named(store):
     path.unlink()
     with pytest.raises(SagecacheError, match="file is missing") as error:
         read(array(store, "mask"), 5)
-    assert error.value.file == path
+    assert error.value.file == str(path)
 
 
 @pytest.mark.parametrize("name", ["depth", "status", "depth_range", "target_from_image"])
 def test_every_flipped_byte_is_found_wherever_it_lies(store, name):
     reader = array(store, name)
-    path = reader.file(0)
+    path = Path(reader._paths[0])
     sound, rows = path.read_bytes(), range(min(reader.file_rows, reader.shape[0]))
     for position in range(0, len(sound), max(1, len(sound) // 97)):
         damaged = bytearray(sound)
@@ -88,7 +86,7 @@ def test_every_flipped_byte_is_found_wherever_it_lies(store, name):
 
 @pytest.mark.parametrize("name", ["depth", "status"])
 def test_a_file_cut_anywhere_is_found(store, name):
-    path = array(store, name).file(1)
+    path = Path(array(store, name)._paths[1])
     sound = path.read_bytes()
     for length in range(0, len(sound), max(1, len(sound) // 50)):
         path.write_bytes(sound[:length])
@@ -113,46 +111,3 @@ def test_foreign_metadata_is_refused(store):
     path.unlink()
     with pytest.raises(SagecacheError, match="metadata is missing"):
         array(store, "depth")
-
-
-def is_open(descriptor: int) -> bool:
-    try:
-        os.fstat(descriptor)
-    except OSError as error:
-        assert error.errno == errno.EBADF
-        return False
-    return True
-
-
-def test_the_pool_keeps_few_files_and_closes_the_others(tmp_path):
-    paths = [str(tmp_path / str(k)) for k in range(6)]
-    for k, path in enumerate(paths):
-        Path(path).write_bytes(bytes([k]) * 4)
-    pool = FilePool(2)
-    first = pool._open(paths[0])
-    descriptor = first.descriptor
-    for k, path in enumerate(paths):
-        assert pool.read(path, 2, 1) == bytes([k]) * 2
-        assert len(pool) <= 2
-    assert is_open(descriptor)  # still in use here, though long evicted
-    del first
-    assert not is_open(descriptor)
-
-
-def test_threads_may_share_a_pool_smaller_than_their_number(tmp_path):
-    paths = [str(tmp_path / str(k)) for k in range(8)]
-    for k, path in enumerate(paths):
-        Path(path).write_bytes(bytes([k]) * 64)
-    pool, wrong = FilePool(2), []
-
-    def work(seed: int) -> None:
-        for k in np.random.default_rng(seed).integers(0, 8, 300).tolist():
-            if pool.read(paths[k], 64, 0) != bytes([k]) * 64:
-                wrong.append(k)
-
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert wrong == []

@@ -1,12 +1,13 @@
 import pytest
 
 from sagecache.store import journal
-from sagecache.store.codec import checksum
+from sagecache.store.files import sizes
+from sagecache.store.fingerprint import sha256
 from sagecache.store.journal import JournalWriter, ShardRecord, parse
 
 
 def record(shard: int, data: bytes = b"data") -> ShardRecord:
-    return ShardRecord(shard, 4, {f"depth/c/{shard}": (len(data), checksum(data))})
+    return ShardRecord(shard, 4, {f"depth/c/{shard}": (len(data), sha256(data))})
 
 
 def put(group, shard: int, data: bytes = b"data") -> None:
@@ -60,21 +61,23 @@ def test_torn_tails_are_cut_so_that_later_lines_count(tmp_path):
 
 def test_a_record_counts_only_with_its_files(tmp_path):
     put(tmp_path, 0)
-    assert record(0).present(tmp_path, verify=True)
-    assert not record(1).present(tmp_path)
+    assert record(0).present(tmp_path, sizes(tmp_path), verify=True)
+    assert not record(1).present(tmp_path, sizes(tmp_path))
     put(tmp_path, 0, b"dat")
-    assert not record(0).present(tmp_path)
+    assert not record(0).present(tmp_path, sizes(tmp_path))
     put(tmp_path, 0, b"daXa")
-    assert record(0).present(tmp_path)
-    assert not record(0).present(tmp_path, verify=True)
+    assert record(0).present(tmp_path, sizes(tmp_path))
+    assert not record(0).present(tmp_path, sizes(tmp_path), verify=True)
 
 
 def test_of_two_records_the_one_of_the_files_on_disk_counts(tmp_path):
     put(tmp_path, 0, b"new!")
     old, new = record(0, b"old!"), record(0, b"new!")
-    assert journal.current([old, new], tmp_path) == new
-    assert journal.current([old], tmp_path) == old  # same size, and nothing to tell them apart by
-    assert journal.current([], tmp_path) is None
+    assert journal.current([old, new], tmp_path, sizes(tmp_path)) == new
+    assert (
+        journal.current([old], tmp_path, sizes(tmp_path)) == old
+    )  # same size, and nothing to tell them apart by
+    assert journal.current([], tmp_path, {}) is None
 
 
 def test_merging_gives_the_same_bytes_for_any_history(tmp_path):

@@ -8,14 +8,14 @@ from toy_store import make_content
 
 from sagecache.errors import SagecacheError
 from sagecache.store import layout
-from sagecache.store.codec import checksum
+from sagecache.store.fingerprint import sha256
 
 
 def test_the_manifest_vouches_for_every_file_that_is_written_before_the_targets(store):
     manifest = layout.read_manifest(store)
     for name, (size, expected) in manifest["files"].items():
         data = (store / name).read_bytes()
-        assert (len(data), checksum(data)) == (size, expected)
+        assert (len(data), sha256(data)) == (size, expected)
     journal = (store / "journal.jsonl").read_text()
     for path in (p for p in (store / "targets.zarr").rglob("*") if p.is_file()):
         name = str(path.relative_to(store))

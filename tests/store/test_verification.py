@@ -1,6 +1,7 @@
 import os
 
 import pytest
+from toy_store import make_content
 
 from sagecache.errors import SagecacheError
 from sagecache.store.reader import StoreReader
@@ -41,7 +42,7 @@ def test_a_problem_names_shard_and_ids(store, content):
     ]
     assert [p.message.split(",")[0] for p in problems] == [
         "missing",
-        "crc32c differs from the record",
+        "sha256 differs from the record",
         "9 bytes",
     ]
     assert problems[2].ids == tuple(map(tuple, content.plan.ids[8:].tolist()))
@@ -65,3 +66,17 @@ def test_shards_not_computed_are_told(content, tmp_path):
 def test_no_store_is_an_error(tmp_path):
     with pytest.raises(SagecacheError, match="no target store"):
         verify(tmp_path)
+
+
+def test_a_sound_file_of_another_store_is_found_out(store, tmp_path):
+    """Same sizes, every checksum right: only the content can tell."""
+    other = make_content(failed=(5,), seed=1).write(tmp_path / "other")
+    moved = ["depth_range/c/0/0", "bbox/c/0/0", "depth/c/1/0/0"]
+    for name in moved:
+        source, target = other / "targets.zarr" / name, store / "targets.zarr" / name
+        sound = target.read_bytes()
+        target.write_bytes(source.read_bytes())
+        assert len(sound) == len(source.read_bytes())
+        assert [problem.file for problem in verify(store)] == [f"targets.zarr/{name}"]
+        target.write_bytes(sound)
+    assert verify(store) == []
