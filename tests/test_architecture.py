@@ -188,8 +188,18 @@ def test_every_room_is_a_package():
 
 # -- what it stands on ---------------------------------------------------------------------------------
 
-DISTRIBUTIONS = {"cv2": "opencv-python", "PIL": "pillow", "google_crc32c": "google-crc32c"}
-EXTRAS = {"embreex": "demo", "anny": "bake"}  # imported by what needs the extra, and by nothing else
+DISTRIBUTIONS = {
+    "cv2": "opencv-python",
+    "PIL": "pillow",
+    "google_crc32c": "google-crc32c",
+    "upath": "universal-pathlib",
+}
+EXTRAS = {
+    "embreex": "demo",
+    "anny": "bake",
+    "ray": "ray",
+    "upath": "s3",
+}  # imported by what needs the extra, and by nothing else
 
 
 def third_party(path: Path) -> set[str]:

@@ -27,7 +27,7 @@ def lock() -> dict[str, Version]:
     return {name: Version(version) for name, version in (pin.split("==") for pin in pins)}
 
 
-@pytest.mark.parametrize("group", ["dependencies", "demo", "tensorboard", "dev", "mmpose"])
+@pytest.mark.parametrize("group", ["dependencies", "demo", "ray", "s3", "tensorboard", "dev", "mmpose"])
 def test_the_lock_satisfies_pyproject(group):
     groups = dict(PROJECT["optional-dependencies"], dependencies=PROJECT["dependencies"])
     groups |= PYPROJECT["dependency-groups"]

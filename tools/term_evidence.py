@@ -28,7 +28,6 @@ from sagecache.mm.estimator import SemiPoseEstimator  # noqa: E402
 from sagecache.mm.registry import codec_of  # noqa: E402
 from sagecache.mm.run import build_estimator  # noqa: E402
 from sagecache.project import Project, Recipe  # noqa: E402
-from sagecache.store import StoreReader  # noqa: E402
 
 WRONG = 0.05  # of the box's diagonal, as PCK@0.05
 
@@ -67,7 +66,7 @@ def main() -> None:
 def views_of(project: Project, recipe: Recipe, model: dict, options: argparse.Namespace) -> UnlabeledViews:
     return UnlabeledViews(
         project.instances(options.split, "annotations"),
-        StoreReader(project.geometry_store(options.split)),
+        project.targets(options.split),
         tuple(codec_of(model)["input_size"]),
         recipe.views.padding,
         recipe.views.weak,

@@ -162,10 +162,9 @@ def _iou(a: tuple[float, ...], b: tuple[float, ...]) -> float:
 
 
 def _reader(project: Project, split: str) -> StoreReader | None:
-    from sagecache.store import StoreReader
 
     root = project.geometry_store(split)
-    return StoreReader(root, partial=True) if (root / "manifest.json").is_file() else None
+    return project.targets(split, partial=True) if (root / "manifest.json").is_file() else None
 
 
 def _row(reader: StoreReader | None, one: Instance) -> tuple[dict[str, Any], dict | None]:

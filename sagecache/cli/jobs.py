@@ -203,9 +203,8 @@ def _require_fresh_prior(project: Project) -> None:
 def stale_parts(project: Project, split: str, teacher: Any) -> str:
     """'' for a store that fits the pages, else the parts of the fingerprint that differ, old -> new."""
     from sagecache.precompute.plan import geo_fingerprint
-    from sagecache.store import StoreReader
     from sagecache.store.fingerprint import describe, diff
 
     expected = geo_fingerprint(teacher.spec, teacher.fingerprint(), crop_rule(project), project.data.codec)
-    differences = diff(StoreReader(project.geometry_store(split), partial=True).fingerprint, expected)
+    differences = diff(project.targets(split, partial=True).fingerprint, expected)
     return describe(differences) if differences else ""

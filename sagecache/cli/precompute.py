@@ -38,10 +38,32 @@ def _run_options(function):
     return function
 
 
+def _rank_options(function):
+    """Options of a step that several runs share, such as those of a SLURM array."""
+    for option in (
+        click.option("--world-size", type=click.IntRange(1), default=1, help="How many runs share the work."),
+        click.option("--rank", type=click.IntRange(0), default=0, help="Which of them this is, from 0."),
+    ):
+        function = option(function)
+    return function
+
+
+def _engine_options(function):
+    """Options of the steps that run a network."""
+    for option in (
+        click.option("--workers", type=click.IntRange(1), help="Threads that read images ahead."),
+        click.option("--engine", default="local", show_default=True, help="Who computes: 'local' or 'ray'."),
+    ):
+        function = option(function)
+    return function
+
+
 @precompute_command.command("detect")
 @project_option
 @click.option("--split", default="unlabeled", show_default=True)
 @_run_options
+@_engine_options
+@_rank_options
 @click.pass_context
 def detect_command(context, project: Project, split: str, dry_run: bool, as_json: bool, **options) -> None:
     """Person boxes of a split, as a COCO detection JSON (mmpose's bbox_file)."""
@@ -55,6 +77,8 @@ def detect_command(context, project: Project, split: str, dry_run: bool, as_json
 @project_option
 @click.option("--split", default="unlabeled", show_default=True)
 @_run_options
+@_engine_options
+@_rank_options
 @click.pass_context
 def geo_command(context, project: Project, split: str, dry_run: bool, as_json: bool, **options) -> None:
     """Depth, normals and mask of each instance of a split, into a Zarr store."""
@@ -80,6 +104,7 @@ def stats_command(context, project: Project, dry_run: bool, as_json: bool, **opt
 @project_option
 @click.option("--split", "splits", multiple=True, help="Only this one (can be repeated), and statistics.")
 @_run_options
+@_engine_options
 @click.pass_context
 def all_command(
     context, project: Project, splits: tuple[str, ...], dry_run: bool, as_json: bool, **options
@@ -97,8 +122,11 @@ def all_command(
 
 
 def _options(**options) -> RunOptions:
+    from sagecache.precompute.engines import get_engine
     from sagecache.precompute.jobs import RunOptions
 
+    options = {name: value for name, value in options.items() if value is not None}
+    get_engine(options.get("engine", "local"))  # a wrong name is told before anything is read
     return RunOptions(**options)
 
 
@@ -222,6 +250,9 @@ def _finish(context: click.Context, as_json: bool, reports: list[StepReport]) ->
                 ("step", "image", "instance", "why", "file"),
                 shown,
             )
+    for report in reports:
+        if report.missing:
+            note(f"{report.step}: {report.missing} are left to the other ranks; the last one finishes")
     context.exit(1 if any(not item.nobody for _, item in failed) else 0)
 
 
@@ -236,6 +267,8 @@ def _as_dict(report: StepReport) -> dict:
         total=report.total,
         computed=report.computed,
         failed=failed,
+        missing=report.missing,
         bytes=report.bytes,
         seconds=round(report.seconds, 3),
+        teacher_seconds=round(report.teacher_seconds, 3),
     )

@@ -100,7 +100,6 @@ def _errors(project: Project, split: str):
     import numpy as np
 
     from sagecache.data.coco import load_coco
-    from sagecache.store import StoreReader
     from sagecache.store.codec import decode_depth, decode_normal
     from sagecache.synth.write import read_geometry
     from sagecache.teachers.measure import geometry_errors
@@ -108,7 +107,7 @@ def _errors(project: Project, split: str):
     settings = project.split(split)
     folder = project.path(settings.annotations).parent
     records = {record["id"]: record for record in load_coco(project.path(settings.annotations))["images"]}
-    reader = StoreReader(project.geometry_store(split))
+    reader = project.targets(split)
     missing = {"depth", "normal", "mask"} - set(reader.fields)
     if missing:
         raise SagecacheError(f"its teacher gives no {' and no '.join(sorted(missing))}", file=reader.root)

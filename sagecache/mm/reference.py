@@ -25,7 +25,6 @@ from sagecache.priors.cmgc import (
 )
 from sagecache.project import Project
 from sagecache.skeleton.definition import Skeleton
-from sagecache.store.reader import StoreReader
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +36,7 @@ BATCH = 64  # bodies whose maps are decoded at a time
 def check_store(project: Project, split: str) -> None:
     """Raise SagecacheError unless the split's store has depth and normals, and a depth that grows away."""
     root = project.geometry_store(split)
-    reader = StoreReader(root)
+    reader = project.targets(split)
     missing = [name for name in NEEDED if name not in reader.fields]
     if missing:
         raise SagecacheError(
@@ -109,7 +108,7 @@ def _limb_tables(
             file="data.py",
             fix=f"Set boxes='annotations' and run '{_geo(project, split)}', {SILENCE}.",
         )
-    reader = StoreReader(project.geometry_store(split))
+    reader = project.targets(split)
     kept = [one for one in project.instances(split) if one.keypoints is not None and one.key in reader]
     if not kept:
         raise SagecacheError(

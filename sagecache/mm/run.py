@@ -56,7 +56,6 @@ from sagecache.project.runs import (
     unmark,
 )
 from sagecache.store.lock import FolderLock
-from sagecache.store.reader import StoreReader
 
 logger = logging.getLogger(__name__)
 
@@ -253,7 +252,7 @@ def train_loader(project: Project, recipe: Recipe, model: dict, seed: int) -> Da
         split = recipe.data.unlabeled
         unlabeled = UnlabeledViews(
             project.instances(split),
-            StoreReader(project.geometry_store(split)) if recipe.uses_geometry else None,
+            project.targets(split) if recipe.uses_geometry else None,
             size,
             views.padding,
             views.weak,

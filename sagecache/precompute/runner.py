@@ -33,9 +33,11 @@ from sagecache.precompute.steps import DetectWork, FailedItem, GeoShard, GeoWork
 from sagecache.skeleton.measure import stacked_keypoints
 from sagecache.skeleton.stats import SkeletonStats, compute_stats
 from sagecache.store import StoreReader, StoreWriter, pending, set_aside
+from sagecache.store.files import is_remote, open_root, sizes
 from sagecache.store.fingerprint import describe, diff, digest
 from sagecache.store.ids import IdIndex
 from sagecache.store.layout import COMPLETE
+from sagecache.store.spec import NOT_DONE
 
 if TYPE_CHECKING:
     from sagecache.teachers.base import Detector, Teacher
@@ -67,7 +69,7 @@ def run_geo(
 
 def _sealed(root: Path, plan: GeoPlan, job: GeoJob) -> bool:
     """Whether a store is complete and in a folder that can't be written: then it is used as it is."""
-    if os.access(root, os.W_OK) or not (root / COMPLETE).is_file():
+    if is_remote(root) or os.access(root, os.W_OK) or not (root / COMPLETE).is_file():
         return False
     return not pending(root, plan.store, plan.fields, plan.fingerprint, job.shard_size)
 
@@ -218,7 +220,7 @@ class _Clock:
 
 
 def lay_out(job: GeoJob, teacher: Teacher, options: RunOptions, progress: Progress) -> tuple[Path, GeoPlan]:
-    root, instances = limited(Path(job.root), job.instances, options.limit)
+    root, instances = limited(open_root(job.root), job.instances, options.limit)
     progress(0, len(instances), "reading images")
     return root, plan_geo(instances, teacher.spec, teacher.fingerprint(), job.crop, job.codec)
 
@@ -253,12 +255,12 @@ def _stop_at(failed: Sequence[FailedItem]) -> None:
 def _failures(root: Path, plan: GeoPlan, details: Mapping) -> list[FailedItem]:
     paths = {one.key: one.path for one in plan.instances}
     items = []
-    for failure in StoreReader(root).failures():
+    for failure in StoreReader(root, partial=True).failures():
         key = (failure.image_id, failure.instance)
-        if key in paths:  # a store may hold instances that the split no longer has
+        if failure.status != NOT_DONE and key in paths:  # the split may have lost some
             items.append(details.get(key) or FailedItem(*key, failure.reason, paths[key]))
     return items
 
 
 def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return sum(sizes(folder).values())

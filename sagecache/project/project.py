@@ -26,6 +26,8 @@ from sagecache.project.recipe import Recipe
 from sagecache.project.runs import finished_run, newest_work_dir, standing_checkpoint
 from sagecache.project.settings import DataSettings, SplitSettings
 from sagecache.skeleton.definition import COCO17, Skeleton
+from sagecache.store.files import open_root
+from sagecache.store.reader import Kept, StoreReader
 from sagecache.strict import build
 from sagecache.structures import Instance
 
@@ -204,7 +206,18 @@ class Project:
         return self.cache_root / split / "detections.json" if own else self.path(boxes)
 
     def geometry_store(self, split: str) -> Path:
-        return self.cache_root / split / "geo"
+        """The folder of a split's target store, on a disk or in an object store."""
+        root = self.data.store_root
+        if root is None:
+            return self.cache_root / split / "geo"
+        return open_root(root if "://" in root else self.path(root)) / split / "geo"
+
+    def targets(self, split: str, partial: bool = False) -> StoreReader:
+        """Reads the targets of a split; shards of an object store are kept here, as data.py says."""
+        settings = self.data.shard_cache
+        folder = self.path(settings.folder) if settings.folder else self.cache_root / "shards"
+        kept = Kept(folder, int(settings.gigabytes * 1e9)) if settings.gigabytes else None
+        return StoreReader(self.geometry_store(split), partial=partial, kept=kept)
 
     def work_dir(self, recipe: str) -> Path:
         return self.path(self.data.work_root) / recipe.replace("-", "_")

@@ -79,6 +79,17 @@ class EvaluationSettings:
 
 
 @dataclass(frozen=True)
+class ShardCacheSettings:
+    """folder: of kept shards; by default below cache_root. gigabytes: of all of them; 0 keeps nothing."""
+
+    folder: Path | None = None
+    gigabytes: float = 20.0
+
+    def __post_init__(self) -> None:
+        at_least("gigabytes", self.gigabytes, 0)
+
+
+@dataclass(frozen=True)
 class DataSettings:
     """A project's ``data.py``. Relative paths start at the project folder (embedded demo: here).
 
@@ -86,6 +97,8 @@ class DataSettings:
     annotations skeleton_stats.json summarises. codec: of new target stores, 'fast' (lz4), 'compact' (zstd, a
     third fewer bytes, three times as long to decode) or 'lossless' (float32 as the teacher gave it).
     shard_size: instances a file of a store, and what a kill may cost; by default after the maps' size.
+    store_root: where target stores lie, a folder or the URL of one in an object store (s3://bucket/folder);
+    by default cache_root. shard_cache: what is kept on this machine of stores in an object store.
     """
 
     splits: dict[str, SplitSettings]
@@ -99,6 +112,8 @@ class DataSettings:
     stats_splits: tuple[str, ...] = ("labeled",)
     codec: Literal["fast", "compact", "lossless"] = "fast"
     shard_size: int | None = None
+    store_root: str | None = None
+    shard_cache: ShardCacheSettings = ShardCacheSettings()
 
     def __post_init__(self) -> None:
         if self.shard_size is not None:

@@ -1,4 +1,6 @@
 import json
+import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +11,6 @@ from toy_teacher import ToyDetector, ToyTeacher, detect_job, geo_job, make_insta
 from sagecache.data.coco import load_detections
 from sagecache.errors import SagecacheError
 from sagecache.precompute import runner
-from sagecache.precompute.estimates import estimate_detect, estimate_geo
 from sagecache.precompute.jobs import RunOptions, StatsJob
 from sagecache.precompute.runner import run_detect, run_geo, run_stats
 from sagecache.skeleton.definition import COCO17
@@ -140,35 +141,6 @@ def test_progress_starts_with_what_is_there_and_ends_with_everything(instances, 
     assert seen == [(0, 14, "reading images"), (12, 14, "targets"), (14, 14, "targets")]
 
 
-def test_an_estimate_writes_nothing_and_is_near_the_truth(tmp_path):
-    instances = make_instances(write_images(tmp_path / "images", 30), each=4)
-    job, teacher = geo_job(tmp_path / "geo", instances, shard_size=16), ToyTeacher(pause=0.01)
-    guess = estimate_geo(job, teacher)
-    assert (guess.total, guess.missing) == (120, 120) and not (tmp_path / "geo").exists()
-    # a pause of 10 ms for a batch of 3 and for the last of each shard
-    assert guess.seconds > 120 / 3 * 0.01
-    report = run_geo(job, ToyTeacher())
-    arrays = sum(p.stat().st_size for p in (tmp_path / "geo").rglob("c/**/*") if p.is_file())
-    assert 0.85 < guess.bytes / arrays < 1.15 and arrays < report.bytes
-    (tmp_path / "geo/targets.zarr/mask/c/7/0/0").unlink()
-    assert estimate_geo(job, teacher).missing == 8
-    assert estimate_geo(job, teacher, RunOptions(force=True)).missing == 120
-    with pytest.raises(SagecacheError, match="teacher.version"):
-        estimate_geo(job, ToyTeacher(version=2))
-
-
-def test_an_estimate_of_boxes_counts_what_is_missing_and_writes_nothing(images, tmp_path):
-    job, before = detect_job(tmp_path, images), sorted(tmp_path.rglob("*"))
-    guess = estimate_detect(job, ToyDetector())
-    assert (guess.total, guess.missing) == (7, 7) and sorted(tmp_path.rglob("*")) == before
-    report = run_detect(job, ToyDetector())
-    assert 0.7 < guess.bytes / report.bytes < 1.3
-    assert estimate_detect(job, ToyDetector()).missing == 0
-    assert estimate_detect(job, ToyDetector(), RunOptions(force=True)).missing == 7
-    assert estimate_detect(job, ToyDetector(), RunOptions(limit=3)).total == 3
-    assert estimate_detect(detect_job(tmp_path, []), ToyDetector()).total == 0
-
-
 def test_detections_are_read_back_and_made_once(images, tmp_path):
     job, detector = detect_job(tmp_path, images), ToyDetector()
     report = run_detect(job, detector)
@@ -245,3 +217,76 @@ def test_no_labeled_person_is_said_and_force_then_moves_nothing(labeled, tmp_pat
     with pytest.raises(SagecacheError, match="no labeled person to summarise"):
         run_stats(nobody, RunOptions(force=True))
     assert [path.name for path in tmp_path.iterdir()] == ["skeleton_stats.json"]
+
+
+def test_ranks_share_the_shards_and_the_last_one_seals(instances, tmp_path):
+    whole = run_geo(geo_job(tmp_path / "whole", instances), ToyTeacher())
+    job = geo_job(tmp_path / "shared", instances)  # four shards of at most four
+    first = run_geo(job, ToyTeacher(), RunOptions(rank=1, world_size=2))
+    assert (first.computed, first.missing) == (whole.total - 8, 8)
+    assert not (tmp_path / "shared" / "complete.json").exists()
+    last = run_geo(job, ToyTeacher(), RunOptions(rank=0, world_size=2))
+    assert (last.computed, last.missing) == (8, 0)
+    assert tree(tmp_path / "shared") == tree(tmp_path / "whole")
+
+
+def test_ranks_share_detection_too(images, tmp_path):
+    run_detect(detect_job(tmp_path / "whole", images), ToyDetector())
+    job = detect_job(tmp_path / "shared", images)  # three parts of at most three
+    first = run_detect(job, ToyDetector(), RunOptions(rank=0, world_size=2))
+    assert (first.computed, first.missing, first.failed) == (4, 3, [])
+    assert run_detect(job, ToyDetector(), RunOptions(rank=1, world_size=2)).missing == 0
+    assert tree(tmp_path / "shared") == tree(tmp_path / "whole")
+
+
+def test_ranks_at_work_at_once_give_the_store_of_one(instances, tmp_path):
+    run_geo(geo_job(tmp_path / "whole", instances), ToyTeacher())
+    job, reports = geo_job(tmp_path / "shared", instances), []
+
+    def work(rank):
+        reports.append(run_geo(job, ToyTeacher(pause=0.02), RunOptions(rank=rank, world_size=3)))
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sum(report.computed for report in reports) == 14
+    assert min(report.missing for report in reports) == 0
+    assert tree(tmp_path / "shared") == tree(tmp_path / "whole")
+
+
+def test_a_second_run_waits_says_so_and_finds_all_done(instances, tmp_path):
+    job, entered, told = geo_job(tmp_path / "geo", instances), threading.Event(), []
+
+    class Slow(ToyTeacher):
+        def __call__(self, crops):
+            entered.set()
+            time.sleep(0.05)
+            return super().__call__(crops)
+
+    first = threading.Thread(target=run_geo, args=(job, Slow()))
+    first.start()
+    assert entered.wait(20)
+    second = run_geo(job, ToyTeacher(), progress=lambda done, total, text: told.append(text))
+    first.join(20)
+    assert second.computed == 0 and "waiting for another run that is at work here" in told
+
+
+def test_verify_makes_anew_only_what_is_damaged(instances, tmp_path):
+    job = geo_job(tmp_path / "geo", instances)
+    run_geo(job, ToyTeacher())
+    sound = tree(tmp_path / "geo")
+    shard = tmp_path / "geo/targets.zarr/normal/c/1/0/0/0"
+    data = bytearray(shard.read_bytes())
+    data[5] ^= 4
+    shard.write_bytes(data)
+    assert run_geo(job, ToyTeacher()).computed == 0  # sizes are right: nobody looked closer
+    assert run_geo(job, ToyTeacher(), RunOptions(verify=True)).computed == 4
+    assert tree(tmp_path / "geo") == sound
+
+
+def test_the_bytes_do_not_depend_on_the_number_of_readers(instances, tmp_path):
+    for workers in (1, 4):
+        run_geo(geo_job(tmp_path / str(workers), instances), ToyTeacher(), RunOptions(workers=workers))
+    assert tree(tmp_path / "1") == tree(tmp_path / "4")
