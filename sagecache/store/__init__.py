@@ -1,5 +1,6 @@
 """Targets on disk: a plain Zarr v3 group with a plan, a journal and a fingerprint beside it."""
 
+from sagecache.store.joined import JoinedReader
 from sagecache.store.reader import Failure, StoreReader
 from sagecache.store.spec import StorePlan, TargetField, build_fields
 from sagecache.store.verification import Problem
@@ -7,6 +8,7 @@ from sagecache.store.writer import StoreWriter, pending, set_aside
 
 __all__ = [
     "Failure",
+    "JoinedReader",
     "Problem",
     "StorePlan",
     "StoreReader",
