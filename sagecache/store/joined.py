@@ -84,12 +84,11 @@ class JoinedReader:
 
     def allocate(self, count: int) -> dict[str, np.ndarray]:
         """Empty arrays for count instances."""
-        self.size  # noqa: B018 - raises where the sizes differ
-        return {
-            name: values
-            for reader in reversed(self.readers)
-            for name, values in reader.allocate(count).items()
-        }
+        _ = self.size  # one for all, or an error
+        arrays = {}
+        for reader in reversed(self.readers):
+            arrays |= reader.allocate(count)
+        return arrays
 
     def boxes(self, ids: Sequence[tuple[int, int]]) -> np.ndarray:
         """Boxes (B, 4) float64 xywh; that all stores have these is tested by their crops."""
