@@ -1,5 +1,6 @@
 # make demo   from nothing to a trained, evaluated model and its pictures
 # make test   lint, import contracts, the whole test suite (offline once installed)
+# make torture   200 kills of local runs and 20 on Ray; every store must then be the undisturbed one
 # make lint   ruff and the import contracts; `make format` mends what ruff can
 # make wheel  build dist/*.whl
 # make clean  remove .venv and build leftovers; data and checkpoints stay
@@ -15,7 +16,7 @@ INSTALLED := $(VENV)/.installed
 SOURCES := sagecache configs tools benchmarks tests
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint format wheel clean install
+.PHONY: demo test torture lint format wheel clean install
 
 demo: $(INSTALLED)
 	$(BIN)/sagecache demo
@@ -23,6 +24,9 @@ demo: $(INSTALLED)
 # One thread a process: two pytest workers and the processes that tests start share two cores.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+torture: $(INSTALLED)
+	OMP_NUM_THREADS=1 PYTHONPATH=.:tests $(BIN)/python tests/torture.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check $(wildcard $(SOURCES))

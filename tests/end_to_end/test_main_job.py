@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
+from bucket import bucket
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from tiny import COUNTS, write_tiny_project
@@ -188,3 +190,26 @@ def test_unknown_names_suggest_the_nearest(project):
         sagecache(project, "train", "stage0", "train_cfg.max_iter=3")
     with pytest.raises(SagecacheError, match="[Dd]id you mean 'consistency'"):
         sagecache(project, "train", "stage1-full", "semi.terms.consistancy.weight=1", "batch.workers=0")
+
+
+def test_stores_in_a_bucket_are_made_by_ray_and_trained_from(project, tmp_path):
+    """The same pages with one more line: the same targets, elsewhere."""
+    pytest.importorskip("ray", reason="the engine 'ray' needs the package ray")
+    folder = shutil.copytree(project, tmp_path / "project")
+    with bucket() as url:
+        with (folder / "data.py").open("a") as page:
+            page.write(f'store_root = "{url}/targets"\n')
+        with pytest.raises(SagecacheError, match="precompute geo --split labeled"):
+            sagecache(folder, "train", "stage1-full", "--max-iters", "1", *FEW)
+        for split in ("labeled", "unlabeled"):
+            made = sagecache(folder, "precompute", "geo", "--split", split, "--engine", "ray", "--json")
+            assert json.loads(made.stdout)[0]["path"] == f"{url}/targets/{split}/geo"
+            here = StoreReader(project / "cache" / split / "geo")
+            there = StoreReader(f"{url}/targets/{split}/geo")
+            keys = here.ids[here.status == 1]
+            wanted, found = here.read_many(keys), there.read_many(keys)
+            assert np.array_equal(wanted["mask"], found["mask"]) and there.verify() == []
+        sagecache(folder, "train", "stage1-full", "--max-iters", "2", *FEW)
+        assert (folder / "cache" / "shards").is_dir()  # what was read is kept here
+        shown = sagecache(folder, "inspect", str(int(keys[0][0])), "--json")
+        assert "targets.zarr/depth/c/" in shown.stdout
