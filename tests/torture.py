@@ -106,9 +106,7 @@ def _kill_later(process, rng: random.Random, whole: float, folder: Path, tally: 
         tally.look(folder)
 
 
-def torture(
-    kinds: list[Callable], images, base: Path, kills: int, seed: int, deaths_a_trial: int = 8
-) -> Tally:
+def torture(kinds: list[Callable], images, base: Path, kills: int, seed: int) -> Tally:
     """Trials of each kind in turn until so many kills."""
     rng, tally = random.Random(seed), Tally()
     began = time.perf_counter()
@@ -231,8 +229,8 @@ def main() -> int:
             tally = run(*kinds, images, Path(base), kills, options.seed)
             wrong += tally.wrong
             print(
-                f"{name}: {tally.kills} kills in {tally.trials} stores, {tally.unfinished} left one unfinished, "
-                f"{tally.leftovers} half-written files lay about; {tally.trials - len(tally.wrong)} of "
+                f"{name}: {tally.kills} kills in {tally.trials} stores, {tally.unfinished} left one "
+                f"unfinished, {tally.leftovers} half-written files; {tally.trials - len(tally.wrong)} of "
                 f"{tally.trials} stores are the undisturbed one, byte for byte "
                 f"({time.perf_counter() - began:.0f} s)",
                 flush=True,

@@ -75,8 +75,9 @@ class Teacher(Protocol):
     spec: TeacherSpec
 
     def __call__(self, crops: np.ndarray) -> dict[str, Tensor]:
-        """crops (B, H, W, 3) uint8 RGB of spec.input_size -> {output: float32 (B, C, h, w)} on the CPU.
+        """crops (B, H, W, 3) uint8 RGB of spec.input_size -> {output: (B, C, h, w)}, float, on any device.
 
+        On a GPU it need not wait for the result: whoever copies the maps to the host does.
         'normal' is unit length, 'mask' a probability in [0, 1]. A crop whose result is not finite comes
         back as NaN for the caller to record; it is never silently repaired.
         """
@@ -105,9 +106,12 @@ def check_crops(crops: np.ndarray, size: tuple[int, int]) -> None:
         )
 
 
-def to_tensor(crops: np.ndarray) -> Tensor:
-    """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 in 0..255."""
-    return torch.from_numpy(np.ascontiguousarray(crops)).permute(0, 3, 1, 2).float()
+def to_tensor(crops: np.ndarray, device: str | torch.device = "cpu") -> Tensor:
+    """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 in 0..255; to a GPU by pinned memory, without waiting."""
+    pixels = torch.from_numpy(np.ascontiguousarray(crops))
+    if torch.device(device).type == "cuda":
+        pixels = pixels.pin_memory()
+    return pixels.to(device, non_blocking=True).permute(0, 3, 1, 2).float()
 
 
 def convert_normals(normals: Tensor, axes: str) -> Tensor:
@@ -117,7 +121,7 @@ def convert_normals(normals: Tensor, axes: str) -> Tensor:
     """
     if axes not in NORMAL_AXES:
         raise SagecacheError(f"unknown normal_axes '{axes}'", fix=nearest(axes, NORMAL_AXES))
-    normals = normals * torch.tensor(NORMAL_AXES[axes]).view(3, 1, 1)
+    normals = normals * normals.new_tensor(NORMAL_AXES[axes]).view(3, 1, 1)
     return normals / normals.norm(dim=1, keepdim=True)
 
 

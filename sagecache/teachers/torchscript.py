@@ -30,6 +30,7 @@ from sagecache.teachers.base import (
     to_tensor,
 )
 
+PRECISIONS = ("as_exported", "bfloat16")
 MASK_RULES = ("network", "threshold", "everything")
 
 
@@ -44,7 +45,8 @@ class TorchScriptSettings:
     camera; it is negated. unit: of the depth. normal_axes: 'opencv' | 'opengl' (x right, y up, z to us).
     mask: 'network' (an output called 'mask': logits, one channel, or several with the background first),
     'threshold' (raw depth within mask_range) or 'everything' (all ones: it says nothing).
-    device: where it runs; never part of the fingerprint.
+    precision: 'as_exported' or 'bfloat16' (weights and activations in bfloat16: other numbers, another
+    fingerprint). device: where it runs; never part of the fingerprint.
     """
 
     files: dict[str, str] = field(default_factory=dict)
@@ -60,6 +62,7 @@ class TorchScriptSettings:
     normal_axes: str = "opencv"
     mask: str = "everything"
     mask_range: tuple[float, float] | None = None
+    precision: str = "as_exported"
     device: str = "cpu"
 
     def __post_init__(self) -> None:
@@ -81,6 +84,7 @@ class TorchScriptSettings:
             (self.mask, MASK_RULES),
             (self.normal_axes, NORMAL_AXES),
             (self.depth_kind, DEPTH_KINDS),
+            (self.precision, PRECISIONS),
         ):
             if value not in known:
                 raise SagecacheError(f"unknown setting '{value}'", fix=nearest(value, known))
@@ -146,8 +150,9 @@ class TorchScriptTeacher:
     @torch.inference_mode()
     def __call__(self, crops: np.ndarray) -> dict[str, Tensor]:
         check_crops(crops, self.spec.input_size)
-        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (self.settings.mean, self.settings.std))
-        images = ((to_tensor(crops) - mean) / std).to(self.settings.device)
+        pixels = to_tensor(crops, self.settings.device)
+        mean, std = (pixels.new_tensor(v).view(3, 1, 1) for v in (self.settings.mean, self.settings.std))
+        images = (pixels - mean) / std
         raw = self._run(images)
         maps = {name: self._finish(name, value) for name, value in raw.items() if name != "mask"}
         maps["mask"] = resize_maps(self._mask(raw, maps), self.spec.map_size)
@@ -155,17 +160,20 @@ class TorchScriptTeacher:
 
     @cached_property
     def _modules(self) -> dict[str, torch.jit.ScriptModule]:
-        return {name: _load(path, self.settings.device) for name, path in self._paths.items()}
+        modules = {name: _load(path, self.settings.device) for name, path in self._paths.items()}
+        if self.settings.precision == "bfloat16":
+            modules = {name: module.to(torch.bfloat16) for name, module in modules.items()}
+        return modules
 
     def _run(self, images: Tensor) -> dict[str, Tensor]:
-        """Raw outputs (B, C, h, w) float32 on the CPU, shapes checked."""
+        """Raw outputs (B, C, h, w) float32, shapes checked."""
         answers = {name: self._answer(name, images) for name in self._modules}
         if "all" in answers:
             answer = answers["all"]
             answers = dict(zip(self.settings.outputs, self._as_tuple(answer), strict=True))
         for name, value in answers.items():
             value = value[0] if isinstance(value, (tuple, list)) and len(value) == 1 else value
-            answers[name] = self._check(name, value, len(images)).float().cpu()
+            answers[name] = self._check(name, value, len(images)).float()
         return answers
 
     def _answer(self, name: str, images: Tensor) -> object:

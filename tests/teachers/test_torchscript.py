@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from sagecache.errors import SagecacheError
 from sagecache.models.convnet import GeometryNet
+from sagecache.store.fingerprint import diff
 from sagecache.teachers.demo import DemoGeometry
 from sagecache.teachers.registry import build_teacher
 from tools.export_torchscript import export
@@ -174,6 +175,30 @@ def test_a_network_of_half_precision_gets_its_own_type(save, crops):
     expected = 2 * torch.from_numpy(crops[..., 0]).float()[:, None]
     assert out.dtype == torch.float32
     torch.testing.assert_close(out, expected, atol=0, rtol=0.01)
+
+
+class Tenths(nn.Module):
+    """Depth: the red channel times a weight that bfloat16 does not have."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(0.1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, :1] * self.weight
+
+
+def test_bfloat16_gives_other_numbers_and_another_fingerprint(save, crops):
+    files = {"depth": save(Tenths())}
+    exported, halved = build(files=files), build(files=files, precision="bfloat16")
+    crops = np.random.default_rng(0).integers(0, 256, crops.shape, np.uint8)
+    exact, coarse = exported(crops)["depth"], halved(crops)["depth"]
+    assert coarse.dtype == torch.float32
+    assert 0 < (coarse - exact).abs().max() <= exact.abs().max() * 2**-6
+    assert torch.equal(coarse, coarse.to(torch.bfloat16).float())
+    assert diff(exported.fingerprint(), halved.fingerprint()) == [
+        ("preprocessing.precision", "as_exported", "bfloat16")
+    ]
 
 
 def test_a_file_that_is_no_torchscript_is_named(tmp_path, crops):
