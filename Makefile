@@ -1,6 +1,8 @@
 # make demo   from nothing to a trained, evaluated model and its pictures
 # make test   lint, import contracts, the whole test suite (offline once installed)
 # make lint   ruff and the import contracts; `make format` mends what ruff can
+# make bench  measure all that is claimed of the store, 15 minutes at most; writes benchmarks/RESULTS.md
+#             `make bench-quick` prints rough figures in a minute
 # make wheel  build dist/*.whl
 # make clean  remove .venv and build leftovers; data and checkpoints stay
 #
@@ -12,10 +14,11 @@ WORKERS ?= 2
 TORCH := torch==2.13.0
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+BENCH_INSTALLED := $(VENV)/.installed-bench
 SOURCES := sagecache configs tools benchmarks tests
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint format wheel clean install
+.PHONY: demo test lint format bench bench-quick wheel clean install
 
 demo: $(INSTALLED)
 	$(BIN)/sagecache demo
@@ -33,12 +36,18 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix $(wildcard $(SOURCES))
 	$(BIN)/ruff format $(wildcard $(SOURCES))
 
+bench: $(BENCH_INSTALLED)
+	$(BIN)/python -m benchmarks
+
+bench-quick: $(BENCH_INSTALLED)
+	$(BIN)/python -m benchmarks --quick
+
 wheel: $(INSTALLED)
 	$(BIN)/python -m pip wheel --no-deps --no-build-isolation --wheel-dir dist .
 
 clean:
 	rm -rf $(VENV) build dist .ruff_cache .hypothesis .pytest_cache
-	find sagecache tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
+	find sagecache benchmarks tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
 install: $(INSTALLED)
 
@@ -48,4 +57,8 @@ $(INSTALLED): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install $(TORCH)
 	$(BIN)/python -m pip install --no-deps -r requirements.lock
 	$(BIN)/python -m pip install --no-deps --no-build-isolation -e .
+	touch $@
+
+$(BENCH_INSTALLED): $(INSTALLED) requirements-bench.lock
+	$(BIN)/python -m pip install --no-deps -r requirements-bench.lock
 	touch $@
