@@ -1,7 +1,7 @@
 """(a) DataLoader throughput into batches in shared memory: 2 and 0 workers, page cache warm and cold.
 
-Cold means: our own files were written out (fsync) and their pages dropped (POSIX_FADV_DONTNEED) before each
-epoch, with every reader newly opened, since mapped pages are never dropped. The machine below may still
+Cold means: our own files, long written out (fsync), had their pages dropped (POSIX_FADV_DONTNEED) before
+each epoch, with every reader newly opened, since mapped pages are never dropped. The machine below may still
 cache: what the disk delivered is counted by the kernel (read_bytes) and stands in the table.
 """
 
@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from benchmarks import containers, readers
 from benchmarks.material import Material
-from benchmarks.reading import SLOW_SHARE
 from benchmarks.results import Section, Table, at_least, short
 from benchmarks.scale import LARGE, SMALL, title
 from benchmarks.timing import Samples, interleaved
@@ -81,8 +80,7 @@ class Epochs:
         batch, batches = (
             (scale.batch // 2, scale.cold_batches) if cold else (scale.batch, scale.epoch_batches)
         )
-        if reader.slow:
-            batches = max(2, batches // SLOW_SHARE)
+        batches = max(2, batches // reader.slowness)
         self.reader, self.workers = reader, workers
         self.draws = Draws(count, batch, batches, max(1, workers) if cold else 0)
         self.fetched: list[float] = []
@@ -171,7 +169,8 @@ def _warm(found: dict[str, readers.Reader], material: Material, size, workers: i
     for reader in found.values():
         for path in containers.files_below(reader.folder):
             path.read_bytes()
-    samples = interleaved({name: one.epoch for name, one in epochs.items()}, material.scale.warm_rounds)
+    rounds = material.scale.warm_rounds if workers else (material.scale.warm_rounds + 1) // 2
+    samples = interleaved({name: one.epoch for name, one in epochs.items()}, rounds)
     for one in epochs.values():
         one.close()
     return samples
@@ -182,8 +181,6 @@ def _cold(
 ) -> tuple[dict[str, Samples], dict[str, float]]:
     """Samples, and bytes fetched from disk an instance (by this process: those of workers are not seen)."""
     epochs = {name: Epochs(reader, material, size, workers, True) for name, reader in found.items()}
-    for reader in found.values():
-        containers.settle(reader.folder)
     samples = {name: Samples() for name in epochs}
     rng = np.random.default_rng(0)
     for number in range(-1, material.scale.cold_rounds):  # the first starts the workers

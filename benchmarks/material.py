@@ -20,6 +20,7 @@ from unittest import mock
 import numpy as np
 import torch
 
+from benchmarks.containers import settle
 from benchmarks.scale import Scale, title
 from sagecache.cli.jobs import geo_job
 from sagecache.precompute.runner import GeoJob, StepReport, run_geo
@@ -126,7 +127,8 @@ teacher = dict(type="demo", flip_test=True, map_size=(96, 128))
         """Make a store of a split at root, as ``sagecache precompute geo`` does."""
         job = geo_job(self.project, split)
         width, height = teacher.spec.input_size
-        teacher(np.zeros((job.batch_size, height, width, 3), np.uint8))  # allocations, kernels chosen
+        batch = min(job.batch_size, len(job.instances))
+        teacher(np.zeros((batch, height, width, 3), np.uint8))  # allocations, kernels chosen
         watched = WatchedTeacher(teacher, keep)
         job = GeoJob(root, job.instances, job.crop, job.attributes, job.shard_size)
         return TeacherRun(run_geo(job, watched), watched)
@@ -157,6 +159,7 @@ teacher = dict(type="demo", flip_test=True, map_size=(96, 128))
         if not root.exists():
             fields = fields_of(self.teacher_run(size).teacher.spec)
             write_store(root, size, fields, self.rows(size), self.scale.instances[size])
+            settle(root)
         return root
 
 

@@ -33,9 +33,10 @@ def allocate(spec: Spec, count: int) -> dict[str, np.ndarray]:
 
 
 class Reader:
-    """folder: its own files. spec: what it fills a batch with. slow: gets a part of a batch only."""
+    """folder: its own files. spec: what it fills a batch with. slowness: the slower, the less a round "
+    "asks for."""
 
-    slow = False
+    slowness = 1
     forks = True  # whether a process that used it may fork
 
     def __init__(self, folder: Path, spec: Spec) -> None:
@@ -108,7 +109,7 @@ def _decompress(chunk: bytes, target: np.ndarray) -> None:
 class ZarrPython(Reader):
     """zarr-python's arrays, instance by instance: the fastest way through its API for random rows."""
 
-    slow = True
+    slowness = 16
     pipeline = "zarr.core.codec_pipeline.BatchedCodecPipeline"
 
     def open(self):
@@ -139,7 +140,7 @@ class ZarrsPipeline(ZarrPython):
 class TensorStore(Reader):
     """tensorstore on the same files: all reads of a batch in flight together, no cache of its own."""
 
-    slow = True
+    slowness = 4
     forks = False
 
     def open(self):
@@ -172,6 +173,8 @@ class Memmap(Reader):
 
 
 class Npz(Reader):
+    slowness = 4
+
     def open(self):
         return str(self.folder)
 
@@ -224,7 +227,7 @@ class Arrow(Reader):
 class ArrowArrays(Reader):
     """Hugging Face datasets with array columns and its numpy format, a batch in one call."""
 
-    slow = True
+    slowness = 16
 
     def open(self):
         return _dataset(self.folder).with_format("numpy")
@@ -244,7 +247,7 @@ def _dataset(folder: Path):
 class Litdata(Reader):
     """litData by row number, the chunks as bytes."""
 
-    slow = True
+    slowness = 16
 
     def open(self):
         from litdata import StreamingDataset
@@ -300,6 +303,7 @@ def build(
         try:
             if not own.exists():
                 write(own, store)
+                containers.settle(own)
             reader = kind(own, memmap_spec(spec) if kind is Memmap else spec)
             reader.row(0)
         except ImportError as error:

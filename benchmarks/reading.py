@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from benchmarks import readers
+from benchmarks import containers, readers
 from benchmarks.material import Material
 from benchmarks.results import Goal, Section, Table, at_least, at_most, short
 from benchmarks.scale import LARGE, SMALL, title
 from benchmarks.timing import Case, Samples, interleaved
 
 DECODE, DECODE_UNCHECKED = "decoding the same chunks in memory", "the same without checksum"
-SLOW_SHARE = 8  # the slowest readers get an eighth of a batch
 MEMMAP, ZARR = "np.memmap, raw float16", "zarr-python, same files"
 # name -> least ratio to the direct reader, as the issue states it for both sizes
 RIVALS = {
@@ -64,9 +63,12 @@ def _measure_size(material: Material, size) -> tuple[dict[str, Samples], list[st
     found[DECODE] = readers.InMemory(store, spec, checked=True)
     found[DECODE_UNCHECKED] = readers.InMemory(store, spec, checked=False)
     rng, count, batch = np.random.default_rng(0), material.scale.instances[size], material.scale.batch
-    for reader in found.values():  # fills the page cache and reads every index
-        for start in range(0, count, 1 if not reader.slow else 64):
-            reader.read(np.array([start]), readers.allocate(reader.spec, 1))
+    for reader in found.values():  # fills the page cache, reads every index
+        for path in containers.files_below(reader.folder):
+            path.read_bytes()
+        out = readers.allocate(reader.spec, batch)
+        for start in range(0, count - batch + 1, batch * reader.slowness):
+            reader.read(np.arange(start, start + batch), out)
     cases = {name: _case(reader, rng, count, batch) for name, reader in found.items()}
     samples = interleaved(cases, material.scale.read_rounds)
     for reader in found.values():
@@ -75,14 +77,15 @@ def _measure_size(material: Material, size) -> tuple[dict[str, Samples], list[st
 
 
 def _case(reader: readers.Reader, rng: np.random.Generator, count: int, batch: int) -> Case:
-    """Two batches for the fast, a part of one for the slow: about as long for each."""
-    size, batches = (max(1, batch // SLOW_SHARE), 1) if reader.slow else (batch, 2)
+    """Two batches for the fast, less for the slow: about as long for each."""
+    rows = max(8, 2 * batch // reader.slowness)
+    size = min(rows, batch)
     out = readers.allocate(reader.spec, size)
 
     def case() -> int:
-        for _ in range(batches):
+        for _ in range(rows // size):
             reader.read(rng.integers(0, count, size), out)
-        return size * batches
+        return rows
 
     return case
 

@@ -38,6 +38,8 @@ def interleaved(cases: Mapping[str, Case], rounds: int, seed: int = 0, warm_up: 
     warm_up: run each once before, untimed.
     """
     order, samples = random.Random(seed), {name: Samples() for name in cases}
+    gc.collect()
+    gc.freeze()  # or each collection below would go through torch, mmpose and all the rest
     for number in range(-1 if warm_up else 0, rounds):
         for name in order.sample(list(cases), len(cases)):
             cost = timed(cases[name])
