@@ -10,13 +10,14 @@ import numpy as np
 import torch
 
 from benchmarks import readers
-from benchmarks.material import SETTINGS, Material, fields_of, open_writer, plan_of, without_fsync
+from benchmarks.material import Material, fields_of, open_writer, plan_of, without_fsync
 from benchmarks.results import Goal, Section, Table, at_most, short
 from benchmarks.scale import LARGE, SMALL, title
 from benchmarks.timing import Samples, interleaved
 from sagecache.data.targets import dequantise
 from sagecache.store import StoreReader
 from sagecache.store.codec import encode_row
+from sagecache.store.spec import SETTINGS
 
 BYTES_LIMIT = {"fast": 55.0, "compact": 40.0}  # KB at 256x192
 DEPTH_LIMIT, MEAN_LIMIT, MAX_LIMIT = 2e-4, 0.5, 1.0  # of the instance's range; degrees; degrees
@@ -28,20 +29,16 @@ def measure(material: Material) -> Section:
     for size in (LARGE, SMALL):
         maps = material.maps(size)
         spec = material.teacher_run(size).teacher.spec
-        facts, writers, decoders, absent = {}, {}, {}, []
+        facts, writers, decoders = {}, {}, {}
         for setting in SETTINGS:
-            try:
-                fields = fields_of(spec, setting)
-            except KeyError:
-                absent.append(setting)
-                continue
+            fields = fields_of(spec, setting)
             root = material.folder / title(size) / f"setting-{setting}"
             facts[setting] = _bytes_and_errors(root, size, fields, maps)
             writers[setting] = _encoder(fields, maps)
             decoders[setting] = _decoder(root, min(len(maps), material.scale.batch))
         writing = interleaved(writers, max(3, material.scale.read_rounds // 3))
         reading = interleaved(decoders, material.scale.read_rounds)
-        tables.append(_table(size, facts, writing, reading, absent))
+        tables.append(_table(size, facts, writing, reading))
         values[title(size)] = facts
         if size == LARGE:
             goals = _goals(facts)
@@ -119,7 +116,7 @@ def _decoder(root, count: int):
     return case
 
 
-def _table(size, facts: dict, writing: dict[str, Samples], reading: dict[str, Samples], absent) -> Table:
+def _table(size, facts: dict, writing: dict[str, Samples], reading: dict[str, Samples]) -> Table:
     rows = []
     for setting, one in facts.items():
         parts = " + ".join(f"{one[f'{name} bytes'] / 1e3:.1f}" for name in ("depth", "normal", "mask"))
@@ -141,15 +138,13 @@ def _table(size, facts: dict, writing: dict[str, Samples], reading: dict[str, Sa
         "encode us",
         "read us",
     ]
-    note = f"This version of the package has no setting {', '.join(absent)}." if absent else ""
-    return Table(f"Settings at {title(size)}", columns, rows, note)
+    return Table(f"Settings at {title(size)}", columns, rows)
 
 
 def _goals(facts: dict) -> list[Goal]:
     goals = [
         at_most(f"bytes an instance, {name} (256x192, real teacher)", limit, facts[name]["bytes"] / 1e3, "KB")
         for name, limit in BYTES_LIMIT.items()
-        if name in facts
     ]
     for name, one in facts.items():
         goals += [

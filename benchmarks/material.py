@@ -10,9 +10,8 @@ import shutil
 import time
 from collections.abc import Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from inspect import signature
 from itertools import cycle, islice
 from pathlib import Path
 from unittest import mock
@@ -23,19 +22,17 @@ import torch
 from benchmarks.containers import settle
 from benchmarks.scale import Scale, title
 from sagecache.cli.jobs import geo_job
-from sagecache.precompute.runner import GeoJob, StepReport, run_geo
+from sagecache.precompute.jobs import StepReport
+from sagecache.precompute.runner import run_geo
 from sagecache.project import Project
 from sagecache.project.project import embedded_project
-from sagecache.store import StorePlan, StoreWriter, build_fields
+from sagecache.store import StorePlan, StoreWriter, TargetField, build_fields
 from sagecache.store.codec import EncodedRow, encode_row
 from sagecache.synth.looks import LOOKS
 from sagecache.synth.write import write_split
 from sagecache.teachers.base import Teacher
 from sagecache.teachers.demo import DemoGeometry
 from sagecache.teachers.registry import build_teacher
-
-SHARD_SIZE = GeoJob.shard_size
-SETTINGS = ("fast", "compact", "lossless")
 
 
 @dataclass
@@ -125,12 +122,11 @@ teacher = dict(type="demo", flip_test=True, map_size=(96, 128))
 
     def run_teacher(self, teacher: Teacher, root: Path, split: str = "unlabeled", keep=False) -> TeacherRun:
         """Make a store of a split at root, as ``sagecache precompute geo`` does."""
-        job = geo_job(self.project, split)
+        job = replace(geo_job(self.project, split), root=root)
         width, height = teacher.spec.input_size
         batch = min(job.batch_size, len(job.instances))
         teacher(np.zeros((batch, height, width, 3), np.uint8))  # allocations, kernels chosen
         watched = WatchedTeacher(teacher, keep)
-        job = GeoJob(root, job.instances, job.crop, job.attributes, job.shard_size)
         return TeacherRun(run_geo(job, watched), watched)
 
     def geometry(self, split: str) -> TeacherRun:
@@ -163,13 +159,9 @@ teacher = dict(type="demo", flip_test=True, map_size=(96, 128))
         return root
 
 
-def fields_of(spec, setting: str = "fast") -> tuple:
-    """The fields of a teacher's store in one setting; KeyError for a setting that the store does not know."""
-    known = "setting" in signature(build_fields).parameters
-    if not known and setting != "fast":
-        raise KeyError(setting)
-    options = {"setting": setting} if known else {}
-    return build_fields(spec.outputs, spec.depth_kind, spec.unit, spec.mask_from, **options)
+def fields_of(spec, setting: str = "fast") -> tuple[TargetField, ...]:
+    """The fields of a teacher's store in one setting, a key of ``store.spec.SETTINGS``."""
+    return build_fields(spec.outputs, spec.depth_kind, spec.unit, spec.mask_from, setting)
 
 
 def plan_of(count: int, size: tuple[int, int]) -> StorePlan:
@@ -183,7 +175,8 @@ def plan_of(count: int, size: tuple[int, int]) -> StorePlan:
     )
 
 
-def open_writer(root: Path, plan: StorePlan, fields: Sequence, shard_size: int = SHARD_SIZE) -> StoreWriter:
+def open_writer(root: Path, plan: StorePlan, fields: Sequence, shard_size: int | None = None) -> StoreWriter:
+    """shard_size: None for the default of the maps' size."""
     return StoreWriter.open(root, plan, fields, {"made_by": "benchmarks"}, {}, shard_size)
 
 

@@ -1,7 +1,8 @@
 """(d) Taking up an unfinished store, and (e) opening a finished one, by its size.
 
 The stores hold tiny maps (16x12, a few encoded rows again and again), so that a million instances take
-seconds to write; plan, ids, journal, shards and indices are of the full number, in shards of GeoJob's size.
+seconds to write; plan, ids, journal, shards and indices are of the full number, in shards of the size that
+maps of 256x192 get.
 Opening is measured in fresh processes that import the reader and nothing else, page cache warm.
 """
 
@@ -17,13 +18,15 @@ from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
 
-from benchmarks.material import SHARD_SIZE, Material, fields_of, open_writer, plan_of, without_fsync
+from benchmarks.material import Material, fields_of, open_writer, plan_of, without_fsync
 from benchmarks.results import Section, Table, at_most, short
+from benchmarks.scale import LARGE
 from sagecache.store.codec import encode_row
+from sagecache.store.shard import default_shard_size
 from sagecache.teachers.demo import DemoGeometry
 
 SIZE = (12, 16)
-MILLION = 1_000_000
+SHARD_SIZE = default_shard_size(LARGE)
 OPEN_LIMIT, MEMORY_LIMIT = 0.5, 100.0  # seconds, MB resident
 PROBE = Path(__file__).with_name("opening_probe.py")
 
@@ -95,16 +98,16 @@ def _write(folder: Path, count: int, rows: list, rounds: int) -> float:
     """Make a complete store; returns the median seconds of taking it up with its last shard missing."""
     fields, plan = fields_of(DemoGeometry(map_size=SIZE).spec), plan_of(count, SIZE)
     supply = cycle(rows)
-    with without_fsync(), open_writer(folder, plan, fields) as store:
+    with without_fsync(), open_writer(folder, plan, fields, SHARD_SIZE) as store:
         for shard in range(store.shards - 1):
             store.commit(shard, list(islice(supply, len(store.rows(shard)))))
     seconds = []
     for _ in range(rounds):
         began = time.perf_counter()
-        with open_writer(folder, plan, fields) as store:
+        with open_writer(folder, plan, fields, SHARD_SIZE) as store:
             missing = store.missing()
         seconds.append(time.perf_counter() - began)
-    with without_fsync(), open_writer(folder, plan, fields) as store:
+    with without_fsync(), open_writer(folder, plan, fields, SHARD_SIZE) as store:
         for shard in missing:
             store.commit(shard, list(islice(supply, len(store.rows(shard)))))
         store.finish()

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.containers import FIELDS
-from benchmarks.material import SHARD_SIZE, Material, fields_of, open_writer, plan_of, without_fsync
+from benchmarks.material import Material, fields_of, open_writer, plan_of, without_fsync
 from benchmarks.results import Section, Table, at_least, short
 from benchmarks.scale import LARGE, title
 from benchmarks.timing import Samples, interleaved
@@ -23,13 +23,14 @@ from sagecache.store import StoreReader
 from sagecache.store.codec import EncodedRow, encode_row, pack
 from sagecache.store.spec import OK
 
+SHARD_SIZE = 256
 OWN, OWN_SYNCED = "sagecache, no fsync", "sagecache, fsync"
 FROM_FLOATS = "sagecache from float32 maps, fsync"
 ZARR = "zarr-python, whole shard"
 
 
 def measure(material: Material) -> Section:
-    """At 256x192, a shard of GeoJob's size (fewer rows in a quick run)."""
+    """At 256x192, one shard of SHARD_SIZE (fewer rows in a quick run)."""
     store = StoreReader(material.store(LARGE))
     count = min(SHARD_SIZE, len(store))
     stored = {name: values for name, values in store.read_many(store.ids[:count].tolist()).items()}
@@ -70,7 +71,7 @@ def _ways(material: Material, stored: dict[str, np.ndarray], count: int) -> dict
             EncodedRow(OK, tuple(stored["depth_range"][k]), {name: pack(stored[name][k]) for name in FIELDS})
             for k in range(count)
         ]
-        with open_writer(folder, plan, fields) as writer:
+        with open_writer(folder, plan, fields, SHARD_SIZE) as writer:
             writer.commit(0, rows)
 
     def own_unsynced(folder: Path) -> None:
@@ -79,7 +80,7 @@ def _ways(material: Material, stored: dict[str, np.ndarray], count: int) -> dict
 
     def from_floats(folder: Path) -> None:
         rows = [encode_row(fields, maps[k % len(maps)]) for k in range(count)]
-        with open_writer(folder, plan, fields) as writer:
+        with open_writer(folder, plan, fields, SHARD_SIZE) as writer:
             writer.commit(0, rows)
 
     def npz(folder: Path) -> None:
