@@ -172,6 +172,7 @@ def _vit(material: Material) -> tuple[Table, dict]:
     slow = _online(material, teacher, "few", steps=1, **options)
     slow.skipped = 0
     same = online.differences(project.geometry_store("few"), unpacked(next(slow.batches)), teacher)
+    cached.block(counted=False)
     for _ in range(3):  # so that one stall of the machine is not the median
         cached.block(counted=True)
         slow.block(counted=True)
