@@ -2,6 +2,8 @@
 # make test   lint, import contracts, the whole test suite (offline once installed)
 # make torture   200 kills of local runs and 20 on Ray; every store must then be the undisturbed one
 # make lint   ruff and the import contracts; `make format` mends what ruff can
+# make bench  measure all that is claimed of the store, 15 minutes at most; writes benchmarks/RESULTS.md
+#             `make bench-quick` prints rough figures in a minute
 # make wheel  build dist/*.whl
 # make clean  remove .venv and build leftovers; data and checkpoints stay
 #
@@ -13,10 +15,11 @@ WORKERS ?= 2
 TORCH := torch==2.13.0
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+BENCH_INSTALLED := $(VENV)/.installed-bench
 SOURCES := sagecache configs tools benchmarks tests
 
 .DELETE_ON_ERROR:
-.PHONY: demo test torture lint format wheel clean install
+.PHONY: demo test torture lint format bench bench-quick wheel clean install
 
 demo: $(INSTALLED)
 	$(BIN)/sagecache demo
@@ -37,12 +40,18 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix $(wildcard $(SOURCES))
 	$(BIN)/ruff format $(wildcard $(SOURCES))
 
+bench: $(BENCH_INSTALLED)
+	$(BIN)/python -m benchmarks
+
+bench-quick: $(BENCH_INSTALLED)
+	$(BIN)/python -m benchmarks --quick
+
 wheel: $(INSTALLED)
 	$(BIN)/python -m pip wheel --no-deps --no-build-isolation --wheel-dir dist .
 
 clean:
 	rm -rf $(VENV) build dist .ruff_cache .hypothesis .pytest_cache
-	find sagecache tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
+	find sagecache benchmarks tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
 install: $(INSTALLED)
 
@@ -52,4 +61,8 @@ $(INSTALLED): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install $(TORCH)
 	$(BIN)/python -m pip install --no-deps -r requirements.lock
 	$(BIN)/python -m pip install --no-deps --no-build-isolation -e .
+	touch $@
+
+$(BENCH_INSTALLED): $(INSTALLED) requirements-bench.lock
+	$(BIN)/python -m pip install --no-deps -r requirements-bench.lock
 	touch $@
