@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from sagecache.geometry.depth import Gain
+
 
 @dataclass(frozen=True, slots=True)
 class Instance:
@@ -72,6 +74,7 @@ class UnlabeledBatch:
     targets: 'depth' (B, 1, H, W) float32, 'normal' (B, 3, H, W), 'mask' (B, 1, H, W) bool; empty dict
     without a store.
     step: optimiser steps done so far.
+    gain: of the targets' depth, where it is known already; terms that need it work it out otherwise.
     """
 
     student_heatmaps: Tensor
@@ -85,6 +88,7 @@ class UnlabeledBatch:
     pseudo_labels: PseudoLabels
     targets: dict[str, Tensor]
     step: int
+    gain: Gain | None = None
 
 
 @dataclass(slots=True)

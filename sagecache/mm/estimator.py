@@ -6,7 +6,7 @@ Without terms it is plain supervised training with an EMA copy.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sagecache.data.targets import dequantise
 from sagecache.geometry.affine import compose, invert_affine, transform_points
+from sagecache.geometry.depth import Gain, gain_from_normals
 from sagecache.geometry.heatmap import probability, soft_argmax
 from sagecache.mm.registry import map_kind
 from sagecache.priors.diffusion import DiffusionPrior
@@ -150,7 +151,16 @@ class SemiPoseEstimator(BaseModel):
             pseudo_labels=labels,
             targets={name: repeat(value) for name, value in targets.items()},
             step=self.step,
+            gain=self._gain(targets, repeat),
         )
+
+    @torch.no_grad()
+    def _gain(self, targets: dict[str, Tensor], repeat: Callable[[Tensor], Tensor]) -> Gain | None:
+        """Of depth maps that have normals beside them: once, for all terms and views."""
+        if not targets.keys() >= {"depth", "normal", "mask"}:
+            return None
+        gain = gain_from_normals(targets["depth"], targets["normal"], targets["mask"])
+        return Gain(*map(repeat, gain))
 
     @torch.no_grad()
     def pseudo_labels(self, unlabeled: dict) -> PseudoLabels:

@@ -8,7 +8,7 @@ its view. Gradients reach the keypoints only; gain, maps and reference are evide
 
 Legend: B instances, K joints, E limbs; depth (B, 1, H, W), growing away from the camera; normals
 (B, 3, H, W), unit, n_z < 0; mask (B, 1, H, W) bool; edges (E, 2) long; weights (B, K) in [0, 1]: how much a
-joint takes part, 0 for not at all.
+joint takes part, 0 for not at all; gain: `geometry.depth.gain_from_normals` of these maps, if known already.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from sagecache.geometry.affine import (
     swap_mirrored,
     transform_points,
 )
-from sagecache.geometry.depth import gain_from_normals, joint_depth, limb_length_3d, weighted_median
+from sagecache.geometry.depth import Gain, gain_from_normals, joint_depth, limb_length_3d, weighted_median
 from sagecache.geometry.precision import full_precision
 from sagecache.geometry.sampling import inside, sample_maps
 from sagecache.structures import TermOutput, UnlabeledBatch
@@ -66,6 +66,7 @@ def depth_residual(
     mask: Tensor,
     edges: Tensor,
     reference: LimbReference,
+    gain: Gain | None = None,
 ) -> tuple[Tensor, Tensor]:
     """How far each limb's 3-D length ratio lies outside what labeled bodies show.
 
@@ -78,7 +79,7 @@ def depth_residual(
     keypoints (B, K, 2) in map pixels; the gradient passes through the positions along the image and through
     the depth read there. Returns loss and weight, (B, E) each.
     """
-    log_length, weight = limb_log_lengths(keypoints, weights, depth, normals, mask, edges)
+    log_length, weight = limb_log_lengths(keypoints, weights, depth, normals, mask, edges, gain)
     weight = weight * (reference.spread <= HIGHEST_SPREAD)
     weight = weight * ((weight > 0).sum(-1, keepdim=True) >= MIN_LIMBS)
     residual = _from_mean(log_length - reference.centre, weight)
@@ -94,6 +95,7 @@ def normal_residual(
     normals: Tensor,
     mask: Tensor,
     edges: Tensor,
+    gain: Gain | None = None,
 ) -> tuple[Tensor, Tensor]:
     """How far the surface along each limb is from parallel to the limb: relu(|n . l| - sin 15 degrees).
 
@@ -108,7 +110,7 @@ def normal_residual(
     cosine with the way back is .35 / .14 / .11; with the depths held fixed .09 / -.08 / -.13.
     Returns loss and weight, (B, E) each.
     """
-    z, kept = _lift(keypoints, weights, depth, normals, mask)
+    z, kept = _lift(keypoints, weights, depth, normals, mask, gain)
     first, second = edges[:, 0], edges[:, 1]
     joints = torch.cat([keypoints, z.unsqueeze(-1)], -1)  # (B, K, 3) px
     length = limb_length_3d(keypoints, z, edges)
@@ -129,9 +131,10 @@ def limb_log_lengths(
     normals: Tensor,
     mask: Tensor,
     edges: Tensor,
+    gain: Gain | None = None,
 ) -> tuple[Tensor, Tensor]:
     """log of each limb's 3-D length in map pixels, and its weight (0 where it can't be measured), (B, E)."""
-    z, kept = _lift(keypoints, weights, depth, normals, mask)
+    z, kept = _lift(keypoints, weights, depth, normals, mask, gain)
     weight = kept[:, edges[:, 0]] * kept[:, edges[:, 1]]
     return limb_length_3d(keypoints, z, edges).log(), weight
 
@@ -176,11 +179,17 @@ def _mean(values: Tensor, weight: Tensor) -> Tensor:
 
 @full_precision
 def _lift(
-    keypoints: Tensor, weights: Tensor, depth: Tensor, normals: Tensor, mask: Tensor
+    keypoints: Tensor,
+    weights: Tensor,
+    depth: Tensor,
+    normals: Tensor,
+    mask: Tensor,
+    gain: Gain | None,
 ) -> tuple[Tensor, Tensor]:
     """z (B, K) of the joints' surface in pixels, and weights (B, K) less the joints that can't be read."""
-    with torch.no_grad():
-        gain = gain_from_normals(depth, normals, mask)
+    if gain is None:
+        with torch.no_grad():
+            gain = gain_from_normals(depth, normals, mask)
     value, valid = joint_depth(depth, mask, keypoints)
     kept = weights.detach() * (valid & gain.valid.unsqueeze(-1))
     return value * gain.value.unsqueeze(-1), kept
@@ -227,7 +236,7 @@ class CMGCDepth(nn.Module):
         keypoints, weights = carry_to_target(batch, self.flip_indices)
         reference = LimbReference(self.centre, self.spread)
         maps = _maps(batch)
-        loss, weight = depth_residual(keypoints, weights, *maps, self.edges, reference)
+        loss, weight = depth_residual(keypoints, weights, *maps, self.edges, reference, batch.gain)
         return _mean_over_limbs(loss, weight, weights, self.edges)
 
 
@@ -241,7 +250,7 @@ class CMGCNormal(nn.Module):
 
     def forward(self, batch: UnlabeledBatch) -> TermOutput:
         keypoints, weights = carry_to_target(batch, self.flip_indices)
-        loss, weight = normal_residual(keypoints, weights, *_maps(batch), self.edges)
+        loss, weight = normal_residual(keypoints, weights, *_maps(batch), self.edges, batch.gain)
         return _mean_over_limbs(loss, weight, weights, self.edges)
 
 

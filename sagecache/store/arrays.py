@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -57,7 +58,7 @@ class _Array:
         chunks = files * self._slots
         self._sums = None if index is None or index.shape != (chunks + files, 2) else index[chunks:, 0]
         # Offset and length of each chunk. Filled file by file: what nobody reads takes no memory.
-        self._index = np.empty((chunks, 2), np.int64) if self._sums is None else index[:chunks]
+        self._index = sparse_empty((chunks, 2), np.int64) if self._sums is None else index[:chunks]
         self._indexed = np.zeros(files, bool)
 
     def _span(self, chunk: int) -> tuple[str, int, int]:
@@ -125,17 +126,24 @@ class Field(_Array):
                 self._read_index(files[place])
             except (FileNotFoundError, ChecksumMismatch) as error:
                 raise self._told(error, int(rows[place])) from error
-        spans = zip(files.tolist(), self._index[rows].tolist(), strict=True)
-        return [(self._paths[number], offset, length) for number, (offset, length) in spans]
+        paths = self._paths
+        offsets, lengths = self._index[rows].T.tolist()
+        return list(zip([paths[number] for number in files.tolist()], offsets, lengths, strict=True))
 
-    def read_many_into(self, rows: np.ndarray, out: np.ndarray, read: Read | None = None) -> None:
+    def read_many_into(
+        self,
+        rows: np.ndarray,
+        out: np.ndarray,
+        spans: Sequence[Span] | None = None,
+        read: Read | None = None,
+    ) -> None:
         """Decode rows (B,) into out (B, ...): per row one pread, one checksum, one decompression.
 
-        read: instead of the pool's own, for chunks that were asked for together.
+        spans: those of rows, and read: what gives them out, where they were asked for together.
         """
         read = read or self._pool.read
         try:
-            for (path, offset, length), values in zip(self.locate_many(rows), out, strict=True):
+            for (path, offset, length), values in zip(spans or self.locate_many(rows), out, strict=True):
                 unpack_into(read(path, length, offset), values)
         except (OSError, ChecksumMismatch, DamagedChunk):
             for row, values in zip(rows.tolist(), out, strict=True):  # once more, to mend or to tell which
@@ -177,7 +185,7 @@ class Column(_Array):
         super().__init__(folder, pool)
         chunks = math.ceil(self.shape[0] / self.chunk_rows)
         self._whole_chunk = self.chunk_rows * math.prod(self.shape[1:]) * self.dtype.itemsize + _CHECKSUM
-        self._values = np.empty((chunks * self.chunk_rows, *self.shape[1:]), self.dtype)
+        self._values = sparse_empty((chunks * self.chunk_rows, *self.shape[1:]), self.dtype)
         self._loaded = np.zeros(chunks, bool)
 
     def take(self, rows: np.ndarray) -> np.ndarray:
@@ -211,6 +219,15 @@ class Column(_Array):
             raise self._told(error, chunk) from error
         target[...] = np.frombuffer(body, self.dtype).reshape(target.shape)
         self._loaded[chunk] = True
+
+
+def sparse_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """As np.empty, and what is never touched takes no memory: numpy asks for huge pages, 2 MB a touch."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = mmap.mmap(-1, max(1, size))
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(memory, dtype, math.prod(shape)).reshape(shape)
 
 
 def read_encoded(group: Path, fields: Sequence[TargetField], rows: range) -> list[EncodedRow]:

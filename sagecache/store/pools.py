@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import resource
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from sagecache.store.files import is_remote
+
+_PROBES = 8  # of a batch
+_CAN_PROBE = hasattr(os, "RWF_NOWAIT") and hasattr(os, "posix_fadvise")
 
 Span = tuple[str, int, int]  # path, offset, length in bytes
 Read = Callable[[str, int, int], bytes]  # path, length, offset -> bytes; fewer where the file ends
@@ -29,7 +32,7 @@ class Pool(Protocol):
     def forget(self, path: str) -> None:
         """What is kept of a file is damaged or old."""
 
-    def together(self, spans: Iterable[Span]) -> Read:
+    def together(self, spans: Sequence[Span]) -> Read:
         """All spans at once; what is returned gives them out."""
 
 
@@ -83,8 +86,25 @@ class FilePool:
         with self._lock:
             self._files.pop(path, None)
 
-    def together(self, spans: Iterable[Span]) -> Read:
+    def together(self, spans: Sequence[Span]) -> Read:
+        """Where the first bytes of a few are not in memory, the disk is asked for all of them at once."""
+        if any(not self._in_memory(path, offset) for path, offset, _ in spans[:: len(spans) // _PROBES + 1]):
+            for path, offset, size in spans:
+                file = self._files.get(path) or self._open(path)
+                os.posix_fadvise(file.descriptor, offset, size, os.POSIX_FADV_WILLNEED)
         return self.read
+
+    def _in_memory(self, path: str, offset: int) -> bool:
+        """Whether the page at offset can be had without the disk; True where the system can't tell."""
+        if not _CAN_PROBE:
+            return True
+        try:
+            file = self._files.get(path) or self._open(path)
+            return os.preadv(file.descriptor, [bytearray(1)], offset, os.RWF_NOWAIT) >= 0
+        except BlockingIOError:
+            return False
+        except OSError:  # a file that is missing, or of a kind that knows no such reads: reading will tell
+            return True
 
     def __len__(self) -> int:
         return len(self._files)

@@ -198,18 +198,16 @@ class StoreReader:
         """
         state, rows = self._state, self._require(ids)
         batch = self.allocate(len(rows)) if out is None else dict(out)
-        read = None
-        if state.pool.far:
-            asked = [state.arrays[name].locate_many(rows) for name in batch if name in state.arrays]
-            read = state.pool.together(itertools.chain(*asked))
-        for name, values in batch.items():
-            if name in state.columns:
-                values[...] = state.columns[name].take(rows)
-                continue
-            try:
-                state.arrays[name].read_many_into(rows, values, read)
-            except DamagedChunk as error:
-                raise self._damaged(error) from error
+        try:
+            spans = {name: state.arrays[name].locate_many(rows) for name in batch if name in state.arrays}
+            read = state.pool.together(list(itertools.chain(*spans.values())))
+            for name, values in batch.items():
+                if name in state.columns:
+                    values[...] = state.columns[name].take(rows)
+                else:
+                    state.arrays[name].read_many_into(rows, values, spans[name], read)
+        except DamagedChunk as error:
+            raise self._damaged(error) from error
         return batch
 
     def image_sha256(self, image_id: int, instance: int) -> str:

@@ -12,7 +12,7 @@ import queue
 import shutil
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 from sagecache.store.pools import FilePool, Read, Span
@@ -41,7 +41,7 @@ class RemotePool:
         if self._cache is not None:
             self._cache.forget(path)
 
-    def together(self, spans: Iterable[Span]) -> Read:
+    def together(self, spans: Sequence[Span]) -> Read:
         found: dict[Span, bytes | Exception] = {}
         asked = []
         for path, offset, size in dict.fromkeys(spans):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sagecache.store.arrays import sparse_empty
 from sagecache.store.pools import FilePool
 
 
@@ -49,3 +50,32 @@ def test_threads_may_share_a_pool_smaller_than_their_number(tmp_path):
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_what_is_not_in_memory_is_asked_for_at_once(tmp_path, monkeypatch):
+    path = str(tmp_path / "shard")
+    Path(path).write_bytes(bytes(range(256)) * 256)
+    pool, spans, asked = FilePool(2), [(path, 4096 * k, 8) for k in range(16)], []
+    monkeypatch.setattr(os, "posix_fadvise", lambda fd, offset, size, advice: asked.append((offset, size)))
+    for there in (True, False):
+        monkeypatch.setattr(FilePool, "_in_memory", lambda self, path, offset, there=there: there)
+        read = pool.together(spans)
+        assert asked == ([] if there else [(offset, 8) for _, offset, _ in spans])
+        assert read(path, 8, 4096) == bytes(range(8))
+
+
+def test_the_page_cache_is_asked_without_waiting_for_the_disk(tmp_path):
+    path = str(tmp_path / "shard")
+    Path(path).write_bytes(b"x" * 10000)
+    assert FilePool(2)._in_memory(path, 5000)  # just written
+    assert FilePool(2)._in_memory(str(tmp_path / "missing"), 0)  # reading will tell
+    assert FilePool(2).together([]) is not None
+
+
+def test_an_array_that_is_hardly_touched_takes_hardly_any_memory():
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    array, before = sparse_empty((10**6, 9), np.float64), resident()
+    array[:: 10**6 // 64] = 1
+    assert resident() - before < 2 * 2**20 and not array[1].any()
