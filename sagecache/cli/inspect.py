@@ -193,21 +193,25 @@ def _row(reader: StoreReader | None, one: Instance) -> tuple[dict[str, Any], dic
 
 
 def _store_summary(project: Project, split: str, reader: StoreReader | None) -> dict[str, Any]:
-    from sagecache.cli.jobs import stale_boxes, stale_parts
-    from sagecache.teachers.registry import build_teacher
+    from sagecache.cli.jobs import stale_boxes, stale_parts, teacher_of
 
     if reader is None:
         return dict(status="none; run " + project.command(f"sagecache precompute geo --split {split}"))
-    parts = stale_boxes(project, split), stale_parts(project, split, build_teacher(project.data.teacher))
+    parts = stale_boxes(project, split), stale_parts(project, split, teacher_of(project, [split]))
     return dict(
         path=str(reader.root),
         complete=reader.complete,
         instances=len(reader),
         fields=", ".join(reader.fields),
-        teacher=reader.fingerprint["teacher"].get("spec", {}).get("name", ""),
+        teacher=_teacher_name(reader),
         fingerprint=reader.fingerprint_sha256[:16],
         stale="; ".join(filter(None, parts)) or "no",
     )
+
+
+def _teacher_name(reader: StoreReader) -> str:
+    teacher = reader.fingerprint["teacher"]
+    return teacher.get("spec", {}).get("name", teacher.get("type", ""))
 
 
 def _predictions(

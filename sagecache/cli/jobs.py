@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,7 +95,6 @@ def require_fresh(project: Project, recipe: Recipe) -> None:
         require_fresh_boxes(project, split)
     if not recipe.uses_unlabeled:
         return
-    from sagecache.teachers.registry import build_teacher
 
     _require_fresh_stats(project)
     if recipe.uses_prior:
@@ -102,8 +102,9 @@ def require_fresh(project: Project, recipe: Recipe) -> None:
     if not recipe.uses_geometry:
         return
 
-    teacher = build_teacher(project.data.teacher)
-    for split in [*recipe.data.labeled, recipe.data.unlabeled]:
+    splits = [*recipe.data.labeled, recipe.data.unlabeled]
+    teacher = teacher_of(project, splits)
+    for split in splits:
         require_fresh_store(project, split, teacher)
 
 
@@ -122,7 +123,9 @@ def require_fresh_boxes(project: Project, split: str, kind: str | None = None) -
     kind: 'detections' for a reader of these whatever the split's own boxes are.
     """
     if differences := stale_boxes(project, split, kind):
-        raise _stale(project, "boxes", differences, project.detections(split), f"detect --split {split}")
+        raise _stale(
+            project, "boxes", differences, project.detections(split), f"precompute detect --split {split}"
+        )
 
 
 def stale_boxes(project: Project, split: str, kind: str | None = None) -> str:
@@ -156,11 +159,14 @@ def stale_boxes(project: Project, split: str, kind: str | None = None) -> str:
 def require_fresh_store(project: Project, split: str, teacher: Any) -> None:
     """Refuse a split's store of other settings, naming what differs."""
     if differences := stale_parts(project, split, teacher):
-        raise _stale(project, "targets", differences, project.geometry_store(split), f"geo --split {split}")
+        step = f"precompute geo --split {split}"
+        if is_imported(project.targets(split, partial=True).fingerprint):
+            step = f"cache import --split {split} --depth … --normal …"
+        raise _stale(project, "targets", differences, project.geometry_store(split), step)
 
 
 def _stale(project: Project, what: str, differences: str, file: Path, step: str) -> SagecacheError:
-    again = project.command(f"sagecache precompute {step} --force")
+    again = project.command(f"sagecache {step} --force")
     return SagecacheError(
         f"the {what} were made with other settings: {differences}",
         file=file,
@@ -200,11 +206,41 @@ def _require_fresh_prior(project: Project) -> None:
         )
 
 
+def teacher_of(project: Project, splits: Sequence[str]) -> Any:
+    """The project's teacher, or None where all stores were imported: nobody needs its files then."""
+    from sagecache.teachers.registry import build_teacher
+
+    stores = (project.targets(split, partial=True) for split in splits)
+    if all(is_imported(store.fingerprint) for store in stores):
+        return None
+    return build_teacher(project.data.teacher)
+
+
+def is_imported(fingerprint: Mapping) -> bool:
+    """Whether a store's targets were computed elsewhere."""
+    from sagecache.precompute.imported import IMPORTED
+
+    return fingerprint["teacher"].get("type") == IMPORTED
+
+
 def stale_parts(project: Project, split: str, teacher: Any) -> str:
     """'' for a store that fits the pages, else the parts of the fingerprint that differ, old -> new."""
-    from sagecache.precompute.plan import geo_fingerprint
+    return differing_parts(project, project.targets(split, partial=True).fingerprint, teacher)
+
+
+def differing_parts(project: Project, fingerprint: Mapping, teacher: Any) -> str:
+    """As ``stale_parts``, of any store's fingerprint.
+
+    Of imported targets only what is the project's own can differ: the crop rule, whether they are exact, the
+    code. What they are, data.py's teacher does not say.
+    """
+    from sagecache.precompute.plan import geo_fingerprint, settings_fingerprint
     from sagecache.store.fingerprint import describe, diff
 
-    expected = geo_fingerprint(teacher.spec, teacher.fingerprint(), crop_rule(project), project.data.codec)
-    differences = diff(project.targets(split, partial=True).fingerprint, expected)
+    crop, codec = crop_rule(project), project.data.codec
+    if is_imported(fingerprint):
+        expected = {**fingerprint, **settings_fingerprint(crop, codec)}
+    else:
+        expected = geo_fingerprint(teacher.spec, teacher.fingerprint(), crop, codec)
+    differences = diff(fingerprint, expected)
     return describe(differences) if differences else ""

@@ -89,8 +89,16 @@ def geo_fingerprint(
     codec only whether it is exact: how hard chunks are compressed changes no number.
     """
     return {
-        "code_format": CODE_FORMAT["geo"],
+        **settings_fingerprint(crop, codec),
         "teacher": dict(teacher_fingerprint),
+        "targets": {key: value for key, value in spec.as_dict().items() if key != "name"},
+    }
+
+
+def settings_fingerprint(crop: CropRule, codec: str) -> dict[str, object]:
+    """The part of ``geo_fingerprint`` that is a project's own, whoever computed the targets."""
+    return {
+        "code_format": CODE_FORMAT["geo"],
         "crop": {
             "rule": "box to aspect, times padding; edges on the centres of the border pixels (UDP)",
             "padding": crop.padding,
@@ -99,7 +107,6 @@ def geo_fingerprint(
             "exif_orientation": "ignored",
         },
         "exact": SETTINGS[codec].exact,
-        "targets": {key: value for key, value in spec.as_dict().items() if key != "name"},
     }
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from sagecache.errors import SagecacheError
 from sagecache.precompute.engines import get_engine
+from sagecache.precompute.imported import ImportedMaps, ImportWork
 from sagecache.precompute.jobs import (
     DEFAULTS,
     DetectJob,
@@ -44,7 +45,10 @@ if TYPE_CHECKING:
 
 
 def run_geo(
-    job: GeoJob, teacher: Teacher, options: RunOptions = DEFAULTS, progress: Progress = no_progress
+    job: GeoJob,
+    teacher: Teacher | ImportedMaps,
+    options: RunOptions = DEFAULTS,
+    progress: Progress = no_progress,
 ) -> StepReport:
     """Depth, normals and masks of every instance into one store; resumes where a run was cut off."""
     began = time.perf_counter()
@@ -85,7 +89,12 @@ class _Filled:
 
 
 def _fill(
-    root: Path, plan: GeoPlan, job: GeoJob, teacher: Teacher, options: RunOptions, progress: Progress
+    root: Path,
+    plan: GeoPlan,
+    job: GeoJob,
+    teacher: Teacher | ImportedMaps,
+    options: RunOptions,
+    progress: Progress,
 ) -> _Filled:
     """Make the missing shards, each written while the next one is computed."""
     total, filled = len(plan.instances), _Filled()
@@ -100,7 +109,8 @@ def _fill(
         waiting=_waiting(progress, total),
     ) as store:
         missing = {k: _positions(store, plan, k) for k in options.own(store.missing(options.verify))}
-        work = GeoWork(plan, teacher, missing, job.batch_size, options.workers)
+        kind = ImportWork if isinstance(teacher, ImportedMaps) else GeoWork
+        work = kind(plan, teacher, missing, job.batch_size, options.workers)
         clock = _Clock(progress, total, total - sum(map(len, missing.values())), "targets")
 
         def results() -> Iterator[tuple[int, GeoShard]]:
@@ -219,7 +229,9 @@ class _Clock:
         self._progress(self._done, self._total, self._message)
 
 
-def lay_out(job: GeoJob, teacher: Teacher, options: RunOptions, progress: Progress) -> tuple[Path, GeoPlan]:
+def lay_out(
+    job: GeoJob, teacher: Teacher | ImportedMaps, options: RunOptions, progress: Progress
+) -> tuple[Path, GeoPlan]:
     root, instances = limited(open_root(job.root), job.instances, options.limit)
     progress(0, len(instances), "reading images")
     return root, plan_geo(instances, teacher.spec, teacher.fingerprint(), job.crop, job.codec)

@@ -107,7 +107,7 @@ class GeoWork:
     def _encode(self, batch: _Batch) -> _Batch:
         maps = {name: _as_numpy(values) for name, values in batch.outputs.items()}
         results = {
-            row: _encode(self.plan, row, {name: values[place] for name, values in maps.items()})
+            row: encode_maps(self.plan, row, {name: values[place] for name, values in maps.items()})
             for place, row in enumerate(batch.crops)
         }
         encoded, failed = [], []
@@ -253,7 +253,8 @@ def _as_numpy(values: object) -> np.ndarray:
     return np.float32(values) if isinstance(values, np.ndarray) else values.detach().float().cpu().numpy()
 
 
-def _encode(plan: GeoPlan, row: int, maps: dict[str, np.ndarray]) -> EncodedRow:
+def encode_maps(plan: GeoPlan, row: int, maps: dict[str, np.ndarray]) -> EncodedRow:
+    """Maps of an instance, (C, h, w) float32, 'mask' a probability, as a row of the store; failed or not."""
     size = plan.spec.map_size
     if "mask" in maps:
         if not np.isfinite(maps["mask"]).all():
