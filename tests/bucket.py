@@ -30,6 +30,7 @@ def bucket(name: str = "infants") -> Iterator[str]:
         with mock.patch.dict(os.environ, environment):
             import fsspec
 
+            fsspec.get_filesystem_class("s3").clear_instance_cache()  # they know the server of a test before
             fsspec.filesystem("s3", use_listings_cache=False).mkdir(name)
             yield f"s3://{name}"
     finally:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -111,12 +112,31 @@ def move_folder(folder: Path, target: Path) -> None:
     sync_folder(folder.parent)
 
 
+def leftovers(folder: Path) -> list[Path]:
+    """What is half-written below folder, by a writer that is at work or was killed."""
+    return [] if is_remote(folder) else sorted(folder.rglob(f".*{_MARK}"))
+
+
 def remove_leftovers(folder: Path) -> int:
     """Delete what killed writers left half-written below folder; returns how many. Call it when alone."""
-    leftovers = [] if is_remote(folder) else list(folder.rglob(f".*{_MARK}"))
-    for path in leftovers:
+    found = leftovers(folder)
+    for path in found:
         path.unlink()
-    return len(leftovers)
+    return len(found)
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a folder with all that is in it; links in it are removed, not followed.
+
+    On a disk it is renamed first: what is half deleted is never taken for what it was.
+    """
+    if is_remote(folder):
+        folder.fs.rm(folder.path, recursive=True)
+        return
+    condemned = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}{_MARK}")
+    folder.rename(condemned)
+    sync_folder(folder.parent)
+    shutil.rmtree(condemned)
 
 
 def unused_name(path: Path) -> Path:

@@ -87,6 +87,21 @@ class FolderLock:
             return False
 
 
+def is_held(root: Path) -> bool:
+    """Whether a writer is at work in a folder of a disk. Makes no file."""
+    try:
+        descriptor = os.open(root / _NAME, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 class NoLock:
     """In an object store nothing can be held: writers of the same shards put the same bytes, or find out.
 
