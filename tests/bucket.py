@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from unittest import mock
@@ -12,7 +13,7 @@ import pytest
 
 
 @contextmanager
-def bucket(name: str = "infants") -> Iterator[str]:
+def bucket() -> Iterator[str]:
     """The URL of an empty bucket; this process and those it starts know its server by their environment."""
     server_module = pytest.importorskip("moto.server", reason="an S3 server for tests needs the package moto")
     pytest.importorskip("s3fs", reason="s3:// needs the package s3fs")
@@ -26,6 +27,7 @@ def bucket(name: str = "infants") -> Iterator[str]:
         "AWS_SECRET_ACCESS_KEY": "test",
         "AWS_DEFAULT_REGION": "us-east-1",
     }
+    name = f"infants-{secrets.token_hex(4)}"  # servers of one process have their buckets in common
     try:
         with mock.patch.dict(os.environ, environment):
             import fsspec
