@@ -197,6 +197,7 @@ DISTRIBUTIONS = {
 EXTRAS = {
     "embreex": "demo",
     "anny": "bake",
+    "pyarrow": "arrow",
     "ray": "ray",
     "upath": "s3",
 }  # imported by what needs the extra, and by nothing else

@@ -7,7 +7,8 @@ trains stage 0. Hence one file.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from sagecache.errors import SagecacheError, nearest
 if TYPE_CHECKING:
     from sagecache.precompute.jobs import RunOptions, StepReport
     from sagecache.project import Project, Recipe, Requirement
+    from sagecache.teachers.base import TeacherSpec
 
 
 def ensure(project: Project, requirements: Sequence[Requirement]) -> None:
@@ -119,6 +121,73 @@ def geo(
         )
     _say(result)
     return result
+
+
+def import_maps(
+    project: Project,
+    split: str,
+    folders: Mapping[str, Path],
+    *,
+    map_size: tuple[int, int] | None = None,
+    depth_kind: str = "affine",
+    unit: str | None = None,
+    towards: bool = False,
+    normal_axes: str = "opengl",
+    workers: int | None = None,
+    **options,
+) -> StepReport:
+    """Fill a split's target store from maps of whole images; see ``ImportedMaps`` for folders and axes.
+
+    map_size: (width, height) of the targets, None for that of data.py's teacher. options: limit, force,
+    strict, as ``RunOptions``. Resumes; tests the checksums of what is there.
+    """
+    from sagecache.cli.jobs import geo_job
+    from sagecache.precompute.imported import ImportedMaps
+    from sagecache.precompute.jobs import RunOptions
+    from sagecache.precompute.runner import run_geo
+
+    ensure(project, project.split_requirements(split))
+    job = geo_job(project, split)
+    job = replace(job, attributes={**job.attributes, "command": f"sagecache cache import --split {split}"})
+    images = project.path(project.split(split).images), [one.path for one in job.instances]
+    unit = unit or ("m" if depth_kind == "metric" else "relative")
+    spec = _imported_spec(project, folders, map_size, depth_kind, unit)
+    maps = ImportedMaps(folders, images, spec, normal_axes, towards)
+    own = {} if workers is None else {"workers": workers}
+    with progress(f"import {split}") as report:
+        result = run_geo(job, maps, RunOptions(verify=True, **own, **options), report)
+    result = replace(result, step="import")
+    _say(result)
+    return result
+
+
+def _imported_spec(
+    project: Project,
+    folders: Mapping[str, Path],
+    map_size: tuple[int, int] | None,
+    depth_kind: str,
+    unit: str,
+) -> TeacherSpec:
+    """Targets as data.py's teacher would cut them, or of maps that are their own crops."""
+    from sagecache.teachers.base import TeacherSpec
+    from sagecache.teachers.registry import build_teacher
+
+    sizes = map_size, map_size
+    if map_size is None:
+        try:
+            like = build_teacher(project.data.teacher).spec
+        except SagecacheError as error:
+            message = f"the size of the targets is that of data.py's teacher, and {error.message}"
+            raise SagecacheError(message, file=error.file, fix="Give --map-size W H.") from error
+        sizes = like.input_size, like.map_size
+    return TeacherSpec(
+        "imported",
+        *sizes,
+        outputs=tuple(name for name in ("depth", "normal", "mask") if name in folders or name == "mask"),
+        depth_kind=depth_kind,
+        unit=unit,
+        mask_from="network" if "mask" in folders else "everything",
+    )
 
 
 def stats(project: Project, options: RunOptions | None = None) -> StepReport:

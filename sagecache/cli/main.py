@@ -19,6 +19,7 @@ COMMANDS = {
     "init": "init",
     "data": "data",
     "precompute": "precompute",
+    "cache": "cache",
     "train": "train",
     "eval": "evaluate",
     "export": "train",

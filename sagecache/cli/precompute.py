@@ -70,7 +70,7 @@ def detect_command(context, project: Project, split: str, dry_run: bool, as_json
     if dry_run:
         _show(as_json, _estimate_detect(project, split, _options(**options)))
         return
-    _finish(context, as_json, [detect(project, split, _options(**options))])
+    finish(context, as_json, [detect(project, split, _options(**options))])
 
 
 @precompute_command.command("geo")
@@ -85,7 +85,7 @@ def geo_command(context, project: Project, split: str, dry_run: bool, as_json: b
     if dry_run:
         _show(as_json, _estimate_geo(project, split, _options(**options)))
         return
-    _finish(context, as_json, [geo(project, split, _options(**options))])
+    finish(context, as_json, [geo(project, split, _options(**options))])
 
 
 @precompute_command.command("stats")
@@ -97,7 +97,7 @@ def stats_command(context, project: Project, dry_run: bool, as_json: bool, **opt
     if dry_run:
         _show(as_json, _estimate_stats(project, _options(**options)))
         return
-    _finish(context, as_json, [stats(project, _options(**options))])
+    finish(context, as_json, [stats(project, _options(**options))])
 
 
 @precompute_command.command("all")
@@ -118,7 +118,7 @@ def all_command(
     for name in names:
         reports += _detect_and_geo(project, name, options)
     reports.append(stats(project, _options(force=options["force"])))
-    _finish(context, as_json, reports)
+    finish(context, as_json, reports)
 
 
 def _options(**options) -> RunOptions:
@@ -230,7 +230,9 @@ def _show(as_json: bool, *rows: dict) -> None:
             note(f"{row['step']} {row['split']}: known after: {row['run_first']}")
 
 
-def _finish(context: click.Context, as_json: bool, reports: list[StepReport]) -> None:
+def finish(
+    context: click.Context, as_json: bool, reports: list[StepReport], title: str = "precompute"
+) -> None:
     """Print what was done and what has no result; exit 1 when there is something to mend among it."""
     failed = [(report.step, item) for report in reports for item in report.failed]
     if as_json:
@@ -240,7 +242,7 @@ def _finish(context: click.Context, as_json: bool, reports: list[StepReport]) ->
             (r.step, r.total, r.computed, len(r.failed), f"{r.bytes / 1e6:.1f}", f"{r.seconds:.1f}", r.path)
             for r in reports
         ]
-        emit_table("precompute", ("step", "total", "computed", "failed", "MB", "seconds", "result"), rows)
+        emit_table(title, ("step", "total", "computed", "failed", "MB", "seconds", "result"), rows)
         if failed:
             shown = [
                 (step, item.image_id, item.instance, item.reason, item.path) for step, item in failed[:20]

@@ -212,11 +212,16 @@ class Project:
             return self.cache_root / split / "geo"
         return open_root(root if "://" in root else self.path(root)) / split / "geo"
 
+    @property
+    def shard_folder(self) -> Path:
+        """Where shards of stores in object stores are kept."""
+        folder = self.data.shard_cache.folder
+        return self.path(folder) if folder else self.cache_root / "shards"
+
     def targets(self, split: str, partial: bool = False) -> StoreReader:
         """Reads the targets of a split; shards of an object store are kept here, as data.py says."""
-        settings = self.data.shard_cache
-        folder = self.path(settings.folder) if settings.folder else self.cache_root / "shards"
-        kept = Kept(folder, int(settings.gigabytes * 1e9)) if settings.gigabytes else None
+        gigabytes = self.data.shard_cache.gigabytes
+        kept = Kept(self.shard_folder, int(gigabytes * 1e9)) if gigabytes else None
         return StoreReader(self.geometry_store(split), partial=partial, kept=kept)
 
     def work_dir(self, recipe: str) -> Path:

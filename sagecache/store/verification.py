@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,8 +29,11 @@ class Problem:
     ids: tuple[tuple[int, int], ...] = ()
 
 
-def verify(root: Path) -> list[Problem]:
-    """All problems of the store in root. Raises SagecacheError where there is no readable manifest."""
+def verify(root: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> list[Problem]:
+    """All problems of the store in root. Raises SagecacheError where there is no readable manifest.
+
+    progress: called with the shards read and all of them.
+    """
     manifest = layout.read_manifest(root)
     if manifest is None:
         raise SagecacheError("there is no target store", file=root)
@@ -40,7 +44,7 @@ def verify(root: Path) -> list[Problem]:
     ]
     if problems:
         return problems  # without sound metadata and plan the rest cannot be judged
-    problems = _journal_problems(root) + _shard_problems(root, manifest)
+    problems = _journal_problems(root) + _shard_problems(root, manifest, progress)
     return problems or _index_problems(root, manifest)
 
 
@@ -77,13 +81,15 @@ def _index_problems(root: Path, manifest: dict) -> list[Problem]:
     return [Problem(INDEX, "missing, or not what the shards say; readers do without it")]
 
 
-def _shard_problems(root: Path, manifest: dict) -> list[Problem]:
+def _shard_problems(root: Path, manifest: dict, progress: Callable[[int, int], None]) -> list[Problem]:
     group, identity = root / layout.GROUP, manifest["identity"]
     pool = open_pool(root)
     ids = Column(group / "ids", pool).read_all()
     fields = {name: Field(group / name, pool) for name in identity["fields"]}
     records, known, problems = journal.read_all(root), sizes(group), []
-    for k in range(shard_count(len(ids), identity["shard_size"])):
+    shards = shard_count(len(ids), identity["shard_size"])
+    for k in range(shards):
+        progress(k, shards)
         rows = shard_rows(k, len(ids), identity["shard_size"])
         lost = tuple(tuple(pair) for pair in ids[rows.start : rows.stop].tolist())
         if k not in records:
@@ -98,6 +104,7 @@ def _shard_problems(root: Path, manifest: dict) -> list[Problem]:
             array = fields.get(name.split("/")[0])
             if array is not None:
                 problems += _chunk_problems(array, f"{layout.GROUP}/{name}", k, rows, ids)
+    progress(shards, shards)
     return problems
 
 

@@ -18,6 +18,12 @@ def test_a_sound_store_has_no_problems(store):
     assert verify(store) == StoreReader(store).verify() == []
 
 
+def test_it_says_how_far_it_is_shard_by_shard(store):
+    seen = []
+    verify(store, lambda *state: seen.append(state))
+    assert seen == [(0, 3), (1, 3), (2, 3), (3, 3)]
+
+
 def test_each_damaged_file_is_found_whatever_it_is(store):
     for path in sorted(p for p in store.rglob("*") if p.is_file() and p.name != "manifest.json"):
         sound = path.read_bytes()
