@@ -359,7 +359,7 @@ def disk_usage(project: Project, splits: Sequence[str]) -> dict:
 
 # ------------------------------------------------------------------------------------------------ common
 def _megabytes(size: int) -> str:
-    return f"{size / 1e6:.3f}" if size < 1e5 else f"{size / 1e6:.1f}"
+    return f"{size / 1e6:.3f}" if size < 1e6 else f"{size / 1e6:.1f}"
 
 
 def _names(project: Project, splits: Sequence[str]) -> list[str]:

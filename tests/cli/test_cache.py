@@ -292,6 +292,6 @@ def test_figures_of_bytes_are_megabytes():
     assert [cache._megabytes(size) for size in (0, 12_345, 123_456, 7_654_321)] == [
         "0.000",
         "0.012",
-        "0.1",
+        "0.123",
         "7.7",
     ]

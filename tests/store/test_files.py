@@ -1,9 +1,10 @@
 import errno
 import os
+import shutil
 
 import pytest
 
-from sagecache.store.files import remaining_files, remove_leftovers, unused_name, write_whole
+from sagecache.store.files import remaining_files, remove_folder, remove_leftovers, unused_name, write_whole
 
 
 def test_a_file_is_written_with_its_folders_and_replaced(tmp_path):
@@ -40,6 +41,21 @@ def test_leftovers_are_found_at_any_depth_and_nothing_else_is_touched(tmp_path, 
     assert remaining_files(tmp_path / "a" / "b") == []
     assert remove_leftovers(tmp_path) == 1
     assert [p.name for p in (tmp_path / "a").iterdir() if p.is_file()] == [".mine"]
+
+
+def test_a_folder_goes_whole_and_what_its_links_point_to_stays(tmp_path, monkeypatch):
+    outside = tmp_path / "outside"
+    write_whole(outside / "x.bin", b"kept")
+    write_whole(tmp_path / "geo" / "a" / "x.bin", b"gone")
+    (tmp_path / "geo" / "link").symlink_to(outside)
+    with monkeypatch.context() as patch:  # killed after the first step: it no longer has its name
+        patch.setattr(shutil, "rmtree", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            remove_folder(tmp_path / "geo")
+    assert not (tmp_path / "geo").exists() and remaining_files(tmp_path) == [outside]
+    (left,) = tmp_path.glob(".geo.*")
+    remove_folder(left)
+    assert list(tmp_path.iterdir()) == [outside] and (outside / "x.bin").read_bytes() == b"kept"
 
 
 def test_unused_names_count_up(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 from toy_store import python
 
 from sagecache.errors import SagecacheError
-from sagecache.store.lock import FolderLock
+from sagecache.store.lock import FolderLock, is_held
 
 HOLD = """
 import sys, time
@@ -42,6 +42,17 @@ def test_a_clean_release_leaves_no_file(tmp_path):
     assert lock.alone
     lock.release()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["alone", "shared"])
+def test_who_only_looks_sees_a_writer_and_leaves_no_file(tmp_path, holder, kind):
+    assert not is_held(tmp_path) and list(tmp_path.iterdir()) == []
+    process = holder(kind)
+    assert is_held(tmp_path)
+    process.kill()
+    process.wait()
+    assert not is_held(tmp_path)  # the file that it left says nothing
+    FolderLock(tmp_path, shared=False).release()
 
 
 def test_a_sharing_writer_waits_while_another_opens_the_store(tmp_path):
