@@ -52,6 +52,7 @@ def ls_command(project: Project, splits: tuple[str, ...], as_json: bool) -> None
 
 def list_stores(project: Project, splits: Sequence[str]) -> list[dict]:
     """A dict a store, of trials and what --force set aside too. One that can't be read has a 'problem'."""
+    from sagecache.cli.jobs import is_imported
     from sagecache.precompute.leftovers import kind_of
     from sagecache.store.inventory import find_stores
 
@@ -75,6 +76,7 @@ def list_stores(project: Project, splits: Sequence[str]) -> list[dict]:
                     bytes=facts.total_bytes,
                     fingerprint=facts.fingerprint_sha256,
                     complete=facts.complete,
+                    imported=bool(facts.fingerprint) and is_imported(facts.fingerprint),
                     stale="" if facts.problem else stale(split, kind, facts),
                     problem=facts.problem,
                 )
@@ -103,7 +105,8 @@ def _stale(project: Project, teacher: Callable, split: str, kind: str, facts: St
 
 def _ls_row(row: dict) -> tuple:
     state = ["complete" if row["complete"] else "not complete"]
-    state += [row["kind"]] * (row["kind"] != "current") + [f"stale: {row['stale']}"] * bool(row["stale"])
+    state += [row["kind"]] * (row["kind"] != "current") + ["imported"] * row["imported"]
+    state += [f"stale: {row['stale']}"] * bool(row["stale"])
     shown = (f"{row['split']}/{row['name']}", row["instances"], row["done"], row["failed"], row["missing"])
     if row["problem"]:
         return (shown[0], *"-" * 6, _megabytes(row["bytes"]), "-", row["problem"])

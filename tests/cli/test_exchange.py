@@ -51,7 +51,8 @@ def test_maps_go_in_and_come_out_as_they_were(folder, tmp_path):
     (row,) = answer(folder, *words)
     assert (row["step"], row["total"], row["computed"], row["failed"]) == ("import", 3, 3, [])
     (store,) = answer(folder, "ls")
-    assert store["complete"] and store["stale"] == "" and set(store["fields"]) == {"depth", "normal", "mask"}
+    assert store["complete"] and store["imported"] and store["stale"] == ""
+    assert set(store["fields"]) == {"depth", "normal", "mask"}
     assert answer(folder, "verify")["problems"] == 0
     report = answer(folder, "export", "--split", "val", "--to", str(tmp_path / "out"))
     assert (report["instances"], report["without_targets"]) == (3, 0)
