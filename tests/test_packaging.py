@@ -20,8 +20,8 @@ HEADLESS = {"opencv-python": "opencv-python-headless"}  # one folder, two names:
 TORCH = re.search(r"^TORCH := torch==(\S+)$", (ROOT / "Makefile").read_text(), re.M)[1]
 
 
-def lock() -> dict[str, Version]:
-    lines = (ROOT / "requirements.lock").read_text().splitlines()
+def lock(file: str = "requirements.lock") -> dict[str, Version]:
+    lines = (ROOT / file).read_text().splitlines()
     pins = [line.split("#")[0].strip() for line in lines if line.split("#")[0].strip()]
     assert all(re.fullmatch(r"[a-z0-9-]+==[\w.]+", pin) for pin in pins)
     return {name: Version(version) for name, version in (pin.split("==") for pin in pins)}
@@ -35,6 +35,13 @@ def test_the_lock_satisfies_pyproject(group):
     for requirement in map(Requirement, groups[group]):
         version = locked[HEADLESS.get(requirement.name, requirement.name)]
         assert requirement.specifier.contains(version), f"{requirement} against {version}"
+
+
+def test_the_benchmarks_lock_adds_and_never_contradicts():
+    bench, locked = lock("requirements-bench.lock"), lock()
+    assert not bench.keys() & locked.keys()
+    for requirement in map(Requirement, PROJECT["optional-dependencies"]["bench"]):
+        assert requirement.specifier.contains((bench | locked)[requirement.name]), requirement
 
 
 def test_the_lock_builds_the_project_and_leaves_the_heavy_out():
