@@ -23,7 +23,7 @@ from sagecache.data.views import View, ViewConfig, make_view, move_keypoints
 from sagecache.errors import SagecacheError
 from sagecache.geometry.affine import Size
 from sagecache.skeleton import Skeleton
-from sagecache.store.reader import StoreReader
+from sagecache.store import JoinedReader, StoreReader
 from sagecache.store.spec import NO_BODY, OK
 from sagecache.structures import Instance
 
@@ -134,7 +134,7 @@ class UnlabeledViews(Dataset):
     def __init__(
         self,
         instances: Sequence[Instance],
-        targets: StoreReader | None,
+        targets: StoreReader | JoinedReader | None,
         size: Size,
         padding: float,
         weak: ViewConfig,
@@ -357,7 +357,7 @@ def _require_keypoints(instance: Instance, skeleton: Skeleton) -> None:
 
 
 def _with_targets(
-    instances: Sequence[Instance], targets: StoreReader | None, on_missing: str
+    instances: Sequence[Instance], targets: StoreReader | JoinedReader | None, on_missing: str
 ) -> tuple[list[Instance], int]:
     """The instances whose targets can be read, and how many were left out.
 
@@ -378,7 +378,7 @@ def _with_targets(
     return kept, len(instances) - len(kept)
 
 
-def _require_same_boxes(instances: Sequence[Instance], targets: StoreReader) -> None:
+def _require_same_boxes(instances: Sequence[Instance], targets: StoreReader | JoinedReader) -> None:
     """A number names the first or second box of an image: other detections give it to another person."""
     now = np.array([one.bbox for one in instances], np.float64).reshape(-1, 4)
     moved = (targets.boxes([one.key for one in instances]) != now).any(axis=1)
@@ -392,7 +392,7 @@ def _require_same_boxes(instances: Sequence[Instance], targets: StoreReader) -> 
         )
 
 
-def _raise_missing(targets: StoreReader, first: Instance, missing: int, count: int) -> None:
+def _raise_missing(targets: StoreReader | JoinedReader, first: Instance, missing: int, count: int) -> None:
     """The store's own words on the first missing instance, which name the command, and how many there are."""
     try:
         targets.read(*first.key)

@@ -36,7 +36,7 @@ BATCH = 64  # bodies whose maps are decoded at a time
 def check_store(project: Project, split: str) -> None:
     """Raise SagecacheError unless the split's store has depth and normals, and a depth that grows away."""
     root = project.geometry_store(split)
-    reader = project.targets(split)
+    reader = project.joined_targets(split)
     missing = [name for name in NEEDED if name not in reader.fields]
     if missing:
         raise SagecacheError(
@@ -108,7 +108,7 @@ def _limb_tables(
             file="data.py",
             fix=f"Set boxes='annotations' and run '{_geo(project, split)}', {SILENCE}.",
         )
-    reader = project.targets(split)
+    reader = project.joined_targets(split)
     kept = [one for one in project.instances(split) if one.keypoints is not None and one.key in reader]
     if not kept:
         raise SagecacheError(

@@ -252,7 +252,7 @@ def train_loader(project: Project, recipe: Recipe, model: dict, seed: int) -> Da
         split = recipe.data.unlabeled
         unlabeled = UnlabeledViews(
             project.instances(split),
-            project.targets(split) if recipe.uses_geometry else None,
+            project.joined_targets(split) if recipe.uses_geometry else None,
             size,
             views.padding,
             views.weak,

@@ -27,6 +27,7 @@ from sagecache.project.runs import finished_run, newest_work_dir, standing_check
 from sagecache.project.settings import DataSettings, SplitSettings
 from sagecache.skeleton.definition import COCO17, Skeleton
 from sagecache.store.files import open_root
+from sagecache.store.joined import JoinedReader
 from sagecache.store.reader import Kept, StoreReader
 from sagecache.strict import build
 from sagecache.structures import Instance
@@ -219,10 +220,21 @@ class Project:
         return self.path(folder) if folder else self.cache_root / "shards"
 
     def targets(self, split: str, partial: bool = False) -> StoreReader:
-        """Reads the targets of a split; shards of an object store are kept here, as data.py says."""
+        """Reads a split's own store; shards of an object store are kept here, as data.py says."""
+        return self._reader(self.geometry_store(split), partial)
+
+    def joined_targets(self, split: str) -> StoreReader | JoinedReader:
+        """What training reads of a split: its own store, and the further ones that data.py names."""
+        own, more = self.targets(split), self.data.more_targets.get(split, ())
+        if not more:
+            return own
+        others = (open_root(root if "://" in root else self.path(root)) for root in more)
+        return JoinedReader([own, *map(self._reader, others)])
+
+    def _reader(self, root: Path, partial: bool = False) -> StoreReader:
         gigabytes = self.data.shard_cache.gigabytes
         kept = Kept(self.shard_folder, int(gigabytes * 1e9)) if gigabytes else None
-        return StoreReader(self.geometry_store(split), partial=partial, kept=kept)
+        return StoreReader(root, partial=partial, kept=kept)
 
     def work_dir(self, recipe: str) -> Path:
         return self.path(self.data.work_root) / recipe.replace("-", "_")

@@ -99,6 +99,8 @@ class DataSettings:
     shard_size: instances a file of a store, and what a kill may cost; by default after the maps' size.
     store_root: where target stores lie, a folder or the URL of one in an object store (s3://bucket/folder);
     by default cache_root. shard_cache: what is kept on this machine of stores in an object store.
+    more_targets: split -> further stores of its instances, folders or URLs, such as another teacher's:
+    training reads from them the fields that the split's own store lacks.
     """
 
     splits: dict[str, SplitSettings]
@@ -114,10 +116,12 @@ class DataSettings:
     shard_size: int | None = None
     store_root: str | None = None
     shard_cache: ShardCacheSettings = ShardCacheSettings()
+    more_targets: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.shard_size is not None:
             at_least("shard_size", self.shard_size, 1)
-        for name in self.stats_splits:
-            if name not in self.splits:
-                raise SagecacheError(f"stats_splits: no split '{name}'", fix=nearest(name, self.splits))
+        for key, names in (("stats_splits", self.stats_splits), ("more_targets", self.more_targets)):
+            for name in names:
+                if name not in self.splits:
+                    raise SagecacheError(f"{key}: no split '{name}'", fix=nearest(name, self.splits))

@@ -26,6 +26,7 @@ from sagecache.errors import SagecacheError
 from sagecache.geometry.affine import crop_affine
 from sagecache.skeleton import COCO17
 from sagecache.store.codec import encode_row, failed_row
+from sagecache.store.joined import JoinedReader
 from sagecache.store.reader import StoreReader
 from sagecache.store.spec import NO_BODY, UNREADABLE, StorePlan, build_fields
 from sagecache.store.writer import StoreWriter
@@ -65,7 +66,9 @@ def target_maps(image_id: int, instance: int) -> dict[str, np.ndarray]:
     return {"depth": depth, "normal": normal, "mask": mask}
 
 
-def make_store(root, instances, failed=(), status=UNREADABLE) -> StoreReader:
+def make_store(
+    root, instances, failed=(), status=UNREADABLE, outputs=("depth", "normal", "mask")
+) -> StoreReader:
     plan = StorePlan(
         ids=np.array([instance.key for instance in instances], dtype=np.int64),
         image_sha256=np.zeros((len(instances), 32), np.uint8),
@@ -73,7 +76,7 @@ def make_store(root, instances, failed=(), status=UNREADABLE) -> StoreReader:
         target_from_image=np.array([crop_affine(instance.bbox, MAP_SIZE, 1.9) for instance in instances]),
         size=MAP_SIZE,
     )
-    fields = build_fields(["depth", "normal", "mask"])
+    fields = build_fields(outputs)
     with StoreWriter.open(root, plan, fields, {"teacher": "test"}, {"command": COMMAND}, 4) as writer:
         for number in writer.missing():
             keys = [tuple(plan.ids[row].tolist()) for row in writer.rows(number)]
@@ -391,3 +394,18 @@ def test_images_are_kept_up_to_the_limit(instances, monkeypatch):
     uncached = ImageReader()
     uncached(paths[0]), uncached(paths[0])
     assert reads[paths[0]] == 3
+
+
+def test_targets_of_several_stores_arrive_as_those_of_one(tmp_path, instances, store):
+    depth = make_store(tmp_path / "depth", instances, outputs=("depth", "mask"))
+    lacking = instances[2].key
+    normal = make_store(tmp_path / "normal", instances, failed=[lacking], outputs=("normal", "mask"))
+    joined = JoinedReader([depth, normal])
+    with pytest.raises(SagecacheError, match="normal: no targets for"):
+        unlabeled_views(instances, joined)
+    views = unlabeled_views(instances, joined, on_missing="skip")
+    whole = unlabeled_views([one for one in instances if one.key != lacking], store)
+    assert [one.key for one in views.instances] == [one.key for one in whole.instances]
+    found, wanted = views.read_targets([0, 3]), whole.read_targets([0, 3])
+    assert found.keys() == wanted.keys()
+    assert all(np.array_equal(found[name], wanted[name]) for name in wanted)

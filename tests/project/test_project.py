@@ -15,6 +15,7 @@ from sagecache.errors import SagecacheError
 from sagecache.project import Project, embedded_project
 from sagecache.project.runs import FinishedRun, mark_finished
 from sagecache.skeleton.definition import COCO17
+from sagecache.store import StoreReader
 
 
 @pytest.fixture
@@ -153,6 +154,7 @@ def test_paths_start_at_the_folder_wherever_the_command_runs(folder, tmp_path, m
     )
     assert project.stats_file.parent == project.prior_file.parent == folder / "cache"
     assert project.geometry_store("val") == folder / "cache" / "val" / "geo"
+    assert project.shard_folder == folder / "cache" / "shards"
     assert project.path("/data/x") == Path("/data/x")
     assert project.path("~/x") == Path(os.path.expanduser("~/x"))
 
@@ -328,3 +330,17 @@ def test_commands_name_the_project_as_a_shell_reads_it(tmp_path):
     for text in (told, "sagecache init DIR", "Update sagecache, or train anew."):
         assert project.command(text) == text
     assert Project.open(None).command("sagecache eval") == "sagecache eval"
+
+
+def test_stores_may_lie_elsewhere_and_be_joined_by_others(folder):
+    with (folder / "data.py").open("a") as page:
+        page.write('store_root = "targets"\nmore_targets = dict(val=["other/geo", "/far/geo"])\n')
+    project = Project.open(folder)
+    assert project.targets("val").root == folder / "targets" / "val" / "geo"
+    assert [reader.root for reader in project.joined_targets("val").readers] == [
+        folder / "targets" / "val" / "geo",
+        folder / "other" / "geo",
+        Path("/far/geo"),
+    ]
+    other = next(name for name in project.data.splits if name != "val")
+    assert isinstance(project.joined_targets(other), StoreReader)
