@@ -6,10 +6,12 @@ store's attributes hold both formulas.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def dequantise(raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -33,9 +35,9 @@ def dequantise(raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if "normal" in raw and not valid:
         valid.append(~raw["normal"][:, 0].isnan())  # bytes never are
     if valid:
-        decoded["mask"] = torch.stack(valid).all(dim=0).unsqueeze(1)  # (B, 1, H, W)
+        decoded["mask"] = functools.reduce(torch.logical_and, valid).unsqueeze(1)  # (B, 1, H, W)
     if "normal" in raw:
-        decoded["normal"] = _normal(raw["normal"]) * decoded["mask"]
+        decoded["normal"] = _normal(raw["normal"], decoded["mask"])
     return decoded
 
 
@@ -49,18 +51,36 @@ def _depth(raw: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     return torch.where(levels > 0, low + (levels - 1) * step, 0), levels > 0
 
 
-def _normal(codes: Tensor) -> Tensor:
-    """Octahedral codes (B, 2, H, W) uint8 -> unit vectors (B, 3, H, W); the code (128, 128) faces the camera.
+def _normal(codes: Tensor, mask: Tensor) -> Tensor:
+    """Octahedral codes (B, 2, H, W) uint8 -> unit vectors (B, 3, H, W), looked up: there are 65,536 of them.
 
-    Cigolle et al., "A Survey of Efficient Representations for Independent Unit Vectors", JCGT 2014, with
-    the folded hemisphere turned away from the camera. Unit vectors (B, 3, H, W) float32 stay what they are.
+    Unit vectors (B, 3, H, W) float32 of a lossless store stay what they are. 0 off the mask (B, 1, H, W).
     """
     if codes.is_floating_point():
-        return codes.nan_to_num(0)
-    plane = (codes.to(torch.float32) - 128) / 127
-    towards = 1 - plane.abs().sum(dim=1, keepdim=True)
+        return torch.where(mask, codes, 0)
+    place = codes[:, 0].int().mul_(256).add_(codes[:, 1]).masked_fill_(~mask[:, 0], 65536)
+    # index_select: on CPUs a dozen times as fast as indexing
+    axes = [axis.index_select(0, place.flatten()).view_as(place) for axis in _directions(codes.device)]
+    return torch.stack(axes, dim=1)
+
+
+@functools.lru_cache(maxsize=8)
+def _directions(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """x, y and z (65537,) of every code, at u * 256 + v, and 0 behind them; (128, 128) faces the camera.
+
+    Cigolle et al., "A Survey of Efficient Representations for Independent Unit Vectors", JCGT 2014, with
+    the folded hemisphere turned away from the camera.
+    """
+    with torch.inference_mode(False), torch.no_grad():  # kept: what asks first must not decide what it is
+        return tuple(F.pad(_octahedron(device).flatten(1), (0, 1)))
+
+
+def _octahedron(device: torch.device) -> Tensor:
+    """(3, 256, 256): the direction of the code (u, v)."""
+    codes = torch.arange(256, dtype=torch.float32, device=device)
+    plane = (torch.stack(torch.meshgrid(codes, codes, indexing="ij")) - 128) / 127
+    towards = 1 - plane.abs().sum(dim=0, keepdim=True)
     fold = (-towards).clamp(min=0)
     plane = plane - torch.where(plane >= 0, fold, -fold)  # sign(0) = 1, as in the codec
-    vectors = torch.cat([plane, -towards], dim=1)  # |x| + |y| + |z| = 1: never short
-    # On CPUs 20 times as fast as F.normalize along channels.
-    return vectors * vectors.square().sum(dim=1, keepdim=True).rsqrt()
+    vectors = torch.cat([plane, -towards])  # |x| + |y| + |z| = 1: never short
+    return vectors / vectors.norm(dim=0, keepdim=True)

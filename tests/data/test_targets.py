@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sagecache.data.targets import dequantise
+from sagecache.data.targets import _directions, dequantise
 from sagecache.store.codec import (
     NORMAL_ERROR_DEGREES,
     decode_depth,
@@ -133,3 +133,14 @@ def test_a_lossless_store_is_handed_on_as_it_is():
         assert np.array_equal(decoded["normal"][0].numpy(), np.where(mask, exact["normal"], 0))
     alone = dequantise({"normal": raw["normal"]})
     assert np.array_equal(alone["mask"][0, 0].numpy(), mask)
+
+
+def test_what_decodes_first_does_not_decide_who_may_learn_from_it():
+    """Under inference mode first, then where a gradient passes."""
+    _directions.cache_clear()
+    raw = stored(ball())
+    with torch.inference_mode():
+        dequantise(raw)
+    weight = torch.ones((), requires_grad=True)
+    (dequantise(raw)["normal"] * weight).sum().backward()
+    assert weight.grad.isfinite()
