@@ -75,7 +75,11 @@ class JoinedReader:
         for reader in others:
             parts = reader.allocate(len(ids))
             own = parts.keys() - taken
-            reader.read_many(ids, {**parts, **{name: batch[name] for name in own}})
+            read = {name: batch[name] for name in own}
+            read |= {
+                name: parts[name] for name in ("mask", "target_from_image") if name in parts.keys() - own
+            }
+            reader.read_many(ids, read)
             self._require_same_crop(reader, ids, batch["target_from_image"], parts["target_from_image"])
             if "mask" in parts and "mask" not in own:
                 batch["mask"] &= parts["mask"]

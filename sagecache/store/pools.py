@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import threading
@@ -90,8 +91,9 @@ class FilePool:
         """Where the first bytes of a few are not in memory, the disk is asked for all of them at once."""
         if any(not self._in_memory(path, offset) for path, offset, _ in spans[:: len(spans) // _PROBES + 1]):
             for path, offset, size in spans:
-                file = self._files.get(path) or self._open(path)
-                os.posix_fadvise(file.descriptor, offset, size, os.POSIX_FADV_WILLNEED)
+                with contextlib.suppress(OSError):  # a hint; what is wrong with a file, reading it will tell
+                    file = self._files.get(path) or self._open(path)
+                    os.posix_fadvise(file.descriptor, offset, size, os.POSIX_FADV_WILLNEED)
         return self.read
 
     def _in_memory(self, path: str, offset: int) -> bool:

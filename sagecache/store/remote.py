@@ -7,6 +7,7 @@ that are no longer read make room.
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import shutil
@@ -16,6 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sagecache.store.pools import FilePool, Read, Span
+
+logger = logging.getLogger(__name__)
 
 _UNUSED = 3600.0  # seconds after which a store that nobody opened makes room for another
 
@@ -124,8 +127,8 @@ class ShardCache:
                 continue
             try:
                 self._fetch(wanted)
-            except OSError:  # a full disk, a network that is away: ranges go on serving
-                continue
+            except Exception as error:  # a full disk, any of a network's: ranges go on serving
+                logger.warning("could not keep %s here: %s", wanted, error)
 
     def _fetch(self, path: str) -> None:
         place = self._place(path)

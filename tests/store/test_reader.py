@@ -258,3 +258,11 @@ def test_what_the_maker_noted_can_be_asked_for(store):
     assert reader.field_attributes("depth")["kind"] == "metric"
     with pytest.raises(ValueError, match="read-only"):
         reader.ids[0, 0] = 1
+
+
+def test_a_lost_shard_is_told_when_the_rest_of_the_batch_is_not_in_memory(store, content, monkeypatch):
+    reader = StoreReader(store)
+    (store / "targets.zarr/mask/c/1/0/0").unlink()
+    monkeypatch.setattr("sagecache.store.pools.FilePool._in_memory", lambda self, path, offset: False)
+    with pytest.raises(SagecacheError, match=f"instance {key(content, 4)[1]}: the shard's file is missing"):
+        reader.read_many([key(content, 0), key(content, 4)])
