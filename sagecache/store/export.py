@@ -9,10 +9,9 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -24,14 +23,7 @@ from sagecache.store.reader import StoreReader
 BATCH = 32  # instances decoded at once
 FILE_BYTES = 256 << 20  # of values in one Parquet file
 Key = tuple[int, int]
-
-
-class Writer(Protocol):
-    """Takes instances one by one, as ``decoded`` gives them."""
-
-    def add(self, instance: dict[str, np.ndarray]) -> None: ...
-
-    def close(self) -> None: ...
+Instance = dict[str, np.ndarray]  # as ``decoded`` gives it
 
 
 def export(
@@ -56,16 +48,12 @@ def export(
         )
     folder = folder.absolute()
     with _whole(folder) as making:
-        writer = FORMATS[format](making, reader)
-        for done, instance in enumerate(decoded(reader, keys), 1):
-            writer.add(instance)
-            progress(done, len(keys))
-        writer.close()
+        FORMATS[format](making, reader, _counted(decoded(reader, keys), len(keys), progress))
         replaced = folder.rename(unused_name(folder.with_name(f"{folder.name}.replaced"))) if taken else None
     return replaced
 
 
-def decoded(reader: StoreReader, keys: Sequence[Key]) -> Iterator[dict[str, np.ndarray]]:
+def decoded(reader: StoreReader, keys: Sequence[Key]) -> Iterator[Instance]:
     """Of each instance what the store has of depth (h, w), normal (3, h, w) float32 and mask (h, w) bool; and
     target_from_image (3, 3), bbox (4,) xywh float64, image_id, instance () int64."""
     for start in range(0, len(keys), BATCH):
@@ -85,24 +73,22 @@ def decoded(reader: StoreReader, keys: Sequence[Key]) -> Iterator[dict[str, np.n
         yield from ({name: values[k] for name, values in maps.items()} for k in range(len(some)))
 
 
-class NpzWriter:
+def write_npz(folder: Path, reader: StoreReader, instances: Iterable[Instance]) -> None:
     """``<image_id>_<instance>.npz`` with the keys of ``decoded``."""
+    for instance in instances:
+        np.savez(folder / f"{_name(instance)}.npz", **instance)
 
-    def __init__(self, folder: Path, reader: StoreReader) -> None:
-        self._folder = folder
 
-    def add(self, instance: dict[str, np.ndarray]) -> None:
-        np.savez(self._folder / f"{_name(instance)}.npz", **instance)
-
-    def close(self) -> None:
-        pass
+def write_parquet(folder: Path, reader: StoreReader, instances: Iterable[Instance]) -> None:
+    """``targets-00000.parquet``, …: what pandas.read_parquet and datasets.load_dataset("parquet") read."""
+    writer = ParquetWriter(folder, reader)
+    for instance in instances:
+        writer.add(instance)
+    writer.close()
 
 
 class ParquetWriter:
-    """``targets-00000.parquet``, …: what pandas.read_parquet and datasets.load_dataset("parquet") read.
-
-    A row an instance; arrays are flat lists of fixed length, their shapes stand in the schema's metadata.
-    """
+    """A row an instance; arrays are flat lists of fixed length, their shapes stand in the schema's metadata."""
 
     def __init__(self, folder: Path, reader: StoreReader) -> None:
         try:
@@ -113,10 +99,10 @@ class ParquetWriter:
                 "exporting to Arrow needs the package pyarrow", fix="pip install 'sagecache[arrow]'"
             ) from error
         self._arrow, self._folder, self._reader = pyarrow, folder, reader
-        self._rows: list[dict[str, np.ndarray]] = []
+        self._rows: list[Instance] = []
         self._file, self._files, self._held = None, 0, 0
 
-    def add(self, instance: dict[str, np.ndarray]) -> None:
+    def add(self, instance: Instance) -> None:
         self._rows.append(instance)
         if len(self._rows) == BATCH:
             self._flush()
@@ -154,46 +140,48 @@ class ParquetWriter:
         return self._arrow.FixedSizeListArray.from_arrays(flat, int(np.prod(values.shape[1:])))
 
 
-class ImageWriter:
+def write_images(folder: Path, reader: StoreReader, instances: Iterable[Instance]) -> None:
     """Pictures to look at: ``<image_id>_<instance>_depth.png`` (16 bits), ``_normal.png``, ``_mask.png``.
 
     Beside them ``<image_id>_<instance>.json`` says what their values mean.
     """
-
-    def __init__(self, folder: Path, reader: StoreReader) -> None:
-        self._folder, self._about = folder, _about(reader)
-
-    def add(self, instance: dict[str, np.ndarray]) -> None:
-        name, about = _name(instance), {"fields": self._about}
+    fields = _about(reader)
+    for instance in instances:
+        name, about = _name(instance), {"fields": fields}
         for key in ("image_id", "instance", "bbox", "target_from_image"):
             about[key] = instance[key].tolist()
         if "depth" in instance:
             levels, about["depth"] = _depth_levels(instance["depth"])
-            self._write(f"{name}_depth.png", levels)
+            _write_png(folder / f"{name}_depth.png", levels)
         if "normal" in instance:
             about["normal"] = {"formula": "n = value / 127.5 - 1, R G B = x y z; black: none"}
             normal = instance["normal"]  # of a lossless store as the teacher gave it, of any length
             normal = normal / np.linalg.norm(normal, axis=0)
             levels = np.rint(np.nan_to_num((normal + 1) * 127.5, nan=0.0)).astype(np.uint8)
-            self._write(f"{name}_normal.png", levels.transpose(1, 2, 0)[..., ::-1])  # OpenCV takes BGR
+            _write_png(folder / f"{name}_normal.png", levels.transpose(1, 2, 0)[..., ::-1])  # OpenCV: BGR
         if "mask" in instance:
-            self._write(f"{name}_mask.png", instance["mask"].astype(np.uint8) * 255)
-        (self._folder / f"{name}.json").write_text(json.dumps(about, indent=1) + "\n")
-
-    def close(self) -> None:
-        pass
-
-    def _write(self, name: str, pixels: np.ndarray) -> None:
-        import cv2
-
-        path = self._folder / name
-        path.write_bytes(cv2.imencode(".png", pixels)[1].tobytes())  # imwrite tells no full disk
+            _write_png(folder / f"{name}_mask.png", instance["mask"].astype(np.uint8) * 255)
+        (folder / f"{name}.json").write_text(json.dumps(about, indent=1) + "\n")
 
 
-FORMATS: dict[str, Callable[[Path, StoreReader], Writer]] = {
-    "npz": NpzWriter,
-    "arrow": ParquetWriter,
-    "images": ImageWriter,
+def _write_png(path: Path, pixels: np.ndarray) -> None:
+    import cv2
+
+    path.write_bytes(cv2.imencode(".png", pixels)[1].tobytes())  # imwrite tells no full disk
+
+
+def _counted(
+    instances: Iterable[Instance], count: int, progress: Callable[[int, int], None]
+) -> Iterator[Instance]:
+    for done, instance in enumerate(instances, 1):
+        yield instance
+        progress(done, count)
+
+
+FORMATS: dict[str, Callable[[Path, StoreReader, Iterable[Instance]], None]] = {
+    "npz": write_npz,
+    "arrow": write_parquet,
+    "images": write_images,
 }
 
 
@@ -215,7 +203,7 @@ def _about(reader: StoreReader) -> dict[str, dict]:
     return {name: {key: facts[key] for key in known if key in facts} for name, facts in about.items()}
 
 
-def _name(instance: dict[str, np.ndarray]) -> str:
+def _name(instance: Instance) -> str:
     return f"{int(instance['image_id'])}_{int(instance['instance'])}"
 
 
