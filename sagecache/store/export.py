@@ -88,7 +88,7 @@ def write_parquet(folder: Path, reader: StoreReader, instances: Iterable[Instanc
 
 
 class ParquetWriter:
-    """A row an instance; arrays are flat lists of fixed length, their shapes stand in the schema's metadata."""
+    """A row an instance; arrays are flat lists of fixed length, their shapes in the schema's metadata."""
 
     def __init__(self, folder: Path, reader: StoreReader) -> None:
         try:
