@@ -33,8 +33,7 @@ def allocate(spec: Spec, count: int) -> dict[str, np.ndarray]:
 
 
 class Reader:
-    """folder: its own files. spec: what it fills a batch with. slowness: the slower, the less a round "
-    "asks for."""
+    """folder: its own files. spec: what it fills a batch with. slowness: the slower, the smaller a round."""
 
     slowness = 1
     forks = True  # whether a process that used it may fork

@@ -69,6 +69,17 @@ def decode_depth(codes: np.ndarray, depth_range: np.ndarray | None = None) -> np
     return np.where(codes > 0, depth, np.float32(np.nan))
 
 
+def mask_of_depth(codes: np.ndarray, out: np.ndarray) -> None:
+    """The mask of instances that have both, without reading it: depth stands where the mask is true.
+
+    codes: stored depth, uint16 or float32; out: bool, of the same shape.
+    """
+    if codes.dtype.kind == "f":
+        np.equal(codes, codes, out=out)  # NaN off the mask
+    else:
+        np.not_equal(codes, 0, out=out)
+
+
 def depth_error_bound(depth_range: np.ndarray) -> np.ndarray:
     """Largest |decoded - true| depth of an instance: half a step, plus the rounding of float32 arithmetic.
 

@@ -19,7 +19,7 @@ from sagecache.errors import SagecacheError
 from sagecache.store import journal, layout, verification
 from sagecache.store.arrays import Column, DamagedChunk, Field
 from sagecache.store.chunk_index import map_index
-from sagecache.store.codec import require_fast_checksum
+from sagecache.store.codec import mask_of_depth, require_fast_checksum
 from sagecache.store.files import is_remote, open_root, sizes
 from sagecache.store.fingerprint import sha256
 from sagecache.store.ids import IdIndex
@@ -194,18 +194,23 @@ class StoreReader:
         """Targets of several instances, as ``read`` with a leading axis B.
 
         out: arrays to fill instead of new ones (for a batch in shared memory), keys, dtypes and shapes as
-        ``allocate(B)`` gives them.
+        ``allocate(B)`` gives them, or some of them. Where depth and mask are both wanted, the mask is where
+        depth has a value, as the format says, and its chunks are not read.
         """
         state, rows = self._state, self._require(ids)
         batch = self.allocate(len(rows)) if out is None else dict(out)
         try:
-            spans = {name: state.arrays[name].locate_many(rows) for name in batch if name in state.arrays}
+            wanted = [name for name in batch if name in state.arrays]
+            if derived := {"depth", "mask"} <= set(wanted):
+                wanted.remove("mask")
+            spans = {name: state.arrays[name].locate_many(rows) for name in wanted}
             read = state.pool.together(list(itertools.chain(*spans.values())))
-            for name, values in batch.items():
-                if name in state.columns:
-                    values[...] = state.columns[name].take(rows)
-                else:
-                    state.arrays[name].read_many_into(rows, values, spans[name], read)
+            for name in wanted:
+                state.arrays[name].read_many_into(rows, batch[name], spans[name], read)
+            for name in batch.keys() & state.columns.keys():
+                batch[name][...] = state.columns[name].take(rows)
+            if derived:
+                mask_of_depth(batch["depth"], out=batch["mask"])
         except DamagedChunk as error:
             raise self._damaged(error) from error
         return batch

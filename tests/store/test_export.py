@@ -117,10 +117,10 @@ def test_a_folder_that_is_not_empty_is_refused_or_set_aside(format, store, tmp_p
 
 def test_what_goes_wrong_on_the_way_leaves_nothing(store, tmp_path):
     reader = StoreReader(store)
-    data = bytearray((store / "targets.zarr/mask/c/1/0/0").read_bytes())
+    data = bytearray((store / "targets.zarr/depth/c/1/0/0").read_bytes())
     data[3] ^= 1
-    (store / "targets.zarr/mask/c/1/0/0").write_bytes(data)
-    with pytest.raises(SagecacheError, match="mask/c/1/0/0"):
+    (store / "targets.zarr/depth/c/1/0/0").write_bytes(data)
+    with pytest.raises(SagecacheError, match="depth/c/1/0/0"):
         export(reader, keys(reader), tmp_path / "out", "npz")
     assert [path.name for path in tmp_path.iterdir()] == ["geo"]
 

@@ -262,7 +262,19 @@ def test_what_the_maker_noted_can_be_asked_for(store):
 
 def test_a_lost_shard_is_told_when_the_rest_of_the_batch_is_not_in_memory(store, content, monkeypatch):
     reader = StoreReader(store)
-    (store / "targets.zarr/mask/c/1/0/0").unlink()
+    (store / "targets.zarr/depth/c/1/0/0").unlink()
     monkeypatch.setattr("sagecache.store.pools.FilePool._in_memory", lambda self, path, offset: False)
     with pytest.raises(SagecacheError, match=f"instance {key(content, 4)[1]}: the shard's file is missing"):
         reader.read_many([key(content, 0), key(content, 4)])
+
+
+def test_a_mask_beside_depth_costs_no_read_and_alone_is_its_own(store, content):
+    keys = [key(content, row) for row in good_rows(content)]
+    reader = StoreReader(store)
+    alone = {"mask": reader.allocate(len(keys))["mask"]}
+    both = StoreReader(store).read_many(keys)
+    assert np.array_equal(reader.read_many(keys, out=alone)["mask"], both["mask"])
+    (store / "targets.zarr/mask/c/1/0/0").unlink()
+    assert np.array_equal(StoreReader(store).read_many(keys)["mask"], both["mask"])
+    with pytest.raises(SagecacheError, match="mask/c/1/0/0.*the shard's file is missing"):
+        StoreReader(store).read_many(keys, out=alone)

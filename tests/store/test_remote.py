@@ -62,7 +62,7 @@ def test_a_batch_is_read_alike_and_its_ranges_are_asked_for_together(remote, sto
     )
     found = reader.read_many(keys)
     assert all(same(found[name], wanted[name]) for name in wanted) and found.keys() == wanted.keys()
-    assert calls.count(3 * len(keys)) == 1 and len(calls) <= 3  # two more fetch columns, once
+    assert calls.count(2 * len(keys)) == 1 and len(calls) <= 3  # the mask follows from depth; columns once
 
 
 def test_zarr_reads_the_bucket_through_its_own_store(remote, content):
@@ -105,14 +105,14 @@ def test_two_writers_of_the_same_shards_end_with_one_sound_store(url, store, con
 
 
 def test_damage_in_a_bucket_is_found_and_told(remote, content):
-    shard = open_root(remote) / "targets.zarr/mask/c/1/0/0"
+    shard = open_root(remote) / "targets.zarr/depth/c/1/0/0"
     data = bytearray(shard.read_bytes())
     data[3] ^= 1
     shard.write_bytes(bytes(data))
     key = tuple(content.plan.ids[4].tolist())
     with pytest.raises(SagecacheError, match=f"{shard}, image_id {key[0]}, instance {key[1]}: the bytes are"):
         StoreReader(remote).read(*key)
-    assert [problem.file for problem in verify(open_root(remote))] == ["targets.zarr/mask/c/1/0/0"]
+    assert [problem.file for problem in verify(open_root(remote))] == ["targets.zarr/depth/c/1/0/0"]
     shard.unlink()
     with pytest.raises(SagecacheError, match="the shard's file is missing. Run"):
         StoreReader(remote).read(*key)
@@ -132,8 +132,8 @@ def test_shards_are_kept_here_within_the_bound_and_serve_the_next_reads(remote, 
     reader.read_many(keys)
     reader._state.pool._cache.wait()
     here = {path.name for path in (tmp_path / "kept").rglob("*") if path.is_file()}
-    assert here >= {f"{name}-c-{k}-0-0" for name in ("depth", "mask") for k in range(3)}
-    for shard in ("depth/c/0/0/0", "mask/c/1/0/0"):
+    assert here >= {*(f"depth-c-{k}-0-0" for k in range(3)), *(f"normal-c-{k}-0-0-0" for k in range(3))}
+    for shard in ("depth/c/0/0/0", "normal/c/1/0/0/0"):
         (open_root(remote) / "targets.zarr" / shard).unlink()  # no longer needed
     found = reader.read_many(keys)
     assert all(same(found[name], wanted[name]) for name in wanted)
