@@ -47,7 +47,7 @@ class Batches(Dataset):
 
 
 def shared_tensor(shape: tuple[int, ...], dtype: np.dtype) -> torch.Tensor:
-    """Uninitialised, in memory that other processes can map; made as torch's own collate makes its batches."""
+    """Uninitialised, in memory that other processes can map; made as torch's own collate makes it."""
     kind = torch.from_numpy(np.empty(0, dtype)).dtype
     size = int(np.prod(shape)) * dtype.itemsize
     storage = torch.UntypedStorage._new_shared(size)  # noqa: SLF001, no public name for it
@@ -154,9 +154,9 @@ def measure(material: Material) -> Section:
     share = scale.cold_batches * scale.batch // 2 / scale.instances[LARGE]
     text = (
         f"Instances a second, batches of {scale.batch} in shared memory (cold: {scale.batch // 2}), "
-        "epochs of distinct random rows, wall time. Memory-mapped values are 246 KB an instance at 256x192 (depth "
-        "float16, normals as two bytes, mask), copied into the batch. A cold epoch reads a random "
-        f"{100 * share:.0f} % of the rows at 256x192: in a store beyond the page cache, what is read "
+        "epochs of distinct random rows, wall time. Memory-mapped values are 246 KB an instance at "
+        "256x192 (depth float16, normals as two bytes, mask), copied into the batch. A cold epoch reads "
+        f"{100 * share:.0f} % of the rows at 256x192, at random: in a store beyond the page cache, what is read "
         "ahead around a row is gone before it is wanted."
     )
     return Section("DataLoader", text, tables, goals, values)
