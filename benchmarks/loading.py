@@ -153,11 +153,11 @@ def measure(material: Material) -> Section:
     scale = material.scale
     share = scale.cold_batches * scale.batch // 2 / scale.instances[LARGE]
     text = (
-        f"Instances a second, batches of {scale.batch} in shared memory (cold: {scale.batch // 2}), "
-        "epochs of distinct random rows, wall time. Memory-mapped values are 246 KB an instance at "
-        "256x192 (depth float16, normals as two bytes, mask), copied into the batch. A cold epoch reads "
-        f"{100 * share:.0f} % of the rows at 256x192, at random: in a store beyond the page cache, what is read "
-        "ahead around a row is gone before it is wanted."
+        f"Instances a second, batches of {scale.batch} in shared memory (cold: {scale.batch // 2}), epochs "
+        "of distinct random rows, wall time. Memory-mapped values are 246 KB an instance at 256x192 (depth "
+        "float16, normals as two bytes, mask), copied into the batch. A cold epoch reads a random "
+        f"{100 * share:.0f} % of the rows at 256x192: in a store beyond the page cache, what is read ahead "
+        "around a row is gone before it is wanted."
     )
     return Section("DataLoader", text, tables, goals, values)
 
