@@ -67,11 +67,11 @@ def gain_from_normals(depth: Tensor, normals: Tensor, mask: Tensor) -> Gain:
     ratio = torch.where(usable, climb / torch.where(usable, difference, 1), 0)
     by_climb = torch.where(usable, climb.abs(), 0)
     alike = by_climb * difference.abs()
-    ascending = ratio.sort(-1)
-    value = _running_half(ascending, by_climb)
+    ratio, order = ratio.sort(-1)
+    by_climb, alike = by_climb.gather(-1, order), alike.gather(-1, order)
+    value = _running_half(ratio, by_climb)
     for _ in range(2):
-        near = _within(ratio, value, STEP)
-        value = _running_half(ascending, alike * near)
+        value = _running_half(ratio, alike * _within(ratio, value, STEP))
     valid = (usable.sum(-1) >= MIN_PAIRS) & (value > 0) & value.isfinite()
     value = torch.where(valid, value, 1)
     agreement = (by_climb * _within(ratio, value, 2)).sum(-1) / by_climb.sum(-1).clamp_min(1e-6)
@@ -90,22 +90,29 @@ def _pairs(depth: Tensor, normals: Tensor, mask: Tensor) -> tuple[Tensor, Tensor
     """
     edge = edge_width(depth)
     sound = _eroded(mask.bool(), edge) & (normals[:, 2:] < -GRAZING)
-    slope = torch.where(sound, -normals[:, :2] / torch.where(sound, normals[:, 2:], -1), 0)
-    depth = torch.where(sound, depth, 0)
     stride = max(1, max(depth.shape[-2:]) // PAIRS_A_SIDE)
     parts = []
     for axis, channel in ((3, 0), (2, 1)):
-        maps = (slope[:, channel : channel + 1], depth, sound)
-        if axis == 3:
-            maps = [each[:, :, ::stride] for each in maps]
-        else:
-            maps = [each[..., ::stride] for each in maps]
-        slopes, depths, whole = (each.unfold(axis, 4 * edge + 1, stride) for each in maps)
-        climb = slopes.sum(-1) - (slopes[..., 0] + slopes[..., -1]) / 2
-        difference = depths[..., -1] - depths[..., 0]
-        parts.append([part.flatten(1) for part in (climb, difference, whole.all(-1))])
-    climb, difference, usable = (torch.cat(pair, 1) for pair in zip(*parts, strict=True))
-    return climb, difference, usable
+        lines = _every(stride, 5 - axis)
+        here, along, towards = sound[lines], normals[:, channel : channel + 1][lines], normals[:, 2:][lines]
+        slope = torch.where(here, -along / towards, 0)
+        slopes, depths, whole = (_ahead(each, axis, 4 * edge, stride) for each in (slope, depth[lines], here))
+        climb = sum(slopes[1:-1], (slopes[0] + slopes[-1]) / 2)
+        parts.append((climb, depths[-1] - depths[0], functools.reduce(torch.logical_and, whole)))
+    rows, columns = ([part.flatten(1) for part in each] for each in parts)
+    climb, difference, usable = (torch.cat(pair, 1) for pair in zip(rows, columns, strict=True))
+    return climb, torch.where(usable, difference, 0), usable
+
+
+def _ahead(maps: Tensor, axis: int, reach: int, stride: int) -> list[Tensor]:
+    """Views of maps, 0 to reach pixels ahead along an axis, at every stride-th pixel that has reach ahead."""
+    size, starts = maps.shape[axis] - reach, _every(stride, axis)
+    return [maps.narrow(axis, shift, size)[starts] for shift in range(reach + 1)]
+
+
+def _every(stride: int, axis: int) -> tuple[slice, ...]:
+    """Index of every stride-th line of maps (B, C, H, W) across an axis."""
+    return tuple(slice(None, None, stride if each == axis else 1) for each in range(4))
 
 
 def _eroded(mask: Tensor, radius: int) -> Tensor:
@@ -181,11 +188,11 @@ def weighted_median(values: Tensor, weights: Tensor) -> Tensor:
 
     Returns (...); some input value where all weights are zero.
     """
-    return _running_half(values.sort(-1), weights)
+    ascending, order = values.sort(-1)
+    return _running_half(ascending, weights.gather(-1, order))
 
 
-def _running_half(ascending: tuple[Tensor, Tensor], weights: Tensor) -> Tensor:
-    values, order = ascending
-    running = weights.gather(-1, order).cumsum(-1)
-    position = (running < running[..., -1:] / 2).sum(-1, keepdim=True).clamp(max=values.shape[-1] - 1)
-    return values.gather(-1, position).squeeze(-1)
+def _running_half(ascending: Tensor, weights: Tensor) -> Tensor:
+    running = weights.cumsum(-1)
+    position = (running < running[..., -1:] / 2).sum(-1, keepdim=True).clamp(max=ascending.shape[-1] - 1)
+    return ascending.gather(-1, position).squeeze(-1)

@@ -201,9 +201,10 @@ def _normals_along(keypoints: Tensor, normals: Tensor, mask: Tensor, edges: Tens
     first, second = keypoints[:, edges[:, 0], None], keypoints[:, edges[:, 1], None]
     share = torch.linspace(*ALONG_LIMB, dtype=keypoints.dtype, device=keypoints.device).unsqueeze(-1)
     points = (first + share * (second - first)).flatten(1, 2)
-    maps = torch.cat([torch.where(mask.bool(), normals, 0), mask.to(normals.dtype)], 1)
-    found = sample_maps(maps, points).unflatten(1, (len(edges), ALONG_LIMB[2]))
-    return F.normalize(found[..., :3], dim=-1), found[..., 3] > 0.999
+    on_mask = sample_maps(mask.to(normals.dtype), points)[..., 0] > 0.999
+    found = torch.where(on_mask.unsqueeze(-1), sample_maps(normals, points), 0)
+    shape = (len(edges), ALONG_LIMB[2])
+    return F.normalize(found, dim=-1).unflatten(1, shape), on_mask.unflatten(1, shape)
 
 
 # --- terms -------------------------------------------------------------------------------------
