@@ -7,7 +7,8 @@ frame of the project (camera x right, y down, z away; normals face the camera, n
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
@@ -20,6 +21,7 @@ from sagecache.errors import SagecacheError, nearest
 
 FIELDS = {"depth": 1, "normal": 3, "mask": 1}  # channels of each output
 DEPTH_KINDS = ("metric", "affine", "disparity")
+PART = 4  # crops that one thread of a CPU takes through the network
 # What turns a foreign normal into ours: the sign of each component.
 NORMAL_AXES = {
     "opencv": (1.0, 1.0, 1.0),  # x right, y down, z away
@@ -112,6 +114,30 @@ def to_tensor(crops: np.ndarray, device: str | torch.device = "cpu") -> Tensor:
     if torch.device(device).type == "cuda":
         pixels = pixels.pin_memory()
     return pixels.to(device, non_blocking=True).permute(0, 3, 1, 2).float()
+
+
+def in_parts(
+    run: Callable[[np.ndarray], dict[str, Tensor]], crops: np.ndarray, device: str | torch.device = "cpu"
+) -> dict[str, Tensor]:
+    """run(crops); on a CPU PART crops a thread, as many threads at once as torch has.
+
+    A network whose layers are shared among threads rounds differently with their number, and a store would
+    depend on who made it; it is also slower. run must be safe to call from several threads.
+    """
+    if torch.device(device).type != "cpu" or len(crops) == 0:
+        return run(crops)
+    threads = torch.get_num_threads()
+
+    def alone(first: int) -> dict[str, Tensor]:
+        torch.set_num_threads(1)  # of this thread, and of those to come: hence set back below
+        return run(crops[first : first + PART])
+
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            parts = list(pool.map(alone, range(0, len(crops), PART)))
+    finally:
+        torch.set_num_threads(threads)
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def convert_normals(normals: Tensor, axes: str) -> Tensor:

@@ -17,6 +17,7 @@ from sagecache.teachers.base import (
     TeacherSpec,
     check_crops,
     file_hash,
+    in_parts,
     mirror_maps,
     resize_maps,
     to_tensor,
@@ -55,9 +56,12 @@ class DemoGeometry:
         self._net = (net or load_geometry_net()).eval().to(memory_format=torch.channels_last)
         self._hash = weights_hash or file_hash(weights_path("geometry"))
 
-    @torch.inference_mode()
     def __call__(self, crops: np.ndarray) -> dict[str, Tensor]:
         check_crops(crops, self.spec.input_size)
+        return in_parts(self._run, crops)
+
+    @torch.inference_mode()
+    def _run(self, crops: np.ndarray) -> dict[str, Tensor]:
         images = (to_tensor(crops) / 255).contiguous(memory_format=torch.channels_last)
         maps = self._maps(images)
         if self.flip_test:
@@ -113,12 +117,16 @@ class DemoDetector:
         """Boxes above the score in each image's own pixels, before suppression."""
         for first in range(0, len(images), batch):
             fitted = [letterbox(image, PersonDetector.INPUT_SIZE) for image in images[first : first + batch]]
-            pictures = to_tensor(np.stack([picture for picture, _, _ in fitted])) / 255
-            out = self._net(pictures.contiguous(memory_format=torch.channels_last))
+            out = in_parts(self._maps, np.stack([picture for picture, _, _ in fitted]))["boxes"]
             for maps, (_, scale, offset) in zip(out, fitted, strict=True):
                 boxes, scores = decode_boxes(maps, self.score)
                 # continuous coordinates (pixel i covers [i, i + 1]) -> centres at integers
                 yield (boxes - np.array([*offset, *offset])) / scale - 0.5, scores
+
+    @torch.inference_mode()
+    def _maps(self, pictures: np.ndarray) -> dict[str, Tensor]:
+        images = (to_tensor(pictures) / 255).contiguous(memory_format=torch.channels_last)
+        return dict(boxes=self._net(images))
 
     def fingerprint(self) -> dict[str, object]:
         rule = dict(score=self.score, nms=self.nms, limit=self.limit)

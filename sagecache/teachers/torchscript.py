@@ -26,6 +26,7 @@ from sagecache.teachers.base import (
     check_crops,
     convert_normals,
     file_hash,
+    in_parts,
     resize_maps,
     to_tensor,
 )
@@ -147,13 +148,17 @@ class TorchScriptTeacher:
             mask_from=settings.mask,
         )
 
-    @torch.inference_mode()
     def __call__(self, crops: np.ndarray) -> dict[str, Tensor]:
         check_crops(crops, self.spec.input_size)
+        _ = self._modules  # loaded once, before threads ask for it
+        return in_parts(self._maps, crops, self.settings.device)
+
+    @torch.inference_mode()
+    def _maps(self, crops: np.ndarray) -> dict[str, Tensor]:
         pixels = to_tensor(crops, self.settings.device)
         mean, std = (pixels.new_tensor(v).view(3, 1, 1) for v in (self.settings.mean, self.settings.std))
         images = (pixels - mean) / std
-        raw = self._run(images)
+        raw = self._answers(images)
         maps = {name: self._finish(name, value) for name, value in raw.items() if name != "mask"}
         maps["mask"] = resize_maps(self._mask(raw, maps), self.spec.map_size)
         return {name: maps[name] for name in self.spec.outputs}
@@ -165,7 +170,7 @@ class TorchScriptTeacher:
             modules = {name: module.to(torch.bfloat16) for name, module in modules.items()}
         return modules
 
-    def _run(self, images: Tensor) -> dict[str, Tensor]:
+    def _answers(self, images: Tensor) -> dict[str, Tensor]:
         """Raw outputs (B, C, h, w) float32, shapes checked."""
         answers = {name: self._answer(name, images) for name in self._modules}
         if "all" in answers:

@@ -75,6 +75,26 @@ def test_the_committed_teacher_is_built_by_name(crops):
     assert "sagecache" not in str(teacher.fingerprint())
 
 
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("count", [1, 5, 9])
+def test_numbers_do_not_depend_on_the_number_of_threads(threads, count):
+    rng = np.random.default_rng(count)
+    crops = rng.integers(0, 256, (count, 256, 192, 3), np.uint8)
+    teacher, detector, found = DemoGeometry(), DemoDetector(score=0.0), []
+    for number in (1, 2, 3):
+        threads(number)
+        maps = teacher(crops)
+        assert torch.get_num_threads() == number  # the caller's own work goes on as before
+        found.append([*(maps[name].numpy().tobytes() for name in sorted(maps)), str(detector(list(crops)))])
+    assert found[0] == found[1] == found[2]
+
+
 class OneBox(nn.Module):
     """Answers every picture with the same boxes: (row, column, logit, sides in cells)."""
 
