@@ -25,11 +25,11 @@ _CHECKSUM = 4
 
 
 class DamagedChunk(SagecacheError):
-    """A chunk that can't be read, by its number along the first axis; lost: with all of its file."""
+    """A chunk that can't be read. rows: of the array, that it holds; lost: with all of its file."""
 
-    def __init__(self, message: str, file: str, chunk: int, lost: bool) -> None:
+    def __init__(self, message: str, file: str, rows: range, lost: bool) -> None:
         super().__init__(message, file=file)
-        self.chunk, self.lost = chunk, lost
+        self.rows, self.lost = rows, lost
 
 
 class _Array:
@@ -93,7 +93,9 @@ class _Array:
     def _told(self, error: Exception, chunk: int) -> DamagedChunk:
         lost = isinstance(error, FileNotFoundError)
         message = "the shard's file is missing" if lost else f"the bytes are damaged ({error})"
-        return DamagedChunk(message, self._paths[chunk // self._slots], chunk, lost)
+        first = chunk * self.chunk_rows
+        rows = range(first, max(first + 1, min(first + self.chunk_rows, self.shape[0])))
+        return DamagedChunk(message, self._paths[chunk // self._slots], rows, lost)
 
 
 class Field(_Array):

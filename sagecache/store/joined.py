@@ -68,23 +68,24 @@ class JoinedReader:
         self, ids: Sequence[tuple[int, int]], out: Mapping[str, np.ndarray] | None = None
     ) -> dict[str, np.ndarray]:
         """As ``StoreReader.read_many``: fields of all stores, 'mask' true where all of their masks are."""
-        first, *others = self.readers
-        batch = self.allocate(len(ids)) if out is None else dict(out)
-        first.read_many(ids, {name: batch[name] for name in first.allocate(0)})
-        taken = set(first.allocate(0))
-        for reader in others:
+        wanted = self.allocate(len(ids)) if out is None else dict(out)
+        unknown = wanted.keys() - self.allocate(0).keys()
+        if unknown:
+            raise SagecacheError(f"none of the stores has '{sorted(unknown)[0]}'", file=self.root)
+        crops = self.readers[0].allocate(len(ids))["target_from_image"]
+        batch, taken = {"target_from_image": crops, **wanted}, set()
+        for reader in self.readers:
             parts = reader.allocate(len(ids))
-            own = parts.keys() - taken
-            read = {name: batch[name] for name in own}
-            read |= {
-                name: parts[name] for name in ("mask", "target_from_image") if name in parts.keys() - own
-            }
+            own, again = parts.keys() - taken, parts.keys() & taken & {"mask", "target_from_image"}
+            read = {name: batch[name] for name in own & batch.keys()}
+            read |= {name: parts[name] for name in again & batch.keys()}
             reader.read_many(ids, read)
-            self._require_same_crop(reader, ids, batch["target_from_image"], parts["target_from_image"])
-            if "mask" in parts and "mask" not in own:
-                batch["mask"] &= parts["mask"]
+            if "target_from_image" in again:
+                self._require_same_crop(reader, ids, batch["target_from_image"], read["target_from_image"])
+            if "mask" in again & batch.keys():
+                batch["mask"] &= read["mask"]
             taken |= own
-        return batch
+        return wanted
 
     def allocate(self, count: int) -> dict[str, np.ndarray]:
         """Empty arrays for count instances."""

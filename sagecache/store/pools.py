@@ -22,6 +22,7 @@ Read = Callable[[str, int, int], bytes]  # path, length, offset -> bytes; fewer 
 class Pool(Protocol):
     """What arrays are read through. Paths are those of ``files.open_root``, as text."""
 
+    opened: int  # grows when what was not open is read: from there on it stays as it was
     far: bool  # whether a read takes so long that those of a batch are better under way together
 
     def read(self, path: str, size: int, offset: int) -> bytes:
@@ -72,6 +73,7 @@ class FilePool:
         self._limit = max(1, limit or resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
         self._files: dict[str, _OpenFile] = {}
         self._lock = threading.Lock()
+        self.opened = 0
 
     def read(self, path: str, size: int, offset: int) -> bytes:
         """size bytes from offset; fewer where the file ends."""
@@ -114,6 +116,7 @@ class FilePool:
     def _open(self, path: str) -> _OpenFile:
         file = _OpenFile(path)
         with self._lock:
+            self.opened += 1
             self._files[path] = file
             if len(self._files) > self._limit:
                 del self._files[next(iter(self._files))]

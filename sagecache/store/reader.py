@@ -9,80 +9,25 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from sagecache.errors import SagecacheError
-from sagecache.store import journal, layout, verification
-from sagecache.store.arrays import Column, DamagedChunk, Field
-from sagecache.store.chunk_index import map_index
-from sagecache.store.codec import mask_of_depth, require_fast_checksum
-from sagecache.store.files import is_remote, open_root, sizes
-from sagecache.store.fingerprint import sha256
-from sagecache.store.ids import IdIndex
-from sagecache.store.pools import Pool, open_pool
-from sagecache.store.shard import shard_count
+from sagecache.store import verification
+from sagecache.store.arrays import DamagedChunk
+from sagecache.store.codec import mask_of_depth
+from sagecache.store.files import open_root
+from sagecache.store.opened import Kept, OpenedStore, command
 from sagecache.store.spec import NOT_DONE, OK, STATUS_TEXT
 
-_DEFAULT_COMMAND = "sagecache precompute geo"
+T = TypeVar("T")
 
-
-@dataclass(frozen=True)
-class Kept:
-    """Where shards of stores in object stores are kept, and how many bytes of them."""
-
-    folder: Path
-    limit: int
-
-
-class _Opened:
-    """What a process holds once it has read something: metadata, arrays, ids."""
-
-    def __init__(self, root: Path, max_open_files: int | None, partial: bool, kept: Kept | None) -> None:
-        require_fast_checksum()
-        self.process = os.getpid()
-        root = open_root(str(root))  # in this process: connections don't live through a fork
-        self.manifest = _manifest(root)
-        self.complete = (root / layout.COMPLETE).exists()
-        if not self.complete and not partial:
-            raise SagecacheError(
-                "the store is not complete",
-                file=root,
-                fix=f"Run '{_command(self.manifest)}' again: it continues with what is missing.",
-            )
-        group, pool = root / layout.GROUP, open_pool(root, max_open_files)
-        self.pool = self._keeping(root, kept) or pool  # of fields: the other arrays are read once
-        self.fields = tuple(self.manifest["identity"]["fields"])
-        index = map_index(root, self.fields) if self.complete else {}
-        self.arrays = {name: Field(group / name, self.pool, index.get(name)) for name in self.fields}
-        small = ["depth_range"] if (group / "depth_range").exists() else []
-        self.columns = {name: Column(group / name, pool) for name in (*small, "status", "target_from_image")}
-        self.image_sha256, self.bbox = (Column(group / name, pool) for name in ("image_sha256", "bbox"))
-        ids = Column(group / "ids", pool).read_all()
-        self.ids, self.index = ids, IdIndex(ids)
-        self.ids.flags.writeable = False
-        self.shard_size = self.manifest["identity"]["shard_size"]
-        shards = shard_count(len(ids), self.shard_size)
-        self.done = None if self.complete else _done_shards(root, shards)
-
-    def _keeping(self, root: Path, kept: Kept | None) -> Pool | None:
-        if kept is None or not self.complete or not is_remote(root):
-            return None
-        from sagecache.store.remote import RemotePool, ShardCache
-
-        state = sha256((root / layout.COMPLETE).read_bytes())[:16]
-        return RemotePool(root.fs, ShardCache(root.fs, kept.folder, state, kept.limit))
-
-    def status(self, rows: np.ndarray) -> np.ndarray:
-        """Status (B,) of rows (B,); of shards that are not done too."""
-        if self.done is None:
-            return self.columns["status"].take(rows)
-        status, there = np.full(len(rows), NOT_DONE, np.uint8), self.done[rows // self.shard_size]
-        status[there] = self.columns["status"].take(rows[there])
-        return status
+_ATTEMPTS, _PAUSE = 5, 0.2  # seconds; a store that is being changed is sound again in no time
 
 
 @dataclass(frozen=True)
@@ -117,7 +62,7 @@ class StoreReader:
     ) -> None:
         self.root, self._partial, self._max_open_files, self._kept = root, partial, max_open_files, kept
         self.root = open_root(root)
-        self._opened: _Opened | None = None
+        self._opened: OpenedStore | None = None
 
     def __getstate__(self) -> dict:
         return {
@@ -146,7 +91,7 @@ class StoreReader:
     @property
     def status(self) -> np.ndarray:
         """(N,) uint8, a key of ``spec.STATUS_TEXT`` for each row of ids."""
-        return self._state.status(np.arange(len(self)))
+        return self._steady(lambda state: state.status(np.arange(len(state.ids))))
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -197,35 +142,39 @@ class StoreReader:
         ``allocate(B)`` gives them, or some of them. Where depth and mask are both wanted, the mask is where
         depth has a value, as the format says, and its chunks are not read.
         """
-        state, rows = self._state, self._require(ids)
-        batch = self.allocate(len(rows)) if out is None else dict(out)
-        try:
-            wanted = [name for name in batch if name in state.arrays]
-            if derived := {"depth", "mask"} <= set(wanted):
-                wanted.remove("mask")
-            spans = {name: state.arrays[name].locate_many(rows) for name in wanted}
-            read = state.pool.together(list(itertools.chain(*spans.values())))
-            for name in wanted:
-                state.arrays[name].read_many_into(rows, batch[name], spans[name], read)
-            for name in batch.keys() & state.columns.keys():
-                batch[name][...] = state.columns[name].take(rows)
-            if derived:
-                mask_of_depth(batch["depth"], out=batch["mask"])
-        except DamagedChunk as error:
-            raise self._damaged(error) from error
+        batch = self.allocate(len(ids)) if out is None else dict(out)
+        if out is not None:
+            self._require_room(batch, len(ids))
+        self._steady(lambda state: self._fill(state, ids, batch))
         return batch
+
+    def _fill(self, state: OpenedStore, ids: Sequence[tuple[int, int]], batch: dict[str, np.ndarray]) -> None:
+        rows = self._require(state, ids)
+        wanted = [name for name in batch if name in state.arrays]
+        if derived := {"depth", "mask"} <= set(wanted):
+            wanted.remove("mask")
+        spans = {name: state.arrays[name].locate_many(rows) for name in wanted}
+        read = state.pool.together(list(itertools.chain(*spans.values())))
+        for name in wanted:
+            state.arrays[name].read_many_into(rows, batch[name], spans[name], read)
+        for name in batch.keys() & state.columns.keys():
+            batch[name][...] = state.columns[name].take(rows)
+        if derived:
+            mask_of_depth(batch["depth"], out=batch["mask"])
 
     def image_sha256(self, image_id: int, instance: int) -> str:
         """Hash of the image file that these targets were made from, in hex."""
-        return self._state.image_sha256.take(self._require([(image_id, instance)])).tobytes().hex()
+        wanted = [(image_id, instance)]
+        found = self._steady(lambda state: state.image_sha256.take(self._require(state, wanted)))
+        return found.tobytes().hex()
 
     def boxes(self, ids: Sequence[tuple[int, int]]) -> np.ndarray:
         """Boxes (B, 4) float64 xywh in image pixels that the targets of these instances were made for."""
-        return self._state.bbox.take(self._require(ids))
+        return self._steady(lambda state: state.bbox.take(self._require(state, ids)))
 
     def locate(self, image_id: int, instance: int) -> dict[str, tuple[str, int, int]]:
         """Where the bytes of an instance lie: field -> (file, offset, length)."""
-        row = int(self._require([(image_id, instance)])[0])
+        row = int(self._require(self._state, [(image_id, instance)])[0])
         return {name: self._state.arrays[name].location(row) for name in self._state.fields}
 
     def allocate(self, count: int) -> dict[str, np.ndarray]:
@@ -245,14 +194,63 @@ class StoreReader:
 
     # ------------------------------------------------------------------------------------------ inside
     @property
-    def _state(self) -> _Opened:
+    def _state(self) -> OpenedStore:
         if self._opened is None or self._opened.process != os.getpid():  # after a fork, start afresh
-            self._opened = _Opened(self.root, self._max_open_files, self._partial, self._kept)
+            self._opened = OpenedStore(self.root, self._max_open_files, self._partial, self._kept)
         return self._opened
 
-    def _require(self, ids: Sequence[tuple[int, int]]) -> np.ndarray:
+    def _steady(self, take: Callable[[OpenedStore], T]) -> T:
+        """take(state), of one state of the store: again where files were opened and it was changed meanwhile.
+
+        Raises SagecacheError where a chunk is damaged, and where the store was made anew since it was opened.
+        """
+        for attempt in range(_ATTEMPTS):
+            time.sleep(_PAUSE if attempt > 1 else 0)
+            state = self._state
+            try:
+                found = take(state)
+                if not state.changed():
+                    return found
+            except SagecacheError as error:
+                if attempt == _ATTEMPTS - 1 or not state.changed():
+                    if isinstance(error, DamagedChunk):
+                        raise self._damaged(error) from error
+                    raise
+            self._opened = self._follow(state)
+        raise SagecacheError(
+            "the store changes faster than it can be read", file=self.root, fix="Wait for what makes it."
+        )
+
+    def _follow(self, old: OpenedStore) -> OpenedStore:
+        """The store as it is now: mended or grown since. Raises SagecacheError where it is another one."""
+        state = OpenedStore(self.root, self._max_open_files, True, self._kept)
+        if not state.follows(old):
+            raise SagecacheError(
+                "the store was made anew since it was opened: its targets are others now",
+                file=self.root,
+                fix="Start again what reads it.",
+            )
+        state.trust(old)
+        return state
+
+    def _require_room(self, out: Mapping[str, np.ndarray], count: int) -> None:
+        """Raise SagecacheError unless each array is one that targets can be decoded into."""
+        known = self.allocate(count)
+        for name, values in out.items():
+            like = known.get(name)
+            problem = None
+            if like is None:
+                problem = f"the store has no '{name}', only {', '.join(known)}"
+            elif values.dtype != like.dtype or values.shape != like.shape:
+                problem = f"'{name}' is {values.dtype} {values.shape}, not {like.dtype} {like.shape}"
+            elif not (values.flags.c_contiguous and values.flags.writeable):
+                problem = f"'{name}' is not contiguous, or not writeable"
+            if problem:
+                raise SagecacheError(f"no targets into these arrays: {problem}", file=self.root)
+
+    def _require(self, state: OpenedStore, ids: Sequence[tuple[int, int]]) -> np.ndarray:
         """Rows (B,) of instances that have targets; SagecacheError for the first that has none."""
-        state, wanted = self._state, np.asarray(ids, np.int64).reshape(-1, 2)
+        wanted = np.asarray(ids, np.int64).reshape(-1, 2)
         rows = state.index.find(wanted)
         status = state.status(np.maximum(rows, 0))
         lacking = (rows < 0) | (status != OK)
@@ -264,17 +262,22 @@ class StoreReader:
         raise SagecacheError(
             f"no targets for image_id {image_id}, instance {instance}: {reason}",
             file=self.root,
-            fix=_fix(int(status[first]), unknown, _command(state.manifest)),
+            fix=_fix(int(status[first]), unknown, command(state.manifest)),
         )
 
     def _damaged(self, error: DamagedChunk) -> SagecacheError:
-        image_id, instance = self._state.ids[error.chunk].tolist()
+        rows, ids = error.rows, self._state.ids
+        image_id, instance = ids[rows.start].tolist()
+        record = f"image_id {image_id}, instance {instance}"
+        if len(rows) > 1:
+            last = "image_id {}, instance {}".format(*ids[rows[-1]].tolist())
+            record = f"shard {rows.start // self._state.shard_size}, {record} to {last}"
         run = "Run" if error.lost else "Delete this file and run"
         return SagecacheError(
             error.message,
             file=error.file,
-            record=f"image_id {image_id}, instance {instance}",
-            fix=f"{run} '{_command(self._state.manifest)}': it makes this shard again.",
+            record=record,
+            fix=f"{run} '{command(self._state.manifest)}': it makes this shard again.",
         )
 
 
@@ -282,21 +285,3 @@ def _fix(status: int, unknown: bool, command: str) -> str:
     if unknown or status == NOT_DONE:
         return f"Run '{command}'."
     return f"Mend the input and run '{command} --force', or leave the instance out (on_missing='skip')."
-
-
-def _command(manifest: dict) -> str:
-    return manifest["attributes"].get("command", _DEFAULT_COMMAND)
-
-
-def _manifest(root: Path) -> dict:
-    content = layout.read_manifest(root)
-    if content is None:
-        raise SagecacheError("there is no target store", file=root, fix=f"Make it with '{_DEFAULT_COMMAND}'.")
-    return content
-
-
-def _done_shards(root: Path, count: int) -> np.ndarray:
-    """(count,) bool: which shards are done."""
-    records, group = journal.read_all(root), root / layout.GROUP
-    known = sizes(group)
-    return np.array([journal.current(records.get(k, []), group, known) is not None for k in range(count)])

@@ -20,6 +20,7 @@ from sagecache.store.pools import FilePool, Read, Span
 
 logger = logging.getLogger(__name__)
 
+_LOOK_AGAIN = 10.0  # seconds
 _UNUSED = 3600.0  # seconds after which a store that nobody opened makes room for another
 
 
@@ -30,6 +31,11 @@ class RemotePool:
     """
 
     far = True
+
+    @property
+    def opened(self) -> int:
+        """Nothing stays open in a bucket: whether a store was changed is asked every few seconds."""
+        return int(time.monotonic() / _LOOK_AGAIN)
 
     def __init__(self, files, cache: ShardCache | None = None) -> None:
         self._files, self._cache = files, cache

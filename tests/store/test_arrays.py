@@ -41,7 +41,7 @@ def test_a_slot_that_was_never_written_raises_instead_of_reading_as_zeros(store)
         read(depth, 10)  # the tail shard has two rows and four slots
     with pytest.raises(DamagedChunk, match="slot 2 was never written") as error:
         depth.read_many_into(np.array([1, 10]), np.empty((2, *depth.shape[1:]), depth.dtype))
-    assert error.value.chunk == 10
+    assert error.value.rows == range(10, 11)
 
 
 def test_many_rows_are_those_read_one_by_one(store):
