@@ -63,6 +63,8 @@ def gain_from_normals(depth: Tensor, normals: Tensor, mask: Tensor) -> Gain:
     depth that grows towards the camera (disparity must be inverted first). Meant for constants: no gradient.
     """
     climb, difference, usable = _pairs(depth, normals, mask)
+    if climb.shape[1] == 0:  # maps smaller than the distance of a pair
+        return Gain(depth.new_ones(len(depth)), usable.new_zeros(len(depth)), depth.new_zeros(len(depth)))
     usable = usable & (climb * difference != 0)
     ratio = torch.where(usable, climb / torch.where(usable, difference, 1), 0)
     by_climb = torch.where(usable, climb.abs(), 0)
@@ -107,6 +109,8 @@ def _pairs(depth: Tensor, normals: Tensor, mask: Tensor) -> tuple[Tensor, Tensor
 def _ahead(maps: Tensor, axis: int, reach: int, stride: int) -> list[Tensor]:
     """Views of maps, 0 to reach pixels ahead along an axis, at every stride-th pixel that has reach ahead."""
     size, starts = maps.shape[axis] - reach, _every(stride, axis)
+    if size <= 0:  # no pixel has
+        return [maps.narrow(axis, 0, 0)] * (reach + 1)
     return [maps.narrow(axis, shift, size)[starts] for shift in range(reach + 1)]
 
 

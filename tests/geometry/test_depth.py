@@ -83,6 +83,14 @@ def test_gain_is_invalid_without_evidence():
         assert not gain.valid.any() and gain.value.item() == 1 and gain.agreement.item() == 0
 
 
+@pytest.mark.parametrize("size", [(1, 1), (4, 3), (6, 2), (3, 200), (260, 6)])
+def test_maps_too_small_for_pairs_have_no_gain(size):
+    depth, mask = torch.zeros(2, 1, *size), torch.ones(2, 1, *size, dtype=torch.bool)
+    normals = torch.tensor([0.0, 0.0, -1.0]).view(3, 1, 1).expand(2, 3, *size)
+    gain = geometry.gain_from_normals(depth, normals, mask)
+    assert gain.value.tolist() == [1, 1] and not gain.valid.any() and not gain.agreement.any()
+
+
 def test_agreement_tells_contradicting_maps():
     z, normals, mask = ellipsoid()
     turned = torch.cat([-normals[:, 1:2], normals[:, :1], normals[:, 2:]], 1)  # slopes of another surface
