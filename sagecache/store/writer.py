@@ -219,17 +219,29 @@ def set_aside(root: str | Path) -> Path | None:
     no store.
     """
     root = open_root(root)
-    if not ((root / layout.MANIFEST).exists() or (root / layout.GROUP).exists()):
+    if not _is_store(root):
         return None
+    lock = take_lock(root, shared=False)  # never under a writer's feet: held until it has its new name
     try:
-        name = layout.read_manifest(root)["fingerprint_sha256"][:8]
-    except (SagecacheError, TypeError, KeyError):  # damaged, absent, or of a newer format
-        name = "unknown"
-    lock = take_lock(root, shared=False)  # never under a writer's feet
-    lock.release()
-    target = unused_name(root.with_name(f"{root.name}.replaced-{name}"))
-    move_folder(root, target)
+        if not _is_store(root):
+            return None  # another run has just done it
+        target = unused_name(root.with_name(f"{root.name}.replaced-{_short_fingerprint(root)}"))
+        move_folder(root, target)
+        lock.moved(target)
+    finally:
+        lock.release()
     return target
+
+
+def _is_store(root: Path) -> bool:
+    return (root / layout.MANIFEST).exists() or (root / layout.GROUP).exists()
+
+
+def _short_fingerprint(root: Path) -> str:
+    try:
+        return layout.read_manifest(root)["fingerprint_sha256"][:8]
+    except (SagecacheError, TypeError, KeyError):  # damaged, absent, or of a newer format
+        return "unknown"
 
 
 def _unseal(root: Path) -> None:

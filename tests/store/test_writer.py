@@ -1,5 +1,7 @@
 import json
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from toy_store import make_content, memory_folder, python, tree
 
 from sagecache.errors import SagecacheError
+from sagecache.store import writer as writer_module
 from sagecache.store.reader import StoreReader
 from sagecache.store.spec import NOT_DONE, OK, StorePlan
 from sagecache.store.writer import pending, set_aside
@@ -181,6 +184,41 @@ def test_no_store_is_set_aside_under_a_writers_feet(store, content):
     with content.open(store), pytest.raises(SagecacheError, match="another process is writing"):
         set_aside(store)
     assert store.exists()
+
+
+def test_no_writer_comes_in_while_a_store_is_set_aside(store, content, monkeypatch):
+    move, before = writer_module.move_folder, tree(store)
+
+    def tried(folder, target):
+        with pytest.raises(SagecacheError, match="another process is writing"):
+            content.open(folder)
+        move(folder, target)
+
+    monkeypatch.setattr(writer_module, "move_folder", tried)
+    assert tree(set_aside(store)) == before and not store.exists()
+
+
+def test_a_writer_that_waited_for_it_makes_a_store_of_its_own(store, content, monkeypatch):
+    move, before, waits = writer_module.move_folder, tree(store), threading.Event()
+    with ThreadPoolExecutor(1) as threads:
+
+        def write():
+            with content.open(store, waiting=waits.set) as writer:
+                for shard in writer.missing():
+                    content.commit(writer, shard)
+                writer.finish()
+
+        def waited_for(folder, target):
+            nonlocal written
+            written = threads.submit(write)
+            assert waits.wait(10)
+            move(folder, target)
+
+        written = None
+        monkeypatch.setattr(writer_module, "move_folder", waited_for)
+        aside = set_aside(store)
+        written.result(60)
+    assert tree(aside) == tree(store) == before
 
 
 HALF = """
