@@ -153,8 +153,8 @@ class StoreWriter:
         )
         pool = open_pool(self.root)
         write_index(self.root, {field.name: Field(self.group / field.name, pool) for field in self.fields})
-        summary = {"shards": self.shards, "instances": len(self.plan), "journal_sha256": sha256(merged)}
-        data = shard.json_bytes(summary)
+        manifest = (self.root / layout.MANIFEST).read_bytes()
+        data = shard.json_bytes(layout.seal(manifest, merged, len(self.plan), self.shard_size))
         path = self.root / layout.COMPLETE
         if not path.exists() or path.read_bytes() != data:
             write_whole(path, data)
@@ -289,10 +289,12 @@ def _write_metadata(root: Path, plan: StorePlan, fields, identity: dict, attribu
         write_whole(root / layout.MANIFEST, shard.json_bytes(known))
     else:
         files = layout.metadata_files(plan, fields, identity, known["attributes"])
+        remade = layout.manifest(identity, known["attributes"], files)
+        known = _as_sealed(root, known, remade)
         if known["identity"]["plan"] != identity["plan"]:
             growth.begin(root, plan)
             _unseal(root)
-            known = layout.manifest(identity, known["attributes"], files)
+            known = remade
             write_whole(root / layout.MANIFEST, shard.json_bytes(known))
     for name, (size, expected) in known["files"].items():
         path = root / name
@@ -303,6 +305,28 @@ def _write_metadata(root: Path, plan: StorePlan, fields, identity: dict, attribu
             raise SagecacheError("the file is damaged and cannot be remade", file=path, fix=_FORCE)
         write_whole(path, data)
     growth.end(root)
+
+
+def _as_sealed(root: Path, known: dict, remade: dict) -> dict:
+    """The manifest that a finished store was completed with; damage is mended where it can be remade.
+
+    Else the next complete.json would vouch for the damage.
+    """
+    expected, path = layout.sealed_manifest(root), root / layout.MANIFEST
+    data, whole = path.read_bytes(), shard.json_bytes(remade)
+    if (
+        expected is None or data == whole or sha256(data) == expected
+    ):  # if whole, then complete.json is damaged
+        return known
+    if sha256(whole) != expected:
+        raise SagecacheError(
+            "the manifest is not the one that the store was completed with",
+            file=path,
+            fix=f"Put back a copy of it; or, if you know that {layout.COMPLETE} is what is damaged, delete "
+            "that and run the same command again; or --force: it sets the store aside and computes all anew.",
+        )
+    write_whole(path, whole)
+    return remade
 
 
 def _rows_done(root: Path, shards: int, verify: bool = False) -> list[int]:

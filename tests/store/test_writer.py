@@ -140,6 +140,42 @@ def test_damaged_plan_and_metadata_are_mended_from_the_same_plan(store, content)
     assert tree(store) == before
 
 
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        (b'"fingerprint_sha256": "', b'"fingerprint_sha256":\t"'),
+        (b'"instances": 10', b'"instances": 90'),
+        (b'"targets.zarr/depth/zarr.json"', b'"targets.zarr/depth/zarr.jsoo"'),
+    ],
+)
+def test_a_damaged_manifest_is_remade_as_it_was_sealed(store, content, old, new):
+    before, path = tree(store), store / "manifest.json"
+    path.write_bytes(path.read_bytes().replace(old, new))
+    assert tree(store) != before
+    content.write(store)
+    assert tree(store) == before
+
+
+def test_a_manifest_that_can_not_be_remade_is_not_sealed(store, content):
+    """Nobody but the manifest knows what the first run noted."""
+    path = store / "manifest.json"
+    path.write_bytes(path.read_bytes().replace(b'"split": "x"', b'"split": "y"'))
+    before = tree(store)
+    with pytest.raises(SagecacheError, match="not the one that the store was completed with.*--force"):
+        content.open(store)
+    assert tree(store) == before
+
+
+def test_a_damaged_seal_is_written_anew(store, content):
+    before, path = tree(store), store / "complete.json"
+    sound = path.read_bytes()
+    for key in (b"manifest_sha256", b"instances"):
+        place = sound.index(key) + len(key) + 6
+        path.write_bytes(sound[:place] + b"0" + sound[place + 1 :])
+        content.write(store)
+        assert tree(store) == before
+
+
 def test_pending_says_what_a_run_would_make_and_writes_nothing(content, tmp_path):
     arguments = (content.plan, content.fields, {"a": 1}, content.shard_size)
     assert pending(tmp_path / "geo", *arguments) == 10
