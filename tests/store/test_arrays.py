@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from toy_store import memory_folder
 
 from sagecache.errors import SagecacheError
 from sagecache.store.arrays import Column, DamagedChunk, Field
@@ -114,12 +115,17 @@ def test_foreign_metadata_is_refused(store):
 
 
 @pytest.mark.parametrize("name", ["depth", "status", "ids"])
-def test_metadata_with_any_flipped_byte_reads_as_it_was_or_is_told(store, name):
+def test_metadata_with_any_flipped_byte_reads_as_it_was_or_is_told(content, name):
     """A KeyError would tell the user neither the file nor what mends it."""
+    with memory_folder() as folder:
+        flip_all(content.write(Path(folder) / "geo"), name)
+
+
+def flip_all(store, name):
     path = store / "targets.zarr" / name / "zarr.json"
     sound, wanted, told = path.read_bytes(), read(array(store, name), 0), 0
     for position in range(len(sound)):
-        for mask in (1, 2, 4, 8, 16, 32, 64, 128, 255):
+        for mask in (1, 4, 16, 255):
             path.write_bytes(sound[:position] + bytes([sound[position] ^ mask]) + sound[position + 1 :])
             try:
                 found = array(store, name)
