@@ -50,8 +50,9 @@ class _Array:
         inner = first["configuration"] if self._sharded else {"codecs": metadata["codecs"]}
         self.chunk_rows = inner["chunk_shape"][0] if self._sharded else self.file_rows
         names = [codec["name"] for codec in inner["codecs"]]
-        if names != self._codecs or (self._sharded and inner["index_location"] != "end"):
-            raise SagecacheError(f"no direct reading of the codecs {names}", file=folder / "zarr.json")
+        if names != self._codecs:
+            path = folder / "zarr.json"
+            raise SagecacheError(f"no direct reading of the codecs {names}", file=path, fix=_REMADE)
         files, self._slots = math.ceil(self.shape[0] / self.file_rows), self.file_rows // self.chunk_rows
         keys = (shard_key(folder.name, number, len(self.shape)) for number in range(files))
         self._paths = [f"{folder.parent}/{key}" for key in keys]  # pathlib takes longer than a small chunk
@@ -247,12 +248,45 @@ def read_encoded(group: Path, fields: Sequence[TargetField], rows: range) -> lis
 
 
 def _load_metadata(path: Path) -> dict:
+    """An array's zarr.json, with all that this module uses of it in its place and of its type."""
     try:
         metadata = json.loads(path.read_bytes())
     except FileNotFoundError as error:
-        raise SagecacheError("the array's metadata is missing", file=path) from error
+        raise SagecacheError("the array's metadata is missing", file=path, fix=_REMADE) from error
     except ValueError as error:
-        raise SagecacheError(f"the array's metadata is damaged ({error})", file=path) from error
-    if metadata.get("zarr_format") != 3 or metadata.get("node_type") != "array":
-        raise SagecacheError("this is not the metadata of a Zarr v3 array", file=path)
+        raise SagecacheError(f"the array's metadata is damaged ({error})", file=path, fix=_REMADE) from error
+    if not isinstance(metadata, dict) or (metadata.get("zarr_format"), metadata.get("node_type")) != (
+        3,
+        "array",
+    ):
+        raise SagecacheError("this is not the metadata of a Zarr v3 array", file=path, fix=_REMADE)
+    try:
+        wrong = _first_fault(metadata)
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        wrong = f"{type(error).__name__}: {error}"
+    if wrong:
+        raise SagecacheError(f"the array's metadata is damaged ({wrong})", file=path, fix=_REMADE)
     return metadata
+
+
+_REMADE = "Run the command that made the store again: it writes this file anew and keeps the targets."
+_DTYPES = ("bool", "uint8", "uint16", "int64", "float32", "float64")
+
+
+def _first_fault(metadata: dict) -> str | None:
+    """What of an array's metadata cannot be; a missing key raises as it does."""
+    shape, first = metadata["shape"], metadata["codecs"][0]
+    outer = metadata["chunk_grid"]["configuration"]["chunk_shape"]
+    sharded = first["name"] == "sharding_indexed"
+    inner = first["configuration"] if sharded else {"codecs": metadata["codecs"], "chunk_shape": outer}
+    if not all(type(length) is int and length > 0 for length in (*shape, *outer, *inner["chunk_shape"])):
+        return "a length is no positive integer"
+    if not (shape[1:] == outer[1:] == inner["chunk_shape"][1:]) or outer[0] % inner["chunk_shape"][0]:
+        return "shape and chunks do not fit"
+    if metadata["data_type"] not in _DTYPES:
+        return f"data type {metadata['data_type']!r}"
+    if not all(isinstance(codec["name"], str) for codec in inner["codecs"]):
+        return "a codec without a name"
+    if not isinstance(metadata["attributes"], dict):
+        return "attributes that are no object"
+    return f"index at {inner['index_location']!r}" if sharded and inner["index_location"] != "end" else None

@@ -51,7 +51,7 @@ def map_index(root: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
             index = np.load(io.BytesIO((root / INDEX).read_bytes()))
         else:
             index = np.load(root / INDEX, mmap_mode="c")  # Field mends its own copy
-    except (OSError, ValueError):
+    except Exception:  # numpy tells of a damaged header by EOFError, TokenError, SyntaxError and many more
         return {}
     if index.ndim != 3 or len(index) != len(names) or index.dtype != np.dtype("<i8"):
         return {}

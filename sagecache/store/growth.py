@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from sagecache.errors import SagecacheError
+from sagecache.store import layout
 from sagecache.store.files import sync_folder, write_whole
 from sagecache.store.ids import IdIndex
 from sagecache.store.spec import PLAN_ARRAYS, StorePlan
@@ -64,13 +65,23 @@ def begin(root: Path, plan: StorePlan) -> None:
 
 
 def begun(root: Path) -> StorePlan | None:
-    """The plan of a growth that was cut off, or None."""
+    """The plan of a growth that was cut off, or None. Raises SagecacheError where it can't be read."""
     path = root / GROWING
     if not path.is_file():
         return None
-    with np.load(io.BytesIO(path.read_bytes())) as content:
-        arrays = {name: content[name] for name in PLAN_ARRAYS}
-        return StorePlan(size=tuple(content["size"].tolist()), **arrays)
+    try:
+        with np.load(io.BytesIO(path.read_bytes())) as content:
+            arrays = {name: content[name] for name in PLAN_ARRAYS}
+            width, height = content["size"].tolist()
+            return StorePlan(size=(width, height), **arrays)
+    except Exception as error:  # numpy and zipfile tell of damage by a dozen kinds
+        command = layout.read_manifest(root)["attributes"].get("command", "sagecache precompute geo")
+        raise SagecacheError(
+            f"the note of a growth that was cut off is damaged ({type(error).__name__}: {error})",
+            file=path,
+            fix=f"Delete {GROWING} and run '{command}': it begins the growth again. Where that finds the "
+            f"plan half rewritten, only '{command} --force' helps; it keeps the old store beside the new.",
+        ) from error
 
 
 def end(root: Path) -> None:

@@ -8,6 +8,7 @@ newline, ends what is believed of its file.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -120,7 +121,7 @@ class JournalWriter:
     """Appends records to a file of its own, made with the first record; each line is on disk on return."""
 
     def __init__(self, root: Path) -> None:
-        self._root = root
+        self._root, self._path = root, root
         self._descriptor: int | None = None
 
     def append(self, record: ShardRecord) -> None:
@@ -128,14 +129,21 @@ class JournalWriter:
             write_whole(self._root / f"journal-{secrets.token_hex(8)}.jsonl", record.line())
             return
         if self._descriptor is None:
-            path = self._root / f"journal-{secrets.token_hex(8)}.jsonl"
-            self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+            self._path = self._root / f"journal-{secrets.token_hex(8)}.jsonl"
+            self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
             sync_folder(self._root)
-        line = record.line()
-        written = os.write(self._descriptor, line)
-        if written != len(line):  # a full disk: the torn tail is cut by the next writer
-            self.close()
-            raise OSError(f"only {written} of {len(line)} bytes of a journal line could be written")
+        try:
+            self._write(record.line())
+        except OSError as error:
+            self.close()  # the torn tail is cut by the next writer, and nothing may follow it
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
+
+    def _write(self, rest: bytes) -> None:
+        while rest:
+            written = os.write(self._descriptor, rest)  # a disk that fills up takes a part, then it says why
+            if written == 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            rest = rest[written:]
         os.fsync(self._descriptor)
 
     def close(self) -> None:

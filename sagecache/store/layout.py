@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from sagecache.store import shard
 from sagecache.store.arrays import Column
 from sagecache.store.codec import with_checksum
 from sagecache.store.fingerprint import canonical, digest, sha256
+from sagecache.store.journal import FINISHED
 from sagecache.store.pools import open_pool
 from sagecache.store.spec import FORMAT, PLAN_ARRAYS, STATUS_TEXT, StorePlan, TargetField
 
@@ -42,13 +44,17 @@ def identity(
     plan: StorePlan, fields: Sequence[TargetField], fingerprint: Mapping, shard_size: int
 ) -> dict[str, object]:
     """What must be equal for two runs to write into one store; differences are told by dotted key."""
-    hashes = {name: sha256(np.ascontiguousarray(getattr(plan, name)).tobytes()) for name in PLAN_ARRAYS}
     return {
         "fingerprint": canonical(fingerprint),
-        "plan": {"instances": len(plan), "size": list(plan.size), **hashes},
+        "plan": plan_identity(plan),
         "fields": {field.name: _field_identity(field) for field in fields},
         "shard_size": shard_size,
     }
+
+
+def plan_identity(plan: StorePlan) -> dict[str, object]:
+    hashes = {name: sha256(np.ascontiguousarray(getattr(plan, name)).tobytes()) for name in PLAN_ARRAYS}
+    return {"instances": len(plan), "size": list(plan.size), **hashes}
 
 
 def _field_identity(field: TargetField) -> dict[str, object]:
@@ -63,14 +69,8 @@ def metadata_files(
 ) -> dict[str, bytes]:
     """Path below the root -> bytes of all that is known before the first target: zarr.json files, plan."""
     rows, shard_size = len(plan), identity["shard_size"]
-    about = {
-        "format": FORMAT,
-        "fingerprint": digest(identity["fingerprint"]),
-        "made_from": identity["fingerprint"],
-        "size": list(plan.size),
-        **attributes,
-    }
-    files = {"zarr.json": shard.json_bytes(shard.group_metadata({"sagecache": about}))}
+    about = group_attributes(identity, attributes)
+    files = {"zarr.json": shard.json_bytes(shard.group_metadata(about))}
     for field in fields:
         shape = (rows, *field.shape(plan.size))
         files[f"{field.name}/zarr.json"] = shard.json_bytes(
@@ -92,6 +92,18 @@ def metadata_files(
         )
     files |= _plan_files(plan)
     return {f"{GROUP}/{name}": data for name, data in files.items()}
+
+
+def group_attributes(identity: Mapping, attributes: Mapping) -> dict[str, object]:
+    """What the group's zarr.json says of the store."""
+    about = {
+        "format": FORMAT,
+        "fingerprint": digest(identity["fingerprint"]),
+        "made_from": identity["fingerprint"],
+        "size": identity["plan"]["size"],
+        **attributes,
+    }
+    return {"sagecache": about}
 
 
 def row_arrays(fields: Sequence[TargetField]) -> dict[str, tuple]:
@@ -133,7 +145,10 @@ def read_plan(root: Path) -> StorePlan:
     """The plan of a store. Raises SagecacheError where its arrays are damaged."""
     pool = open_pool(root)
     arrays = {name: Column(root / GROUP / name, pool).read_all() for name in PLAN_ARRAYS}
-    return StorePlan(size=tuple(read_manifest(root)["identity"]["plan"]["size"]), **arrays)
+    try:
+        return StorePlan(size=tuple(read_manifest(root)["identity"]["plan"]["size"]), **arrays)
+    except ValueError as error:  # arrays of different lengths
+        raise SagecacheError(f"the plan is damaged ({error})", file=root / GROUP, fix=_FORCE) from error
 
 
 def manifest(identity: Mapping, attributes: Mapping, files: Mapping[str, bytes]) -> dict:
@@ -147,23 +162,96 @@ def manifest(identity: Mapping, attributes: Mapping, files: Mapping[str, bytes])
 
 
 def read_manifest(root: Path) -> dict | None:
-    """The manifest of a store, or None where there is none. Raises for a newer format and for damage."""
+    """The manifest of a store, or None where there is none. Raises for a newer format and for damage.
+
+    What it returns has every key that the format names, each of its type.
+    """
     path = root / MANIFEST
     if not path.exists():
         return None
     try:
         content = json.loads(path.read_bytes())
         version = content["format"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise SagecacheError(
-            f"the manifest is damaged ({error})",
-            file=path,
-            fix="Make the store anew with --force; this one is kept beside it.",
-        ) from error
-    if version > FORMAT:
+        newer = type(version) is int and version > FORMAT
+        wrong = None if newer else _first_fault(content)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        newer, wrong = False, f"{type(error).__name__}: {error}"
+    if wrong:
+        raise SagecacheError(f"the manifest is damaged ({wrong})", file=path, fix=_FORCE)
+    if newer:
         raise SagecacheError(
             f"the store has format {version}, this sagecache knows format {FORMAT}",
             file=path,
             fix="Update sagecache, or make the store anew with --force.",
         )
     return content
+
+
+_FORCE = "Make the store anew with --force; this one is kept beside it."
+_SHA256 = re.compile("[0-9a-f]{64}")
+
+
+def _first_fault(content: dict) -> str | None:
+    """What of a manifest cannot be; a missing key raises as it does."""
+    identity, files = content["identity"], content["files"].values()
+    plan, size = identity["plan"], identity["plan"]["size"]
+    hashes = [
+        content["fingerprint_sha256"],
+        *(plan[name] for name in PLAN_ARRAYS),
+        *(sha for _, sha in files),
+    ]
+    if not all(_SHA256.fullmatch(text) for text in hashes):
+        return "a sha256 that is none"
+    counts = [
+        content["format"],
+        identity["shard_size"],
+        plan["instances"],
+        *size,
+        *(count for count, _ in files),
+    ]
+    if len(size) != 2 or not all(type(count) is int and count > 0 for count in counts):
+        return "a number that is no positive integer"
+    objects = (
+        content["attributes"],
+        identity["fingerprint"],
+        identity["fields"],
+        *identity["fields"].values(),
+    )
+    return None if all(isinstance(value, dict) for value in objects) else "a value that is no object"
+
+
+# ------------------------------------------------------------------------------------------------- seal
+def seal(manifest: bytes, journal: bytes | None, instances: int, shard_size: int) -> dict[str, object]:
+    """What complete.json holds: numbers to see, and hashes of the two files that vouch for all others."""
+    return {
+        "shards": shard.shard_count(instances, shard_size),
+        "instances": instances,
+        "journal_sha256": None if journal is None else sha256(journal),
+        _MANIFEST_HASH: sha256(manifest),
+    }
+
+
+_MANIFEST_HASH = "manifest_sha256"  # stores that were finished before it was added lack it
+
+
+def sealed_manifest(root: Path) -> str | None:
+    """The sha256 of the manifest that a store was completed with; None where that is not told."""
+    path = root / COMPLETE
+    try:
+        return json.loads(path.read_bytes())[_MANIFEST_HASH] if path.exists() else None
+    except (ValueError, KeyError, TypeError):  # damaged, or of a store that was finished without it
+        return None
+
+
+def seal_faults(found: object, expected: Mapping) -> dict[str, str]:
+    """File -> what is wrong, for what complete.json holds against what it should."""
+    if not isinstance(found, dict) or found.keys() | {_MANIFEST_HASH} != expected.keys():
+        return {COMPLETE: "damaged (its keys are not those of a finished store)"}
+    wrong = {name for name, value in found.items() if value != expected[name]}
+    files = {_MANIFEST_HASH: MANIFEST, "journal_sha256": FINISHED}
+    faults = {
+        file: "not the one that the store was completed with" for key, file in files.items() if key in wrong
+    }
+    for name in sorted(wrong - files.keys()):
+        faults[COMPLETE] = f"{name} is {found[name]!r}, the manifest says {expected[name]!r}"
+    return faults

@@ -27,6 +27,7 @@ class FolderLock:
         self._path, self._waiting = root / _NAME, waiting
         self.alone = True
         while True:
+            root.mkdir(parents=True, exist_ok=True)  # its last owner may have set it aside
             self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
             try:
                 self._take(shared)
@@ -40,6 +41,10 @@ class FolderLock:
     def become_alone(self) -> None:
         """Wait until every other writer has gone."""
         fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+
+    def moved(self, root: Path) -> None:
+        """The folder has another name now, still under this lock."""
+        self._path = root / _NAME
 
     def release(self) -> None:
         if self._try(fcntl.LOCK_EX) and self._still_named():
@@ -115,6 +120,9 @@ class NoLock:
         pass
 
     def share(self) -> None:
+        pass
+
+    def moved(self, root: Path) -> None:
         pass
 
     def release(self) -> None:

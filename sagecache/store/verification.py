@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from sagecache.errors import SagecacheError
-from sagecache.store import journal, layout
+from sagecache.store import growth, journal, layout
 from sagecache.store.arrays import Column, Field
 from sagecache.store.chunk_index import INDEX, index_bytes
 from sagecache.store.files import sizes
-from sagecache.store.fingerprint import sha256
+from sagecache.store.fingerprint import digest, sha256
 from sagecache.store.pools import open_pool
 from sagecache.store.shard import shard_count, shard_rows
 
@@ -37,14 +37,17 @@ def verify(root: Path, progress: Callable[[int, int], None] = lambda done, total
     manifest = layout.read_manifest(root)
     if manifest is None:
         raise SagecacheError("there is no target store", file=root)
-    problems = [
+    sealed = _seal_problems(root, manifest)
+    problems = [one for one in sealed if one.file == layout.MANIFEST] + _growth_problems(root)
+    problems += [
         Problem(name, message)
         for name, (size, expected) in manifest["files"].items()
         if (message := _file_problem(root / name, size, expected))
     ]
+    problems = problems or _manifest_problems(root, manifest)
     if problems:
         return problems  # without sound metadata and plan the rest cannot be judged
-    problems = _journal_problems(root) + _shard_problems(root, manifest, progress)
+    problems = sealed + _shard_problems(root, manifest, progress)
     return problems or _index_problems(root, manifest)
 
 
@@ -57,17 +60,55 @@ def _file_problem(path: Path, size: int, expected: str) -> str | None:
     return None if sha256(data) == expected else "sha256 differs from the record"
 
 
-def _journal_problems(root: Path) -> list[Problem]:
-    complete = root / layout.COMPLETE
+def _seal_problems(root: Path, manifest: dict) -> list[Problem]:
+    """complete.json, if there, against the files whose hashes it holds."""
+    complete, path = root / layout.COMPLETE, root / journal.FINISHED
     if not complete.exists():
         return []
-    path = root / journal.FINISHED
+    identity = manifest["identity"]
+    expected = layout.seal(
+        (root / layout.MANIFEST).read_bytes(),
+        path.read_bytes() if path.exists() else None,
+        identity["plan"]["instances"],
+        identity["shard_size"],
+    )
     try:
-        expected = json.loads(complete.read_bytes())["journal_sha256"]
-    except (ValueError, KeyError) as error:
-        return [Problem(layout.COMPLETE, f"damaged ({error})")]
-    found = sha256(path.read_bytes()) if path.exists() else None
-    return [] if found == expected else [Problem(journal.FINISHED, "not the journal that was completed")]
+        faults = layout.seal_faults(json.loads(complete.read_bytes()), expected)
+    except ValueError as error:
+        faults = {layout.COMPLETE: f"damaged ({error})"}
+    return [Problem(file, message) for file, message in faults.items()]
+
+
+def _growth_problems(root: Path) -> list[Problem]:
+    try:
+        growth.begun(root)
+    except SagecacheError as error:
+        return [Problem(growth.GROWING, error.message)]
+    return []
+
+
+def _manifest_problems(root: Path, manifest: dict) -> list[Problem]:
+    """What the manifest says twice, or says of files that are as it records them."""
+    identity, group, pool = manifest["identity"], root / layout.GROUP, open_pool(root)
+    arrays = {name: Field(group / name, pool) for name in identity["fields"]}
+    told = {
+        name: {"dtype": array.dtype.name, "encoding": array.attributes.get("encoding")}
+        for name, array in arrays.items()
+    }
+    try:
+        about = json.loads((group / "zarr.json").read_bytes())["attributes"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return [Problem(f"{layout.GROUP}/zarr.json", f"damaged ({type(error).__name__}: {error})")]
+    agree = {
+        "fingerprint_sha256": manifest["fingerprint_sha256"] == digest(identity["fingerprint"]),
+        "fingerprint, size or attributes": about == layout.group_attributes(identity, manifest["attributes"]),
+        "plan": identity["plan"] == layout.plan_identity(layout.read_plan(root)),
+        "fields": all(told[name].items() <= field.items() for name, field in identity["fields"].items()),
+        "shard_size": all(array.file_rows == identity["shard_size"] for array in arrays.values()),
+    }
+    return [
+        Problem(layout.MANIFEST, f"its {name} is not that of the files") for name in agree if not agree[name]
+    ]
 
 
 def _index_problems(root: Path, manifest: dict) -> list[Problem]:

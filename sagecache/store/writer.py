@@ -153,8 +153,8 @@ class StoreWriter:
         )
         pool = open_pool(self.root)
         write_index(self.root, {field.name: Field(self.group / field.name, pool) for field in self.fields})
-        summary = {"shards": self.shards, "instances": len(self.plan), "journal_sha256": sha256(merged)}
-        data = shard.json_bytes(summary)
+        manifest = (self.root / layout.MANIFEST).read_bytes()
+        data = shard.json_bytes(layout.seal(manifest, merged, len(self.plan), self.shard_size))
         path = self.root / layout.COMPLETE
         if not path.exists() or path.read_bytes() != data:
             write_whole(path, data)
@@ -219,17 +219,29 @@ def set_aside(root: str | Path) -> Path | None:
     no store.
     """
     root = open_root(root)
-    if not ((root / layout.MANIFEST).exists() or (root / layout.GROUP).exists()):
+    if not _is_store(root):
         return None
+    lock = take_lock(root, shared=False)  # never under a writer's feet: held until it has its new name
     try:
-        name = layout.read_manifest(root)["fingerprint_sha256"][:8]
-    except (SagecacheError, TypeError, KeyError):  # damaged, absent, or of a newer format
-        name = "unknown"
-    lock = take_lock(root, shared=False)  # never under a writer's feet
-    lock.release()
-    target = unused_name(root.with_name(f"{root.name}.replaced-{name}"))
-    move_folder(root, target)
+        if not _is_store(root):
+            return None  # another run has just done it
+        target = unused_name(root.with_name(f"{root.name}.replaced-{_short_fingerprint(root)}"))
+        move_folder(root, target)
+        lock.moved(target)
+    finally:
+        lock.release()
     return target
+
+
+def _is_store(root: Path) -> bool:
+    return (root / layout.MANIFEST).exists() or (root / layout.GROUP).exists()
+
+
+def _short_fingerprint(root: Path) -> str:
+    try:
+        return layout.read_manifest(root)["fingerprint_sha256"][:8]
+    except (SagecacheError, TypeError, KeyError):  # damaged, absent, or of a newer format
+        return "unknown"
 
 
 def _unseal(root: Path) -> None:
@@ -277,13 +289,15 @@ def _write_metadata(root: Path, plan: StorePlan, fields, identity: dict, attribu
         write_whole(root / layout.MANIFEST, shard.json_bytes(known))
     else:
         files = layout.metadata_files(plan, fields, identity, known["attributes"])
+        remade = layout.manifest(identity, known["attributes"], files)
+        known = _as_sealed(root, known, remade)
         if known["identity"]["plan"] != identity["plan"]:
             again = growth.readable_now(layout.read_plan(root), plan) // identity["shard_size"]
             growth.begin(root, plan)
             _unseal(root)
             for number in set(again.tolist()):  # without it the journal's line holds no longer
                 (root / layout.GROUP / shard.shard_key("status", number, 1)).unlink(missing_ok=True)
-            known = layout.manifest(identity, known["attributes"], files)
+            known = remade
             write_whole(root / layout.MANIFEST, shard.json_bytes(known))
     for name, (size, expected) in known["files"].items():
         path = root / name
@@ -294,6 +308,26 @@ def _write_metadata(root: Path, plan: StorePlan, fields, identity: dict, attribu
             raise SagecacheError("the file is damaged and cannot be remade", file=path, fix=_FORCE)
         write_whole(path, data)
     growth.end(root)
+
+
+def _as_sealed(root: Path, known: dict, remade: dict) -> dict:
+    """The manifest that a finished store was completed with; damage is mended where it can be remade.
+
+    Else the next complete.json would vouch for the damage.
+    """
+    expected, path = layout.sealed_manifest(root), root / layout.MANIFEST
+    data, whole = path.read_bytes(), shard.json_bytes(remade)
+    if expected is None or data == whole or sha256(data) == expected:  # whole: complete.json is damaged
+        return known
+    if sha256(whole) != expected:
+        raise SagecacheError(
+            "the manifest is not the one that the store was completed with",
+            file=path,
+            fix=f"Put back a copy of it; or, if you know that {layout.COMPLETE} is what is damaged, delete "
+            "that and run the same command again; or --force: it sets the store aside and computes all anew.",
+        )
+    write_whole(path, whole)
+    return remade
 
 
 def _rows_done(root: Path, shards: int, verify: bool = False) -> list[int]:

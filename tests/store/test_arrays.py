@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from toy_store import memory_folder
 
 from sagecache.errors import SagecacheError
 from sagecache.store.arrays import Column, DamagedChunk, Field
@@ -111,3 +112,57 @@ def test_foreign_metadata_is_refused(store):
     path.unlink()
     with pytest.raises(SagecacheError, match="metadata is missing"):
         array(store, "depth")
+
+
+@pytest.mark.parametrize("name", ["depth", "status", "ids"])
+def test_metadata_with_any_flipped_byte_reads_as_it_was_or_is_told(content, name):
+    """A KeyError would tell the user neither the file nor what mends it."""
+    with memory_folder() as folder:
+        flip_all(content.write(Path(folder) / "geo"), name)
+
+
+def flip_all(store, name):
+    path = store / "targets.zarr" / name / "zarr.json"
+    sound, wanted, told = path.read_bytes(), read(array(store, name), 0), 0
+    for position in range(len(sound)):
+        for mask in (1, 4, 16, 255):
+            path.write_bytes(sound[:position] + bytes([sound[position] ^ mask]) + sound[position + 1 :])
+            try:
+                found = array(store, name)
+                if found.shape == array_shape(sound) and found.dtype == wanted.dtype:
+                    read(found, 0)
+            except SagecacheError as error:
+                told += 1
+                assert str(error.file).startswith(str(path.parent))
+                assert isinstance(error, DamagedChunk) or "again: it writes this file anew" in str(error)
+    assert told > len(sound)
+
+
+def array_shape(metadata):
+    return tuple(json.loads(metadata)["shape"])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"shape": []},
+        {"shape": [10, 8, 0]},
+        {"shape": [10, 8.0, 6]},
+        {"shape": "10"},
+        {"shape": [10, 6, 8]},
+        {"data_type": "float99"},
+        {"data_type": ["uint16"]},
+        {"codecs": []},
+        {"codecs": {}},
+        {"codecs": [{"name": "sharding_indexed", "configuration": {}}]},
+        {"chunk_grid": {"configuration": {"chunk_shape": [3.5, 8, 6]}}},
+        {"chunk_grid": None},
+        {"attributes": 7},
+    ],
+)
+def test_metadata_that_says_what_can_not_be_is_told(store, change):
+    path = store / "targets.zarr/depth/zarr.json"
+    path.write_text(json.dumps({**json.loads(path.read_bytes()), **change}))
+    with pytest.raises(SagecacheError, match="metadata is damaged") as error:
+        array(store, "depth")
+    assert error.value.file == path and error.value.fix

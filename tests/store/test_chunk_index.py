@@ -2,6 +2,7 @@
 
 import shutil
 import struct
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_store import make_content, memory_folder, same, tree
 
+from sagecache.store.chunk_index import map_index
 from sagecache.store.reader import StoreReader
 from sagecache.store.verification import verify
 
@@ -83,6 +85,25 @@ def test_without_a_usable_index_the_shards_are_asked(store, content, spoil):
     with content.open(store) as writer:
         writer.finish()
     assert path.read_bytes() == sound and verify(store) == []
+
+
+def test_an_index_cut_or_flipped_anywhere_in_its_header_is_no_index(store):
+    wanted, path = read(store)[0], store / "index.npy"
+    sound = path.read_bytes()
+    header = len(sound) - np.load(path).nbytes
+    flips = [
+        sound[:k] + bytes([sound[k] ^ 1 << bit]) + sound[k + 1 :] for k in range(header) for bit in range(8)
+    ]
+    for data in (b"", sound[:5], sound[:header], *flips):
+        path.write_bytes(data)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # numpy's, of headers that Python 2 would have written
+            map_index(store, ("depth", "normal", "mask"))
+    for data in (b"", sound[:5], *flips[::37]):
+        path.write_bytes(data)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert_same(read(store)[0], wanted)
 
 
 def test_index_and_seal_go_before_a_shard_changes(store, content, tmp_path):

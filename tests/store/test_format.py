@@ -71,7 +71,12 @@ def test_journal_seal_fingerprint_and_plan_are_hashed_as_the_document_says(store
             data = (store / "targets.zarr" / name).read_bytes()
             assert (len(data), hashlib.sha256(data).hexdigest()) == (size, digest)
     seal = json.loads((store / "complete.json").read_bytes())
-    assert seal == {"shards": 3, "instances": 10, "journal_sha256": hashlib.sha256(journal).hexdigest()}
+    assert seal == {
+        "shards": 3,
+        "instances": 10,
+        "journal_sha256": hashlib.sha256(journal).hexdigest(),
+        "manifest_sha256": hashlib.sha256((store / "manifest.json").read_bytes()).hexdigest(),
+    }
     manifest = json.loads((store / "manifest.json").read_bytes())
     text = json.dumps(manifest["identity"]["fingerprint"], sort_keys=True, separators=(",", ":"))
     assert manifest["fingerprint_sha256"] == hashlib.sha256(text.encode()).hexdigest()

@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from toy_store import expected, make_content, memory_folder, tree
 
 from sagecache.errors import SagecacheError
+from sagecache.store import growth
 from sagecache.store.ids import IdIndex, first_repeated
 from sagecache.store.reader import StoreReader
 from sagecache.store.spec import StorePlan
+from sagecache.store.verification import verify
 
 FIRST = [1, 4, 5, 6, 9]  # of ten instances, the sixth failed; a tail of one row in shards of four
 
@@ -173,6 +175,55 @@ def test_growth_killed_at_any_write_ends_with_the_same_bytes(content, small):
             content.write(root)
             assert tree(root) == tree(whole), call
         assert call > 30
+
+
+def test_a_damaged_note_is_told_with_what_may_be_deleted_and_what_goes_on(content, small, tmp_path):
+    root = small.write(tmp_path / "geo")
+    before, whole = tree(root), tree(content.write(small.write(tmp_path / "whole")))
+    growth.begin(root, content.plan)  # and killed before anything else changed
+    path = root / "growing.npz"
+    sound, told = path.read_bytes(), 0
+    damages = [
+        sound[:k] + bytes([sound[k] ^ mask]) + sound[k + 1 :] for mask in (16, 255) for k in range(len(sound))
+    ]
+    for damaged in [b"", b"PK", sound[:5], sound[: len(sound) // 2], *damages]:
+        path.write_bytes(damaged)
+        try:
+            found = growth.begun(root)
+        except SagecacheError as error:
+            told += 1
+            text = str(error)
+            assert (
+                error.file == path
+                and "Delete growing.npz and run 'sagecache precompute geo --split x'" in text
+            )
+            continue
+        assert same_plan(found, content.plan)  # a byte of the archive that says nothing
+    assert told > len(damages) / 2
+    path.write_bytes(sound[:-9])
+    assert [problem.file for problem in verify(root)] == ["growing.npz"]
+    with pytest.raises(SagecacheError, match="Delete growing.npz"):
+        content.open(root)
+    path.unlink()
+    assert tree(root) == before
+    assert tree(content.write(root)) == whole
+
+
+def same_plan(one, other):
+    arrays = ("ids", "bbox", "image_sha256", "target_from_image")
+    return one.size == other.size and all(
+        np.array_equal(getattr(one, name), getattr(other, name)) for name in arrays
+    )
+
+
+@pytest.mark.parametrize("half", ["ids", "bbox"])
+def test_a_plan_half_rewritten_is_damage_not_a_raw_error(content, small, tmp_path, half):
+    """What is left where the note of a growth was deleted too late."""
+    root, other = small.write(tmp_path / "geo"), content.write(small.write(tmp_path / "whole"))
+    for name in ("manifest.json", f"targets.zarr/{half}/zarr.json", f"targets.zarr/{half}/c/0/0"):
+        (root / name).write_bytes((other / name).read_bytes())
+    with pytest.raises(SagecacheError, match="plan.*--force"):
+        content.open(root)
 
 
 ids = st.lists(st.tuples(st.integers(-3, 3), st.integers(0, 3)), min_size=1, max_size=12)

@@ -1,3 +1,6 @@
+import errno
+import os
+
 import pytest
 
 from sagecache.store import journal
@@ -97,10 +100,33 @@ def test_merging_gives_the_same_bytes_for_any_history(tmp_path):
     assert results[0] == results[1] == results[2]
 
 
-def test_a_line_that_does_not_fit_on_the_disk_is_an_error(tmp_path, monkeypatch):
-    writer = JournalWriter(tmp_path)
-    real = journal.os.write
-    monkeypatch.setattr(journal.os, "write", lambda fd, data: real(fd, data[:5]))
-    with pytest.raises(OSError, match="only 5 of"):
+@pytest.mark.parametrize("full", ["says so", "takes nothing"])
+def test_a_line_that_does_not_fit_on_the_disk_is_an_error_that_says_why(tmp_path, monkeypatch, full):
+    writer, real, left = JournalWriter(tmp_path), os.write, [5]
+
+    def write(descriptor, data):
+        if not left:
+            if full == "takes nothing":
+                return 0
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(descriptor, data[: left.pop()])
+
+    monkeypatch.setattr(journal.os, "write", write)
+    with pytest.raises(OSError) as error:
         writer.append(record(0))
+    assert error.value.errno == errno.ENOSPC and error.value.strerror == os.strerror(errno.ENOSPC)
+    (path,) = journal.journal_files(tmp_path)
+    assert error.value.filename == str(path) and path.stat().st_size == 5
     assert journal.read_all(tmp_path) == {}
+    monkeypatch.setattr(journal.os, "write", real)
+    writer.append(record(1))  # there is room again: not behind the torn line
+    writer.close()
+    assert sorted(journal.read_all(tmp_path)) == [1]
+
+
+def test_a_line_written_in_pieces_is_whole(tmp_path, monkeypatch):
+    writer, real = JournalWriter(tmp_path), os.write
+    monkeypatch.setattr(journal.os, "write", lambda descriptor, data: real(descriptor, data[:7]))
+    writer.append(record(0))
+    writer.close()
+    assert journal.read_all(tmp_path) == {0: [record(0)]}

@@ -1,5 +1,7 @@
 import json
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from toy_store import make_content, memory_folder, python, tree
 
 from sagecache.errors import SagecacheError
+from sagecache.store import writer as writer_module
 from sagecache.store.reader import StoreReader
 from sagecache.store.spec import NOT_DONE, OK, StorePlan
 from sagecache.store.writer import pending, set_aside
@@ -137,6 +140,42 @@ def test_damaged_plan_and_metadata_are_mended_from_the_same_plan(store, content)
     assert tree(store) == before
 
 
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        (b'"fingerprint_sha256": "', b'"fingerprint_sha256":\t"'),
+        (b'"instances": 10', b'"instances": 90'),
+        (b'"targets.zarr/depth/zarr.json"', b'"targets.zarr/depth/zarr.jsoo"'),
+    ],
+)
+def test_a_damaged_manifest_is_remade_as_it_was_sealed(store, content, old, new):
+    before, path = tree(store), store / "manifest.json"
+    path.write_bytes(path.read_bytes().replace(old, new))
+    assert tree(store) != before
+    content.write(store)
+    assert tree(store) == before
+
+
+def test_a_manifest_that_can_not_be_remade_is_not_sealed(store, content):
+    """Nobody but the manifest knows what the first run noted."""
+    path = store / "manifest.json"
+    path.write_bytes(path.read_bytes().replace(b'"split": "x"', b'"split": "y"'))
+    before = tree(store)
+    with pytest.raises(SagecacheError, match="not the one that the store was completed with.*--force"):
+        content.open(store)
+    assert tree(store) == before
+
+
+def test_a_damaged_seal_is_written_anew(store, content):
+    before, path = tree(store), store / "complete.json"
+    sound = path.read_bytes()
+    for key in (b"manifest_sha256", b"instances"):
+        place = sound.index(key) + len(key) + 6
+        path.write_bytes(sound[:place] + b"0" + sound[place + 1 :])
+        content.write(store)
+        assert tree(store) == before
+
+
 def test_pending_says_what_a_run_would_make_and_writes_nothing(content, tmp_path):
     arguments = (content.plan, content.fields, {"a": 1}, content.shard_size)
     assert pending(tmp_path / "geo", *arguments) == 10
@@ -181,6 +220,41 @@ def test_no_store_is_set_aside_under_a_writers_feet(store, content):
     with content.open(store), pytest.raises(SagecacheError, match="another process is writing"):
         set_aside(store)
     assert store.exists()
+
+
+def test_no_writer_comes_in_while_a_store_is_set_aside(store, content, monkeypatch):
+    move, before = writer_module.move_folder, tree(store)
+
+    def tried(folder, target):
+        with pytest.raises(SagecacheError, match="another process is writing"):
+            content.open(folder)
+        move(folder, target)
+
+    monkeypatch.setattr(writer_module, "move_folder", tried)
+    assert tree(set_aside(store)) == before and not store.exists()
+
+
+def test_a_writer_that_waited_for_it_makes_a_store_of_its_own(store, content, monkeypatch):
+    move, before, waits = writer_module.move_folder, tree(store), threading.Event()
+    with ThreadPoolExecutor(1) as threads:
+
+        def write():
+            with content.open(store, waiting=waits.set) as writer:
+                for shard in writer.missing():
+                    content.commit(writer, shard)
+                writer.finish()
+
+        def waited_for(folder, target):
+            nonlocal written
+            written = threads.submit(write)
+            assert waits.wait(10)
+            move(folder, target)
+
+        written = None
+        monkeypatch.setattr(writer_module, "move_folder", waited_for)
+        aside = set_aside(store)
+        written.result(60)
+    assert tree(aside) == tree(store) == before
 
 
 HALF = """
