@@ -1,15 +1,16 @@
 """The same targets in other containers: how each is written, and what a row in it is.
 
 ``blobs`` are the chunks of our own store (blosc lz4 and a checksum), so that what is compared is the
-container and not the codec; ``raw`` is what people put there without a codec of their own. Nothing here
-knows how to read: see ``readers``.
+container and not the codec: of depth and normals, since depth stands just where the mask is true. ``raw`` is
+what people put there without a codec of their own, the mask included. Nothing here knows how to read: see
+``readers``.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numcodecs.blosc
@@ -19,6 +20,7 @@ from sagecache.store import StoreReader
 from sagecache.store.codec import decode_depth
 
 FIELDS = ("depth", "normal", "mask")
+CHUNKED = FIELDS[:2]  # whose chunks are read; the mask follows from depth
 Row = Mapping[str, np.ndarray]
 
 
@@ -29,11 +31,13 @@ def stored_rows(root: Path) -> Iterator[Row]:
         yield reader.read(*key)
 
 
-def chunks(root: Path) -> dict[str, list[bytes]]:
+def chunks(root: Path, names: Sequence[str] = CHUNKED) -> dict[str, list[bytes]]:
     """field -> the encoded chunks of a store, in its order, each with its checksum."""
-    reader, found = StoreReader(root), {name: [] for name in FIELDS}
+    reader, found = StoreReader(root), {name: [] for name in names}
     for key in reader.ids.tolist():
-        for name, (path, offset, length) in reader.locate(*key).items():
+        places = reader.locate(*key)
+        for name in names:
+            path, offset, length = places[name]
             with open(path, "rb") as file:
                 file.seek(offset)
                 found[name].append(file.read(length))
@@ -68,7 +72,7 @@ def write_npz(folder: Path, root: Path) -> None:
 
 
 def write_lmdb(folder: Path, root: Path) -> None:
-    """Key: the row's number; value: the lengths of the three chunks, then the chunks."""
+    """Key: the row's number; value: the lengths of the chunks, then the chunks."""
     _write_lmdb(folder, zip(*chunks(root).values(), strict=True))
 
 
@@ -78,7 +82,7 @@ def write_lmdb_zstd(folder: Path, root: Path) -> None:
     def packed(values: np.ndarray) -> bytes:
         return numcodecs.blosc.compress(values, b"zstd", 1, numcodecs.blosc.BITSHUFFLE) + bytes(4)
 
-    _write_lmdb(folder, ([packed(row[name]) for name in FIELDS] for row in stored_rows(root)))
+    _write_lmdb(folder, ([packed(row[name]) for name in CHUNKED] for row in stored_rows(root)))
 
 
 def _write_lmdb(folder: Path, rows) -> None:
@@ -97,7 +101,7 @@ def write_arrow(folder: Path, root: Path) -> None:
     """Hugging Face datasets: a binary column a field, the chunks of our store in it."""
     import datasets
 
-    features = datasets.Features({name: datasets.Value("large_binary") for name in FIELDS})
+    features = datasets.Features({name: datasets.Value("large_binary") for name in CHUNKED})
     _write_dataset(folder, chunks(root), features)
 
 
@@ -133,9 +137,10 @@ def _write_dataset(folder: Path, columns: dict, features) -> None:
 
 
 def write_litdata(folder: Path, root: Path) -> None:
-    """litData's chunk files, the three chunks of our store as bytes."""
+    """litData's chunk files, the chunks of our store as bytes."""
     found = chunks(root)
-    _write_litdata(folder, ({name: found[name][k] for name in FIELDS} for k in range(len(found["depth"]))))
+    rows = zip(*found.values(), strict=True)
+    _write_litdata(folder, (dict(zip(found, blobs, strict=True)) for blobs in rows))
 
 
 def write_litdata_arrays(folder: Path, root: Path) -> None:

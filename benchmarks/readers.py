@@ -14,9 +14,9 @@ import numcodecs.blosc
 import numpy as np
 
 from benchmarks import containers
-from benchmarks.containers import FIELDS
+from benchmarks.containers import CHUNKED, FIELDS
 from sagecache.store import StoreReader
-from sagecache.store.codec import unpack_into
+from sagecache.store.codec import mask_of_depth, unpack_into
 
 Spec = dict[str, tuple[np.dtype, tuple[int, ...]]]  # field -> dtype and shape of a row
 Batch = Mapping[str, np.ndarray]
@@ -82,17 +82,32 @@ class Direct(Reader):
         reader.read_many([keys[row] for row in rows.tolist()], out)
 
 
-class InMemory(Reader):
-    """The store's chunks held in memory: decoding alone. checked: with the checksum that reading tests."""
+class Stored(Reader):
+    """Reads stored depth and normals; the mask follows from depth, once a batch, as our own reader has it."""
 
-    def __init__(self, folder: Path, spec: Spec, checked: bool) -> None:
-        super().__init__(folder, spec)
-        self.checked = checked
-
-    def open(self):
-        return containers.chunks(self.folder)
+    fields: Sequence[str] = CHUNKED
 
     def read(self, rows, out):
+        self.fill(rows, {name: out[name] for name in self.fields})
+        if "mask" not in self.fields:
+            mask_of_depth(out["depth"], out=out["mask"])
+
+    def fill(self, rows: np.ndarray, out: Batch) -> None:
+        """Rows (B,) of ``fields`` into out."""
+        raise NotImplementedError
+
+
+class InMemory(Stored):
+    """The store's chunks held in memory: decoding alone. checked: with the checksum that reading tests."""
+
+    def __init__(self, folder: Path, spec: Spec, fields=CHUNKED, checked: bool = True) -> None:
+        super().__init__(folder, spec)
+        self.fields, self.checked = fields, checked
+
+    def open(self):
+        return containers.chunks(self.folder, self.fields)
+
+    def fill(self, rows, out):
         numbers, found = rows.tolist(), self.handle
         decode = unpack_into if self.checked else _decompress
         for name, values in out.items():
@@ -105,7 +120,7 @@ def _decompress(chunk: bytes, target: np.ndarray) -> None:
     numcodecs.blosc.decompress(memoryview(chunk)[:-4], target)
 
 
-class ZarrPython(Reader):
+class ZarrPython(Stored):
     """zarr-python's arrays, instance by instance: the fastest way through its API for random rows."""
 
     slowness = 16
@@ -116,9 +131,9 @@ class ZarrPython(Reader):
 
         with zarr.config.set({"codec_pipeline.path": self.pipeline}):  # taken when an array is opened
             group = zarr.open_group(str(self.folder / "targets.zarr"), mode="r")
-            return {name: group[name] for name in FIELDS}
+            return {name: group[name] for name in self.fields}
 
-    def read(self, rows, out):
+    def fill(self, rows, out):
         for name, values in out.items():
             array = self.handle[name]
             for row, target in zip(rows.tolist(), values, strict=True):
@@ -136,7 +151,7 @@ class ZarrsPipeline(ZarrPython):
         return super().open()
 
 
-class TensorStore(Reader):
+class TensorStore(Stored):
     """tensorstore on the same files: all reads of a batch in flight together, no cache of its own."""
 
     slowness = 4
@@ -150,9 +165,9 @@ class TensorStore(Reader):
             store = {"driver": "zarr3", "kvstore": {"driver": "file", "path": path}}
             return tensorstore.open(store, open=True, read=True).result()
 
-        return {name: array(name) for name in FIELDS}
+        return {name: array(name) for name in self.fields}
 
-    def read(self, rows, out):
+    def fill(self, rows, out):
         numbers = rows.tolist()
         futures = {name: [self.handle[name][row].read() for row in numbers] for name in out}
         for name, values in out.items():
@@ -184,7 +199,7 @@ class Npz(Reader):
                     values[position] = file[name]
 
 
-class Lmdb(Reader):
+class Lmdb(Stored):
     """One value an instance; its chunks are decoded from the mapping, without a copy."""
 
     def open(self):
@@ -193,12 +208,12 @@ class Lmdb(Reader):
         environment = lmdb.open(str(self.folder), readonly=True, lock=False, readahead=False)
         return environment, environment.begin(buffers=True)
 
-    def read(self, rows, out):
-        transaction = self.handle[1]
+    def fill(self, rows, out):
+        transaction, head = self.handle[1], 4 * len(out)
         for position, row in enumerate(rows.tolist()):
             value = transaction.get(b"%08d" % row)
-            begin = 12
-            for name, length in zip(FIELDS, np.frombuffer(value[:12], "<u4").tolist(), strict=True):
+            begin = head
+            for name, length in zip(out, np.frombuffer(value[:head], "<u4").tolist(), strict=True):
                 _decompress(value[begin : begin + length], out[name][position])
                 begin += length
 
@@ -210,13 +225,13 @@ class Lmdb(Reader):
         super().close()
 
 
-class Arrow(Reader):
+class Arrow(Stored):
     """Hugging Face datasets with the chunks as binary columns, a batch in one call."""
 
     def open(self):
         return _dataset(self.folder)
 
-    def read(self, rows, out):
+    def fill(self, rows, out):
         found = self.handle[rows.tolist()]
         for name, values in out.items():
             for blob, target in zip(found[name], values, strict=True):
@@ -243,7 +258,7 @@ def _dataset(folder: Path):
     return datasets.load_from_disk(str(folder / "dataset"))
 
 
-class Litdata(Reader):
+class Litdata(Stored):
     """litData by row number, the chunks as bytes."""
 
     slowness = 16
@@ -253,7 +268,7 @@ class Litdata(Reader):
 
         return StreamingDataset(str(self.folder))
 
-    def read(self, rows, out):
+    def fill(self, rows, out):
         for position, row in enumerate(rows.tolist()):
             found = self.handle[row]
             for name, values in out.items():
@@ -264,7 +279,9 @@ class Litdata(Reader):
 
 
 class LitdataArrays(Litdata):
-    """litData by row number, arrays by its own serialiser."""
+    """litData by row number, arrays by its own serialiser, the mask among them."""
+
+    fields = FIELDS
 
     def take(self, value, target):
         target[...] = value

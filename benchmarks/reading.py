@@ -14,7 +14,9 @@ from benchmarks.results import Goal, Section, Table, at_least, at_most, short
 from benchmarks.scale import LARGE, SMALL, title
 from benchmarks.timing import Case, Samples, interleaved
 
-DECODE, DECODE_UNCHECKED = "decoding the same chunks in memory", "the same without checksum"
+DECODE_THREE = "in memory: three chunks decoded"
+DECODE = "in memory: two decoded, mask derived"
+DECODE_UNCHECKED = "in memory: two decoded unchecked, mask derived"
 MEMMAP, ZARR = "np.memmap, raw float16", "zarr-python, same files"
 # name -> least ratio to the direct reader, as the issue states it for both sizes
 RIVALS = {
@@ -50,8 +52,9 @@ def measure(material: Material) -> Section:
         "arrays allocated before; one process, page cache warm. Real output of the demo teacher for "
         f"{material.scale.images} images, repeated to fill the stores. Every way was checked to give the "
         "same values. Decoding in memory draws its chunks from as large a set as the readers draw theirs "
-        "from. Ours reads and decodes two chunks an instance, not three: by the format, depth stands just "
-        "where the mask is true."
+        "from. By the format depth stands just where the mask is true, so ours, and every rival that reads "
+        "our chunks or files, reads depth and normals only and derives the mask once a batch; decoding all "
+        "three chunks, which the issue names, is measured beside that."
     )
     return Section("Random reads, one process", text, tables, goals, values)
 
@@ -61,7 +64,8 @@ def _measure_size(material: Material, size) -> tuple[dict[str, Samples], list[st
     names = tuple(readers.WAYS) if material.scale.everything else QUICK_NAMES
     found, absent = readers.build(material.folder / title(size), store, names)
     spec = readers.spec_of(store)
-    found[DECODE] = readers.InMemory(store, spec, checked=True)
+    found[DECODE_THREE] = readers.InMemory(store, spec, containers.FIELDS)
+    found[DECODE] = readers.InMemory(store, spec)
     found[DECODE_UNCHECKED] = readers.InMemory(store, spec, checked=False)
     rng, count, batch = np.random.default_rng(0), material.scale.instances[size], material.scale.batch
     for reader in found.values():  # fills the page cache, reads every index
@@ -110,12 +114,13 @@ def _table(size, samples: dict[str, Samples], absent: list[str]) -> Table:
 
 def _goals(size, samples: dict[str, Samples]) -> list[Goal]:
     own, name = samples["sagecache"], title(size)
+    decoding = {
+        DECODE_THREE: "decoding the same three chunks in memory: depth, normal, mask; the issue's wording",
+        DECODE: "decoding depth and normals in memory, mask derived; like with like",
+    }
     goals = [
-        at_most(
-            f"random read / {DECODE} (CPU, {name})",
-            DECODE_LIMIT[size],
-            own.ratio_to(samples[DECODE], "cpu"),
-        )
+        at_most(f"random read / {work} (CPU, {name})", DECODE_LIMIT[size], own.ratio_to(samples[way], "cpu"))
+        for way, work in decoding.items()
     ]
     rivals = {ZARR: ZARR_LEAST[size], **RIVALS}
     goals += [

@@ -62,8 +62,7 @@ def _preface(facts: Mapping, seconds: Mapping, quick: bool) -> str:
         f"Commit {facts['commit']}, {facts['date']}, {facts['minutes']} minutes "
         f"({', '.join(f'{name} {value:.0f} s' for name, value in seconds.items())}).",
         "All that is compared took turns in one run, in rounds of random order. A figure is a median over "
-        "the "
-        "rounds, a ratio the median of the rounds' ratios. CPU: processor time of the whole process.",
+        "the rounds, a ratio the median of the rounds' ratios. CPU: processor time of the whole process.",
     ]
     return "\n\n".join(lines)
 

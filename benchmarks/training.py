@@ -88,9 +88,8 @@ def measure(material: Material) -> Section:
         values |= facts
     text = (
         "16 labeled and 32 unlabeled instances a step (96x128 inputs, targets of 128x96), one loader "
-        "process, two "
-        "cores. Online: the loader cuts the teacher's crops, the step runs the teacher on them; same images, "
-        "same boxes, same terms."
+        "process, two cores. Online: the loader cuts the teacher's crops, the step runs the teacher on them; "
+        "same images, same boxes, same terms."
     )
     return Section("Training step", text, tables, goals, values)
 
@@ -196,11 +195,10 @@ def _vit_table(cached: Arm, slow: Arm, same: dict[str, float], count: int) -> tu
     note = (
         f"{count} unlabeled instances a step. {work / 1e9:,.0f} GFLOP an image at {title(LARGE)} add "
         f"{short(seconds)} s to the step: {short(rate / 1e9)} GFLOP/s. **Not measured, reckoned:** at "
-        f"{title(SAPIENS)} an "
-        f"image is {large / 1e9:,.0f} GFLOP, {short(large / rate)} s at the same rate. Targets of the two "
-        "arms "
-        f"differ by at most {short(same['depth'])} (depth, of the range) and {short(same['normal'])} (1 - "
-        "cosine). Random weights, so the targets mean nothing; the step's cost does not depend on them."
+        f"{title(SAPIENS)} an image is {large / 1e9:,.0f} GFLOP, {short(large / rate)} s at the same rate. "
+        f"Targets of the two arms differ by at most {short(same['depth'])} (depth, of the range) and "
+        f"{short(same['normal'])} (1 - cosine). Random weights, so the targets mean nothing; the step's cost "
+        "does not depend on them."
     )
     values = {
         "vit cached s": step,

@@ -32,8 +32,26 @@ def bucket() -> Iterator[str]:
         with mock.patch.dict(os.environ, environment):
             import fsspec
 
-            fsspec.get_filesystem_class("s3").clear_instance_cache()  # they know the server of a test before
+            _close_all()  # they know the server of a test before
             fsspec.filesystem("s3", use_listings_cache=False).mkdir(name)
             yield f"s3://{name}"
     finally:
+        _close_all()
         server.stop()
+
+
+def _close_all() -> None:
+    """End the sessions of all file systems of this process; left to the garbage, one may warn in any test."""
+    import fsspec
+    from fsspec.asyn import sync
+    from zarr.core.sync import sync as sync_by_zarr
+
+    kind = fsspec.get_filesystem_class("s3")
+    for files in list(kind._cache.values()):
+        if files._s3 is None:
+            continue
+        if files.asynchronous:  # made by zarr, at home in its loop
+            sync_by_zarr(files._s3.close())
+        else:
+            sync(files.loop, files._s3.close)
+    kind.clear_instance_cache()

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import resource
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from sagecache.errors import SagecacheError
 from sagecache.store.files import is_remote
 
 _PROBES = 8  # of a batch
+_MANY = 65536  # descriptors: as good as no limit
 _CAN_PROBE = hasattr(os, "RWF_NOWAIT") and hasattr(os, "posix_fadvise")
 
 Span = tuple[str, int, int]  # path, offset, length in bytes
@@ -64,16 +68,17 @@ class _OpenFile:
 class FilePool:
     """At most ``limit`` files open at once, the one opened first is closed first; safe under threads.
 
-    limit: by default a quarter of what the process may have open.
+    limit: by default a quarter of what the process may have open; all its pools together hold half of it.
     """
 
     far = False
 
     def __init__(self, limit: int | None = None) -> None:
-        self._limit = max(1, limit or resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+        self._limit = limit or max(1, _may_be_open() // 4)
         self._files: dict[str, _OpenFile] = {}
         self._lock = threading.Lock()
         self.opened = 0
+        _POOLS[id(self)] = self
 
     def read(self, path: str, size: int, offset: int) -> bytes:
         """size bytes from offset; fewer where the file ends."""
@@ -88,6 +93,11 @@ class FilePool:
     def forget(self, path: str) -> None:
         with self._lock:
             self._files.pop(path, None)
+
+    def release(self) -> None:
+        """Close all that no read is using just now."""
+        with self._lock:
+            self._files.clear()
 
     def together(self, spans: Sequence[Span]) -> Read:
         """Where the first bytes of a few are not in memory, the disk is asked for all of them at once."""
@@ -114,10 +124,55 @@ class FilePool:
         return len(self._files)
 
     def _open(self, path: str) -> _OpenFile:
-        file = _OpenFile(path)
+        file = _open_file(path)
         with self._lock:
             self.opened += 1
             self._files[path] = file
             if len(self._files) > self._limit:
                 del self._files[next(iter(self._files))]
+        pools = _all_pools()
+        if sum(map(len, pools)) > _may_be_open() // 2:
+            max(pools, key=len)._close_first()
         return file
+
+    def _close_first(self) -> None:
+        with self._lock:
+            if self._files:
+                del self._files[next(iter(self._files))]
+
+
+# Not a WeakSet: this can be listed while another thread adds to it.
+_POOLS: weakref.WeakValueDictionary[int, FilePool] = weakref.WeakValueDictionary()
+os.register_at_fork(after_in_child=_POOLS.clear)  # a thread that is gone may have held their locks
+
+
+def _all_pools() -> list[FilePool]:
+    """Those that this process made."""
+    return [pool for reference in _POOLS.valuerefs() if (pool := reference()) is not None]
+
+
+def _may_be_open() -> int:
+    """Descriptors that the process may have; no limit is -1 to the system."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return _MANY if limit == resource.RLIM_INFINITY else min(limit, _MANY)
+
+
+def _open_file(path: str) -> _OpenFile:
+    """Where there are no descriptors left, those of all pools are let go of. Raises SagecacheError then."""
+    try:
+        return _OpenFile(path)
+    except OSError as error:
+        if error.errno not in (errno.EMFILE, errno.ENFILE):
+            raise
+    for pool in _all_pools():
+        pool.release()
+    try:
+        return _OpenFile(path)
+    except OSError as error:
+        if error.errno not in (errno.EMFILE, errno.ENFILE):
+            raise
+        raise SagecacheError(
+            "no more files can be opened: the process, or the machine, has as many open as it may",
+            file=path,
+            fix="Raise the limit (ulimit -n), or close what else is open.",
+        ) from error

@@ -13,7 +13,7 @@ import queue
 import shutil
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sagecache.store.pools import FilePool, Read, Span
@@ -21,7 +21,8 @@ from sagecache.store.pools import FilePool, Read, Span
 logger = logging.getLogger(__name__)
 
 _LOOK_AGAIN = 10.0  # seconds
-_UNUSED = 3600.0  # seconds after which a store that nobody opened makes room for another
+_UNUSED = 3600.0  # seconds after which a store that nobody read makes room for another
+_TOUCH = 60.0  # seconds after which a reader says again that it is here
 
 
 class RemotePool:
@@ -80,19 +81,23 @@ class ShardCache:
     """Files of one state of one store, in ``<folder>/<state>``; shared by the processes of a machine.
 
     files: a file system of fsspec. state: names what the store holds, so that a store made anew is never
-    mistaken for the old one. limit: bytes of all that lies in folder.
+    mistaken for the old one. limit: bytes of all that lies in folder. clock: seconds, as ``time.time``.
     """
 
-    def __init__(self, files, folder: Path, state: str, limit: int) -> None:
-        self._files, self._base, self._limit = files, folder, limit
+    def __init__(
+        self, files, folder: Path, state: str, limit: int, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._files, self._base, self._limit, self._clock = files, folder, limit, clock
         self._folder = folder / state
-        self._folder.mkdir(parents=True, exist_ok=True)
-        os.utime(self._folder)
-        self._pool, self._wanted, self._known = FilePool(), queue.SimpleQueue(), set()
+        self._pool, self._wanted = FilePool(), queue.SimpleQueue()
+        self._known: set[str] = set()  # under way, or did not fit
+        self._touch()
         self._thread: threading.Thread | None = None
 
     def read(self, path: str, size: int, offset: int) -> bytes | None:
         """None for a file that is not here (yet): it is then fetched in the background."""
+        if self._clock() - self._touched > _TOUCH:
+            self._touch()
         try:
             return self._pool.read(self._place(path), size, offset)
         except FileNotFoundError:
@@ -113,6 +118,16 @@ class ShardCache:
             self._wanted.put(done)
             done.wait()
 
+    def _touch(self) -> None:
+        """Tell the other processes that this store is read; where one took it away, begin anew."""
+        self._touched = self._clock()
+        try:
+            os.utime(self._folder)
+        except FileNotFoundError:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._pool.release()  # files that have no name any more
+            self._known.clear()
+
     def _place(self, path: str) -> str:
         return f"{self._folder}/{path.rpartition('.zarr/')[2].replace('/', '-')}"
 
@@ -132,25 +147,31 @@ class ShardCache:
                 wanted.set()
                 continue
             try:
-                self._fetch(wanted)
+                if self._fetch(wanted):
+                    self._known.discard(wanted)  # should it vanish, it is wanted again
             except Exception as error:  # a full disk, any of a network's: ranges go on serving
                 logger.warning("could not keep %s here: %s", wanted, error)
 
-    def _fetch(self, path: str) -> None:
+    def _fetch(self, path: str) -> bool:
+        """Whether the file is here now."""
         place = self._place(path)
-        if os.path.exists(place) or not self._has_room(self._files.size(path)):
-            return
+        if os.path.exists(place):
+            return True
+        if not self._has_room(self._files.size(path)):
+            return False
+        self._folder.mkdir(parents=True, exist_ok=True)
         part = f"{place}.part"
         try:
             os.close(os.open(part, os.O_CREAT | os.O_EXCL))
         except FileExistsError:  # another process fetches it, or died doing so
-            if time.time() - os.stat(part).st_mtime < _UNUSED:
-                return
+            if self._clock() - os.stat(part).st_mtime < _UNUSED:
+                return False
         try:
             self._files.get_file(path, part)
             os.replace(part, place)
         finally:
             Path(part).unlink(missing_ok=True)
+        return True
 
     def _has_room(self, size: int) -> bool:
         stores = sorted(self._base.iterdir(), key=lambda folder: folder.stat().st_mtime)
@@ -158,7 +179,7 @@ class ShardCache:
         for folder in stores:
             if sum(held.values()) + size <= self._limit:
                 return True
-            if folder != self._folder and time.time() - folder.stat().st_mtime > _UNUSED:
+            if folder != self._folder and self._clock() - folder.stat().st_mtime > _UNUSED:
                 shutil.rmtree(folder, ignore_errors=True)
                 held[folder] = 0
         return sum(held.values()) + size <= self._limit

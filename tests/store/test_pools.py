@@ -1,10 +1,17 @@
 import errno
 import os
+import resource
+import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import numpy as np
+import pytest
+from toy_store import make_content
 
+from sagecache.errors import SagecacheError
 from sagecache.store.arrays import sparse_empty
 from sagecache.store.pools import FilePool
 
@@ -79,3 +86,54 @@ def test_an_array_that_is_hardly_touched_takes_hardly_any_memory():
     array, before = sparse_empty((10**6, 9), np.float64), resident()
     array[:: 10**6 // 64] = 1
     assert resident() - before < 2 * 2**20 and not array[1].any()
+
+
+READ_ALL = """
+import resource, sys
+from sagecache.store import StoreReader
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+readers = [StoreReader(root) for root in sys.argv[1:]]
+keys = [tuple(key) for key in readers[0].ids.tolist()]
+for number in [*range(len(keys)), *range(len(keys))]:
+    for reader in readers:
+        reader.read(*keys[number])
+open(sys.argv[1] + "/complete.json").close()
+print(sum(len(reader.read_many(keys)["depth"]) for reader in readers))
+"""
+
+
+def test_many_stores_are_read_with_few_descriptors(tmp_path):
+    stores = [make_content(40, shard_size=1).write(tmp_path / "0")]
+    stores += [shutil.copytree(stores[0], tmp_path / str(k)) for k in range(1, 8)]
+    done = subprocess.run([sys.executable, "-c", READ_ALL, *stores], capture_output=True, text=True)
+    assert done.stdout == "320\n", done.stderr
+
+
+def test_no_limit_is_not_a_limit_of_one(tmp_path, monkeypatch):
+    unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    monkeypatch.setattr(resource, "getrlimit", lambda what: unlimited)
+    pool = FilePool()
+    for k in range(6):
+        (tmp_path / str(k)).write_bytes(b"x")
+        pool.read(str(tmp_path / str(k)), 1, 0)
+    assert len(pool) == 6 and pool._limit == 65536 // 4
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE])
+def test_without_descriptors_those_of_all_pools_are_let_go_of(tmp_path, monkeypatch, code):
+    path, other = str(tmp_path / "shard"), FilePool()
+    Path(path).write_bytes(b"x" * 8)
+    other.read(path, 8, 0)
+    real = os.open
+
+    def none_left(*arguments):
+        if len(other) or always:
+            raise OSError(code, os.strerror(code))
+        return real(*arguments)
+
+    monkeypatch.setattr(os, "open", none_left)
+    always = False
+    assert FilePool().read(path, 8, 0) == b"x" * 8 and len(other) == 0
+    always = True
+    with pytest.raises(SagecacheError, match=f"{path}: no more files can be opened.*ulimit -n"):
+        FilePool().read(path, 8, 0)

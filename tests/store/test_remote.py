@@ -3,8 +3,11 @@
 import multiprocessing
 import os
 import pickle
+import shutil
+import time
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 import zarr
@@ -15,6 +18,7 @@ from sagecache.errors import SagecacheError
 from sagecache.store import StoreReader, pending, set_aside
 from sagecache.store.files import open_root, sizes
 from sagecache.store.reader import Kept
+from sagecache.store.remote import ShardCache
 from sagecache.store.verification import verify
 
 
@@ -160,6 +164,74 @@ def test_a_kept_shard_that_is_damaged_is_fetched_anew(remote, content, tmp_path)
             path.write_bytes(b"x" * path.stat().st_size)
     found = StoreReader(remote, kept=Kept(tmp_path / "kept", 10**6)).read_many(keys)
     assert all(same(found[name], wanted[name]) for name in wanted)
+
+
+class Clock:
+    """The time of a cache, moved by hand; the files' own times are the system's."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+
+    def __call__(self) -> float:
+        return time.time() + self.ahead
+
+
+@pytest.fixture
+def kept_shards(tmp_path):
+    """make(state) -> a cache of one store's shards, and the clock; what it fetches are files of 10 bytes."""
+    clock = Clock()
+    (tmp_path / "far.zarr").mkdir()
+    for name in "abc":
+        (tmp_path / "far.zarr" / name).write_bytes(name.encode() * 10)
+
+    def make(state: str, limit: int = 30) -> ShardCache:
+        return ShardCache(fsspec.filesystem("file"), tmp_path / "kept", state, limit, clock)
+
+    return make, clock, lambda name: str(tmp_path / "far.zarr" / name)
+
+
+def fetch(cache: ShardCache, path: str) -> bytes | None:
+    cache.read(path, 10, 0)
+    cache.wait()
+    return cache.read(path, 10, 0)
+
+
+def grow_old(folder: Path, seconds: float = 5000) -> None:
+    past = time.time() - seconds
+    os.utime(folder, (past, past))
+
+
+def test_a_store_that_is_read_for_hours_is_not_the_one_that_makes_room(kept_shards, tmp_path):
+    make, clock, far = kept_shards
+    read, unused = make("read"), make("unused")
+    assert fetch(read, far("a")) == fetch(unused, far("a")) == b"a" * 10
+    clock.ahead = 61
+    for cache in (read, unused):
+        grow_old(tmp_path / "kept" / cache._folder.name)
+    assert read.read(far("a"), 10, 0) == b"a" * 10
+    assert time.time() - (tmp_path / "kept" / "read").stat().st_mtime < 60
+    grow_old(tmp_path / "kept" / "read", 30)
+    before = (tmp_path / "kept" / "read").stat().st_mtime
+    assert read.read(far("a"), 10, 0) and (tmp_path / "kept" / "read").stat().st_mtime == before  # too soon
+    assert fetch(make("third", 25), far("b")) == b"b" * 10
+    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["read", "third"]
+
+
+@pytest.mark.parametrize("made_by_another", [False, True])
+def test_a_folder_that_vanished_is_made_and_filled_again(kept_shards, tmp_path, made_by_another):
+    make, clock, far = kept_shards
+    cache, folder = make("one", 25), tmp_path / "kept" / "one"
+    assert [fetch(cache, far(name)) for name in "abc"] == [b"a" * 10, b"b" * 10, None]  # c does not fit
+    shutil.rmtree(folder)
+    if made_by_another:
+        make("one")
+        cache._pool.release()  # as it may do at any time
+    else:
+        clock.ahead = 61
+    assert fetch(cache, far("b")) == b"b" * 10
+    assert [path.name for path in folder.iterdir()] == ["b"]
+    if not made_by_another:
+        assert fetch(cache, far("c")) == b"c" * 10  # there is room now
 
 
 def test_a_store_made_anew_is_not_read_from_what_was_kept_of_the_old_one(url, tmp_path):
