@@ -70,6 +70,8 @@ def note(message: str) -> None:
 def progress(label: str) -> Iterator[Progress]:
     """Yield ``report(done, total, message="")``; shows rate and remaining time on stderr.
 
+    A message of total 0 is told at once: what is waited for, before anything is counted. The rate counts from
+    the first report with a total: what was there before is nobody's speed.
     Of several processes under torchrun the first one speaks.
     """
     if int(os.environ.get("RANK", 0)) > 0:
@@ -88,9 +90,12 @@ def _bar(label: str) -> Iterator[Progress]:
     with tqdm(desc=label, dynamic_ncols=True, bar_format=BAR) as bar:
 
         def report(done: int, total: int, message: str = "") -> None:
-            if bar.total != total:  # known at the first report; a resumed run's rate counts from there
+            if message and not total:
+                bar.set_postfix_str(message)
+                return
+            if bar.total != total:  # known at the first such report; the rate counts from there
                 bar.reset(total)
-                bar.initial = bar.n = done
+                bar.initial = bar.n = bar.last_print_n = done
             bar.set_postfix_str(message, refresh=False)
             bar.update(done - bar.n)
 
@@ -102,9 +107,13 @@ def _lines(label: str, every: float = 5.0) -> Progress:
     first_done: int | None = None
 
     def report(done: int, total: int, message: str = "") -> None:
-        nonlocal last, first_done
-        first_done = done if first_done is None else first_done
+        nonlocal start, last, first_done
+        if message and not total:
+            note(f"{label}: {message}")
+            return
         now = time.monotonic()
+        if first_done is None:
+            first_done, start, last = done, now, now
         if now - last < every and done < total:
             return
         if done >= total and last < 0:
