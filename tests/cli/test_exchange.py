@@ -164,6 +164,6 @@ def test_export_of_some_images_and_its_errors(folder, tmp_path):
     assert (tmp_path / "some.replaced").is_dir() and "some.replaced" in done.stderr and "6" in done.stdout
     with pytest.raises(SagecacheError, match="no image 240 in the store. Nearest ids: 204, 203"):
         sagecache(folder, "cache", *words, str(tmp_path / "none"), "--id", "240")
-    with pytest.raises(SagecacheError, match="there is no target store.*precompute geo"):
+    with pytest.raises(SagecacheError, match="there is no target store.*precompute geo --split val"):
         sagecache(folder, "cache", "export", "--split", "val", "--to", str(tmp_path / "none"))
     assert not (tmp_path / "none").exists()
