@@ -62,7 +62,7 @@ def run_geo(
         root,
         len(plan.instances),
         filled.computed,
-        _failures(root, plan, filled.failed),
+        _failures(root, plan, filled.failed, teacher),
         _size(root),
         time.perf_counter() - began,
         replaced,
@@ -264,13 +264,19 @@ def _stop_at(failed: Sequence[FailedItem]) -> None:
         )
 
 
-def _failures(root: Path, plan: GeoPlan, details: Mapping) -> list[FailedItem]:
+def _failures(
+    root: Path, plan: GeoPlan, details: Mapping, teacher: Teacher | ImportedMaps
+) -> list[FailedItem]:
+    """details: FailedItem of those that failed in this run, by key; of the others the store has a status."""
     paths = {one.key: one.path for one in plan.instances}
-    items = []
+    items, imported = [], isinstance(teacher, ImportedMaps)
     for failure in StoreReader(root, partial=True).failures():
         key = (failure.image_id, failure.instance)
         if failure.status != NOT_DONE and key in paths:  # the split may have lost some
-            items.append(details.get(key) or FailedItem(*key, failure.reason, paths[key]))
+            known = failure.reason, paths[key]
+            if imported and key not in details:
+                known = teacher.reason(paths[key], failure.status)
+            items.append(details.get(key) or FailedItem(*key, *known))
     return items
 
 
