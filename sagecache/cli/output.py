@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,12 +16,15 @@ from contextlib import contextmanager
 import click
 
 Progress = Callable[..., None]
+# Up to four numbers, each on its line; in a JSON string there is no line break, so none is mistaken.
+_SHORT_LIST = re.compile(r"\[(?:\n *-?[\d.eE+-]+,?){1,4}\n *\]")
 BAR = "{desc}: {percentage:3.0f}% |{bar:20}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 
 
 def emit_json(data: object) -> None:
-    """Print ``data`` as JSON on stdout. NaN becomes null, as JSON has none."""
-    click.echo(json.dumps(_finite(data), indent=2, ensure_ascii=False, default=str))
+    """Print ``data`` as JSON on stdout. NaN becomes null, as JSON has none; a pair of numbers is a line."""
+    text = json.dumps(_finite(data), indent=2, ensure_ascii=False, default=str)
+    click.echo(_SHORT_LIST.sub(lambda found: f"[{' '.join(found[0][1:-1].split())}]", text))
 
 
 def _finite(data: object) -> object:

@@ -29,6 +29,16 @@ def test_json_has_null_where_there_is_no_number(capsys):
     assert "ü" in text
 
 
+def test_pairs_are_a_line_each(capsys):
+    data = dict(ids=[[203, 1], [-4, 0]], size=[96, 128], one=[1], none=[], text="[\n 1\n]")
+    data |= dict(values=[1.5, 1e-9], many=list(range(5)))
+    emit_json(data)
+    text = capsys.readouterr().out
+    assert json.loads(text) == data
+    assert "    [203, 1],\n    [-4, 0]\n" in text and '"size": [96, 128],' in text and '"one": [1]' in text
+    assert "[0, 1" not in text
+
+
 def test_json_goes_to_stdout_and_notes_to_stderr(capsys):
     emit_json([])
     note("going on")
