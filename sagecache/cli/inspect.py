@@ -198,8 +198,10 @@ def _reader(project: Project, split: str) -> StoreReader | None:
 
 def _row(project: Project, reader: StoreReader | None, one: Instance) -> tuple[dict[str, Any], dict | None]:
     """Table rows of one instance, and its targets if it has any."""
+    from sagecache.cli.jobs import is_imported
     from sagecache.store.arrays import DamagedChunk
     from sagecache.store.fingerprint import file_sha256
+    from sagecache.store.spec import STATUS_TEXT, UNREADABLE
 
     x, y, width, height = one.bbox
     bbox = f"{x:.1f} {y:.1f} {width:.1f} {height:.1f}"
@@ -210,7 +212,10 @@ def _row(project: Project, reader: StoreReader | None, one: Instance) -> tuple[d
         targets = reader.read(*one.key)
     except SagecacheError as error:
         damaged = isinstance(error.__cause__, DamagedChunk)
-        return row | dict(status=project.command(str(error)), damaged=damaged), None
+        told = str(error)
+        if is_imported(reader.fingerprint):  # the status has no words for a map
+            told = told.replace(STATUS_TEXT[UNREADABLE], "the image or its map could not be read")
+        return row | dict(status=project.command(told), damaged=damaged), None
     same = file_sha256(one.path) == reader.image_sha256(*one.key)
     row["status"] = "ok" if same else "the image file was replaced since: precompute geo again, with --force"
     for name, (path, offset, length) in reader.locate(*one.key).items():

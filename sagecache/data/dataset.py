@@ -24,7 +24,7 @@ from sagecache.errors import SagecacheError, counted
 from sagecache.geometry.affine import Size
 from sagecache.skeleton import Skeleton
 from sagecache.store import JoinedReader, StoreReader
-from sagecache.store.spec import NO_BODY, NOT_DONE, OK
+from sagecache.store.spec import NO_BODY, NOT_DONE, OK, STATUS_TEXT, UNREADABLE
 from sagecache.structures import Instance
 
 LABELED, UNLABELED = 0, 1
@@ -399,4 +399,7 @@ def _raise_missing(targets: StoreReader | JoinedReader, first: Instance, missing
         targets.read(*first.key)
     except SagecacheError as error:
         others = f" (and {missing - 1} more of {counted(count, 'instance')})" if missing > 1 else ""
-        raise SagecacheError(error.message + others, file=error.file, fix=error.fix) from None
+        message = error.message
+        if "cache import" in targets.attributes.get("command", ""):  # the status has no words for a map
+            message = message.replace(STATUS_TEXT[UNREADABLE], "the image or its map could not be read")
+        raise SagecacheError(message + others, file=error.file, fix=error.fix) from None
