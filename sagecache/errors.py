@@ -36,6 +36,11 @@ def _rebuild(cls: type[SagecacheError], message: str, file, record, fix) -> Sage
     return cls(message, file=file, record=record, fix=fix)
 
 
+def counted(count: int, noun: str) -> str:
+    """'1 instance', '2 instances'."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """'did you mean …? known: …' for a mistyped name; the nearest known name comes first."""
     known = sorted(known)

@@ -56,11 +56,12 @@ def list_stores(project: Project, splits: Sequence[str]) -> list[dict]:
     from sagecache.precompute.leftovers import kind_of
     from sagecache.store.inventory import find_stores
 
-    rows, stale = [], functools.partial(_stale, project, _teacher_once(project))
+    rows, judge = [], functools.partial(_judge, project, _teacher_once(project))
     for split in splits:
         current = project.geometry_store(split)
         for facts in find_stores(current.parent):
             kind = kind_of(facts.root.name, current.name)
+            grown, stale = (0, "") if facts.problem else judge(split, kind, facts)
             rows.append(
                 dict(
                     split=split,
@@ -70,14 +71,15 @@ def list_stores(project: Project, splits: Sequence[str]) -> list[dict]:
                     instances=facts.instances,
                     done=facts.done,
                     failed=facts.failed,
-                    missing=facts.missing,
+                    missing=facts.missing + grown,
+                    grown=grown,
                     fields=list(facts.fields),
                     map_size=list(facts.size),
                     bytes=facts.total_bytes,
                     fingerprint=facts.fingerprint_sha256,
-                    complete=facts.complete,
+                    complete=facts.complete and not grown,
                     imported=bool(facts.fingerprint) and is_imported(facts.fingerprint),
-                    stale="" if facts.problem else stale(split, kind, facts),
+                    stale=stale,
                     problem=facts.problem,
                 )
             )
@@ -91,20 +93,29 @@ def _teacher_once(project: Project) -> Callable:
     return functools.cache(lambda: build_teacher(project.data.teacher))
 
 
-def _stale(project: Project, teacher: Callable, split: str, kind: str, facts: StoreFacts) -> str:
-    """'' for what fits data.py, else what differs, old -> new, or why nobody can tell."""
+def _judge(project: Project, teacher: Callable, split: str, kind: str, facts: StoreFacts) -> tuple[int, str]:
+    """How many instances of the split a store in use lacks; '' for what fits data.py and the split, else what
+    differs, old -> new, or why nobody can tell."""
     from sagecache.cli.jobs import differing_parts, is_imported, stale_boxes
+    from sagecache.precompute.plan import outgrown
 
+    grown, told = 0, []
     try:
-        boxes = stale_boxes(project, split) if kind == "current" else ""
+        if kind == "current":
+            told.append(stale_boxes(project, split))
+            grown, changed = outgrown(facts.root, project.instances(split))
+            told.append(changed)
         known = None if is_imported(facts.fingerprint) else teacher()
-        return "; ".join(filter(None, (boxes, differing_parts(project, facts.fingerprint, known))))
+        told.append(differing_parts(project, facts.fingerprint, known))
     except SagecacheError as error:
-        return f"can't tell: {error.message}"
+        told.append(f"can't tell: {error.message}")
+    return grown, "; ".join(filter(None, told))
 
 
 def _ls_row(row: dict) -> tuple:
     state = ["complete" if row["complete"] else "not complete"]
+    if row["grown"]:
+        state = [f"grown: {row['grown']} to be made"]
     state += [row["kind"]] * (row["kind"] != "current") + ["imported"] * row["imported"]
     state += [f"stale: {row['stale']}"] * bool(row["stale"])
     shown = (f"{row['split']}/{row['name']}", row["instances"], row["done"], row["failed"], row["missing"])
@@ -129,6 +140,7 @@ def verify_command(
     """Test every checksum of the stores in use, or of those at PATHS. Exit 1 on damage."""
     stores = _stores_in_use(project, splits) if splits or not paths else {}
     found = {str(root): _verify(root, name) for name, root in {**stores, **_at(paths)}.items()}
+    again = {str(root): _anew(root, split) for split, root in stores.items()}
     count = sum(map(len, found.values()))
     if as_json:
         emit_json(
@@ -138,7 +150,7 @@ def verify_command(
             )
         )
     else:
-        _show_problems(project, found)
+        _show_problems(project, found, again)
     context.exit(1 if count else 0)
 
 
@@ -154,7 +166,8 @@ def _verify(root: Path, name: str) -> list[Problem]:
     from sagecache.store.verification import verify
 
     if not ((root / layout.MANIFEST).exists() or (root / layout.GROUP).exists()):
-        raise SagecacheError("there is no target store", file=root)
+        fix = None if name == str(root) else f"Make it: sagecache precompute geo --split {name}"
+        raise SagecacheError("there is no target store", file=root, fix=fix)
     try:
         with progress(f"verify {name}") as report:
             problems = verify(root, report)
@@ -172,7 +185,25 @@ def _as_dicts(problems: Sequence[Problem]) -> list[dict]:
     ]
 
 
-def _show_problems(project: Project, found: dict[str, list[Problem]]) -> None:
+def _anew(root: Path, split: str) -> str:
+    """The command that makes a split's store anew; that of an import as far as a store can know it."""
+    import json
+
+    from sagecache.store import layout
+
+    try:
+        about = json.loads((root / layout.GROUP / "zarr.json").read_bytes())["attributes"]["sagecache"]
+        imported = "cache import" in about["command"]
+    except (OSError, ValueError, KeyError, TypeError):  # damaged too
+        imported = False
+    if imported:
+        return f"sagecache cache import --split {split} --depth … --normal … --force"
+    return f"sagecache precompute geo --split {split} --force"
+
+
+def _show_problems(project: Project, found: dict[str, list[Problem]], again: dict[str, str]) -> None:
+    """again: of stores in use, what makes them anew where nothing can be mended."""
+    from sagecache.store import layout
     from sagecache.store.inventory import first_ids
 
     emit_table("verify", ("store", "problems"), [(path, len(some) or "none") for path, some in found.items()])
@@ -184,7 +215,11 @@ def _show_problems(project: Project, found: dict[str, list[Problem]]) -> None:
     if rows:
         columns = ("store", "file", "shard", "what", "takes away (image/instance)")
         emit_table("problems", columns, rows)
+    lost = {path for path, some in found.items() if any(one.file == layout.MANIFEST for one in some)}
+    if any(found[path] for path in again.keys() - lost):
         note("mend them: " + project.command("sagecache cache repair"))
+    for path in again.keys() & lost:
+        note(f"{path}: without its manifest it can't be mended; make it anew: {project.command(again[path])}")
 
 
 # ------------------------------------------------------------------------------------------------ repair
@@ -217,7 +252,11 @@ def _repair(project: Project, split: str, root: Path) -> dict:
     before, computed = _verify(root, split), 0
     after = before
     if before:
-        manifest = layout.read_manifest(root)  # raises where this is what is damaged: it can't be remade
+        try:
+            manifest = layout.read_manifest(root)
+        except SagecacheError as error:  # nothing else says what the store was made from
+            fix = f"Make the store anew, this one is kept beside it: {_anew(root, split)}"
+            raise SagecacheError(error.message, file=error.file, fix=fix) from error
         if manifest is not None and is_imported(manifest["identity"]["fingerprint"]):
             raise SagecacheError(
                 "its targets were imported: only from the same folders can they be made anew",
@@ -265,8 +304,11 @@ def gc_command(context, project: Project, yes: bool, as_json: bool) -> None:
         emit_json(dict(deleted=yes, bytes=free, leftovers=rows))
     else:
         shown = [(row["path"], _megabytes(row["bytes"]), row["reason"], row["held"] or "-") for row in rows]
-        emit_table("deleted" if yes else "may be deleted", ("path", "MB", "why", "stays because"), shown)
-        click.echo(f"{_megabytes(free)} MB" + ("" if yes or not free else "; delete them with --yes"))
+        if not rows:
+            click.echo("nothing to delete")
+        else:
+            emit_table("deleted" if yes else "may be deleted", ("path", "MB", "why", "stays because"), shown)
+            click.echo(f"{_megabytes(free)} MB" + ("" if yes or not free else "; delete them with --yes"))
     context.exit(1 if yes and any(row["held"] for row in rows) else 0)
 
 

@@ -9,7 +9,7 @@ import click
 from sagecache.cli.actions import ensure, synth
 from sagecache.cli.context import json_option, project_option
 from sagecache.cli.output import emit_json, emit_table, note, progress
-from sagecache.errors import SagecacheError
+from sagecache.errors import SagecacheError, counted
 
 if TYPE_CHECKING:
     from sagecache.project import Project
@@ -59,7 +59,7 @@ def check_command(context, project: Project, splits: tuple[str, ...], decode: bo
         emit_table("data check", ("level", "check", "split", "record", "what", "fix"), rows)
         warnings = sum(finding.level == "warning" for finding in findings)
         how = "every pixel was decoded" if decode else "images by their headers; --decode reads every pixel"
-        click.echo(f"{errors} errors, {warnings} warnings ({how})")
+        click.echo(f"{counted(errors, 'error')}, {counted(warnings, 'warning')} ({how})")
     context.exit(1 if errors else 0)
 
 

@@ -64,10 +64,14 @@ def export_targets(
 ) -> dict:
     """Write a split's targets into a folder; returns what was written."""
     from sagecache.precompute.leftovers import folder_bytes
+    from sagecache.store import layout
     from sagecache.store.export import export
 
     project.split(split)
     reader = project.targets(split)
+    if not (reader.root / layout.MANIFEST).exists():
+        fix = f"Make it: sagecache precompute geo --split {split}"
+        raise SagecacheError("there is no target store", file=reader.root, fix=fix)
     keys, without = _chosen(reader, image_ids)
     keys = keys[:limit]
     with progress(f"export {split}") as report:

@@ -39,16 +39,21 @@ DEFAULT_RECIPE = "stage1-full"
     "--out", type=click.Path(dir_okay=False, path_type=Path), help="The picture. Default: below the cache."
 )
 @json_option
-def inspect_command(image_id: int, project: Project, as_json: bool, **options) -> None:
-    """Picture and provenance of image ID: boxes, keypoints, targets, where their bytes lie, stale or not."""
+@click.pass_context
+def inspect_command(context, image_id: int, project: Project, as_json: bool, **options) -> None:
+    """Picture and provenance of image ID: boxes, keypoints, targets, where their bytes lie, stale or not.
+
+    Exit 1 where the bytes of its targets are damaged.
+    """
     summary = inspect(project, image_id, **options)
     if as_json:
         emit_json(summary)
-        return
-    emit_table(f"image {image_id} of {summary['split']}", ("", ""), _pairs(summary))
-    for row in summary["instances"]:
-        emit_table(f"instance {row['instance']}", ("", ""), _pairs(row))
-    click.echo(summary["picture"])
+    else:
+        emit_table(f"image {image_id} of {summary['split']}", ("", ""), _pairs(summary))
+        for row in summary["instances"]:
+            emit_table(f"instance {row['instance']}", ("", ""), _pairs(row))
+        click.echo(summary["picture"])
+    context.exit(1 if any(row["damaged"] for row in summary["instances"]) else 0)
 
 
 def inspect(
@@ -71,7 +76,7 @@ def inspect(
     image = read_image(chosen[0].path)
     panels, rows = [], []
     for one in chosen:
-        row, targets = _row(reader, one)
+        row, targets = _row(project, reader, one)
         predicted = predictions.get(one.key)
         panels.append(_panel(project, split, reader, one, image, targets, predicted))
         rows.append(row | _predicted_row(predicted))
@@ -131,6 +136,7 @@ def _find(project: Project, split: str, image_id: int, instance: int | None) -> 
     instances = project.instances(split)
     found = [one for one in instances if one.image_id == image_id and instance in (None, one.instance)]
     if not found:
+        _require_boxes(project, split, image_id, {one.image_id for one in instances})
         known = sorted({one.image_id for one in instances}, key=lambda other: (abs(other - image_id), other))
         raise SagecacheError(
             f"split '{split}' has no image {image_id}"
@@ -138,6 +144,29 @@ def _find(project: Project, split: str, image_id: int, instance: int | None) -> 
             fix=f"Nearest ids: {', '.join(map(str, known[:5])) or 'none, the split is empty'}.",
         )
     return found
+
+
+def _require_boxes(project: Project, split: str, image_id: int, with_boxes: set[int]) -> None:
+    """Raises SagecacheError for an image that the split lists and none of whose boxes is used, saying so."""
+    from sagecache.data.coco import image_path, load_coco, read_image
+
+    settings = project.split(split)
+    records = load_coco(project.path(settings.annotations))["images"]
+    record = next((one for one in records if one["id"] == image_id), None)
+    if record is None or image_id in with_boxes:
+        return
+    path = image_path(project.path(settings.images), record)
+    try:
+        read_image(path)
+    except SagecacheError as error:
+        message = f"image {image_id} of split '{split}' can't be read: {error.message}"
+        raise SagecacheError(message, file=path, fix=error.fix) from error
+    boxes = settings.annotations if settings.boxes == "annotations" else project.detections(split)
+    raise SagecacheError(
+        f"image {image_id} is in split '{split}' and has no person's box that is used",
+        file=path,
+        fix=f"The boxes are those of {boxes}.",
+    )
 
 
 def _with_annotation(project: Project, split: str, one: Instance) -> Instance:
@@ -167,18 +196,26 @@ def _reader(project: Project, split: str) -> StoreReader | None:
     return project.targets(split, partial=True) if (root / "manifest.json").is_file() else None
 
 
-def _row(reader: StoreReader | None, one: Instance) -> tuple[dict[str, Any], dict | None]:
+def _row(project: Project, reader: StoreReader | None, one: Instance) -> tuple[dict[str, Any], dict | None]:
     """Table rows of one instance, and its targets if it has any."""
+    from sagecache.cli.jobs import is_imported
+    from sagecache.store.arrays import DamagedChunk
     from sagecache.store.fingerprint import file_sha256
+    from sagecache.store.spec import STATUS_TEXT, UNREADABLE
 
     x, y, width, height = one.bbox
-    row = dict(instance=one.instance, bbox=f"{x:.1f} {y:.1f} {width:.1f} {height:.1f}", score=one.score)
+    bbox = f"{x:.1f} {y:.1f} {width:.1f} {height:.1f}"
+    row = dict(instance=one.instance, bbox=bbox, score=one.score, damaged=False)
     if reader is None:
         return row | dict(status="no store"), None
     try:
         targets = reader.read(*one.key)
     except SagecacheError as error:
-        return row | dict(status=error.message), None
+        damaged = isinstance(error.__cause__, DamagedChunk)
+        told = str(error)
+        if is_imported(reader.fingerprint):  # the status has no words for a map
+            told = told.replace(STATUS_TEXT[UNREADABLE], "the image or its map could not be read")
+        return row | dict(status=project.command(told), damaged=damaged), None
     same = file_sha256(one.path) == reader.image_sha256(*one.key)
     row["status"] = "ok" if same else "the image file was replaced since: precompute geo again, with --force"
     for name, (path, offset, length) in reader.locate(*one.key).items():

@@ -6,6 +6,8 @@ Commands are imported when they are called or listed; they import torch and mmpo
 from __future__ import annotations
 
 import importlib
+import os
+import re
 import sys
 
 import click
@@ -59,23 +61,41 @@ def cli(project: str | None, debug: bool) -> None:
     """Fine-tune top-down pose models on few labels: frozen teachers run once, into a cache."""
 
 
+# Packages between us and an object store; their errors are of the network, the endpoint or the credentials.
+_OBJECT_STORES = frozenset(("botocore", "aiobotocore", "aiohttp", "fsspec", "s3fs", "gcsfs", "adlfs"))
+
+
+def unreachable(error: Exception) -> SagecacheError | None:
+    """What to check where an object store did not answer; None for any other error. Imports none of them."""
+    if type(error).__module__.partition(".")[0] not in _OBJECT_STORES:
+        return None
+    without_query = re.sub(r"(://[^\s\"'?]*)\?[^\s\"']*", r"\1", str(error)).strip()
+    endpoint = os.environ.get("AWS_ENDPOINT_URL")
+    return SagecacheError(
+        f"the object store can't be used: {without_query or type(error).__name__}",
+        fix=f"Check AWS_ENDPOINT_URL ({endpoint or 'not set'}), the credentials and the network, then run "
+        "the same command again: what is committed is kept.",
+    )
+
+
+def _mendable(error: Exception) -> str:
+    """What to tell of an error that is the user's to mend; '' for a fault of ours."""
+    if isinstance(error, SagecacheError):
+        return str(error)
+    if (told := unreachable(error)) is not None:
+        return str(told)
+    if isinstance(error, OSError):  # a full disk, a folder that can't be written
+        where = f"{error.filename}: " if error.filename else ""
+        reason = error.strerror or type(error).__name__
+        return f"{where}{reason}. Mend that, or see where it came from with --debug."
+    return ""
+
+
 def main() -> None:
     """Entry point: one line for an error that the user can mend, a traceback with --debug."""
     debug = "--debug" in sys.argv
     try:
         code = cli.main(standalone_mode=False)
-    except SagecacheError as error:
-        if debug:
-            raise
-        click.echo(f"error: {error}", err=True)
-        code = 2
-    except OSError as error:  # a full disk, a folder that can't be written: the user's to mend as well
-        if debug:
-            raise
-        where = f"{error.filename}: " if error.filename else ""
-        reason = error.strerror or type(error).__name__
-        click.echo(f"error: {where}{reason}. Mend that, or see where it came from with --debug.", err=True)
-        code = 2
     except click.ClickException as error:
         error.show()
         code = error.exit_code
@@ -84,4 +104,9 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt) as stop:
         click.echo(f"stopped; {str(stop) or 'run the same command again to go on'}", err=True)
         code = 130
+    except Exception as error:
+        if debug or not (told := _mendable(error)):
+            raise
+        click.echo(f"error: {told}", err=True)
+        code = 2
     sys.exit(code if isinstance(code, int) else 0)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,12 +16,15 @@ from contextlib import contextmanager
 import click
 
 Progress = Callable[..., None]
+# Up to four numbers, each on its line; in a JSON string there is no line break, so none is mistaken.
+_SHORT_LIST = re.compile(r"\[(?:\n *-?[\d.eE+-]+,?){1,4}\n *\]")
 BAR = "{desc}: {percentage:3.0f}% |{bar:20}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 
 
 def emit_json(data: object) -> None:
-    """Print ``data`` as JSON on stdout. NaN becomes null, as JSON has none."""
-    click.echo(json.dumps(_finite(data), indent=2, ensure_ascii=False, default=str))
+    """Print ``data`` as JSON on stdout. NaN becomes null, as JSON has none; a pair of numbers is a line."""
+    text = json.dumps(_finite(data), indent=2, ensure_ascii=False, default=str)
+    click.echo(_SHORT_LIST.sub(lambda found: f"[{' '.join(found[0][1:-1].split())}]", text))
 
 
 def _finite(data: object) -> object:
@@ -70,6 +74,8 @@ def note(message: str) -> None:
 def progress(label: str) -> Iterator[Progress]:
     """Yield ``report(done, total, message="")``; shows rate and remaining time on stderr.
 
+    A message of total 0 is told at once: what is waited for, before anything is counted. The rate counts from
+    the first report with a total: what was there before is nobody's speed.
     Of several processes under torchrun the first one speaks.
     """
     if int(os.environ.get("RANK", 0)) > 0:
@@ -88,9 +94,12 @@ def _bar(label: str) -> Iterator[Progress]:
     with tqdm(desc=label, dynamic_ncols=True, bar_format=BAR) as bar:
 
         def report(done: int, total: int, message: str = "") -> None:
-            if bar.total != total:  # known at the first report; a resumed run's rate counts from there
+            if message and not total:
+                bar.set_postfix_str(message)
+                return
+            if bar.total != total:  # known at the first such report; the rate counts from there
                 bar.reset(total)
-                bar.initial = bar.n = done
+                bar.initial = bar.n = bar.last_print_n = done
             bar.set_postfix_str(message, refresh=False)
             bar.update(done - bar.n)
 
@@ -102,9 +111,13 @@ def _lines(label: str, every: float = 5.0) -> Progress:
     first_done: int | None = None
 
     def report(done: int, total: int, message: str = "") -> None:
-        nonlocal last, first_done
-        first_done = done if first_done is None else first_done
+        nonlocal start, last, first_done
+        if message and not total:
+            note(f"{label}: {message}")
+            return
         now = time.monotonic()
+        if first_done is None:
+            first_done, start, last = done, now, now
         if now - last < every and done < total:
             return
         if done >= total and last < 0:

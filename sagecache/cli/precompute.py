@@ -245,7 +245,8 @@ def finish(
         emit_table(title, ("step", "total", "computed", "failed", "MB", "seconds", "result"), rows)
         if failed:
             shown = [
-                (step, item.image_id, item.instance, item.reason, item.path) for step, item in failed[:20]
+                (step, item.image_id, "-" if item.instance is None else item.instance, item.reason, item.path)
+                for step, item in failed[:20]
             ]
             emit_table(
                 f"without a result ({len(failed)}; all with --json)",

@@ -9,7 +9,7 @@ import click
 from sagecache.cli.actions import detect, ensure
 from sagecache.cli.context import json_option, project_option
 from sagecache.cli.output import emit_json, emit_table, progress
-from sagecache.errors import SagecacheError
+from sagecache.errors import SagecacheError, counted
 
 if TYPE_CHECKING:
     from sagecache.project import Project
@@ -34,7 +34,7 @@ def teachers_command(project: Project, split: str | None, as_json: bool) -> None
             [name, *(_figure(row.get(column)) for column in columns)]
             for name, row in summary["geometry"].items()
         ]
-        emit_table(f"geometry on {split}, {summary['instances']} instances", ["", *columns], rows)
+        emit_table(f"geometry on {split}, {counted(summary['instances'], 'instance')}", ["", *columns], rows)
         click.echo(f"person detector on {split}: AP50 {100 * summary['detector_ap50']:.1f}")
 
 

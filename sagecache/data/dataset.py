@@ -20,11 +20,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sagecache.data.coco import read_image
 from sagecache.data.views import View, ViewConfig, make_view, move_keypoints
-from sagecache.errors import SagecacheError
+from sagecache.errors import SagecacheError, counted
 from sagecache.geometry.affine import Size
 from sagecache.skeleton import Skeleton
 from sagecache.store import JoinedReader, StoreReader
-from sagecache.store.spec import NO_BODY, OK
+from sagecache.store.spec import NO_BODY, NOT_DONE, OK, STATUS_TEXT, UNREADABLE
 from sagecache.structures import Instance
 
 LABELED, UNLABELED = 0, 1
@@ -128,7 +128,7 @@ class UnlabeledViews(Dataset):
     stored dtypes (see data.targets.dequantise) with target_from_image (3, 3) float32.
 
     An instance without usable targets is an error on construction (on_missing='error'), or is left out and
-    counted in `skipped` (on_missing='skip').
+    counted in `skipped` (on_missing='skip'), and in `not_computed` where nobody has tried to make them yet.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class UnlabeledViews(Dataset):
         images: ImageReader | None = None,
     ) -> None:
         _require_boxes(instances)
-        self.instances, self.skipped = _with_targets(instances, targets, on_missing)
+        self.instances, self.skipped, self.not_computed = _with_targets(instances, targets, on_missing)
         self.targets, self.size, self.padding = targets, size, padding
         self.weak, self.strong, self.num_strong_views = weak, strong, num_strong_views
         self.images = images or ImageReader()
@@ -358,8 +358,8 @@ def _require_keypoints(instance: Instance, skeleton: Skeleton) -> None:
 
 def _with_targets(
     instances: Sequence[Instance], targets: StoreReader | JoinedReader | None, on_missing: str
-) -> tuple[list[Instance], int]:
-    """The instances whose targets can be read, and how many were left out.
+) -> tuple[list[Instance], int, int]:
+    """The instances whose targets can be read, how many were left out, and for how many nobody tried yet.
 
     A box in which the teacher saw nobody is always left out: no command would give it targets, and it is most
     likely a false detection.
@@ -367,7 +367,7 @@ def _with_targets(
     if on_missing not in ("error", "skip"):
         raise SagecacheError(f"on_missing must be 'error' or 'skip', got '{on_missing}'")
     if targets is None:
-        return list(instances), 0
+        return list(instances), 0, 0
     status = {(entry.image_id, entry.instance): entry.status for entry in targets.failures()}
     status = {tuple(key): status.get(tuple(key), OK) for key in targets.ids.tolist()}
     kept = [instance for instance in instances if status.get(instance.key) == OK]
@@ -375,7 +375,8 @@ def _with_targets(
     if missing and on_missing == "error":
         _raise_missing(targets, missing[0], len(missing), len(instances))
     _require_same_boxes(kept, targets)
-    return kept, len(instances) - len(kept)
+    untried = [one for one in missing if status.get(one.key, NOT_DONE) == NOT_DONE]
+    return kept, len(instances) - len(kept), len(untried)
 
 
 def _require_same_boxes(instances: Sequence[Instance], targets: StoreReader | JoinedReader) -> None:
@@ -384,7 +385,7 @@ def _require_same_boxes(instances: Sequence[Instance], targets: StoreReader | Jo
     moved = (targets.boxes([one.key for one in instances]) != now).any(axis=1)
     if moved.any():
         raise SagecacheError(
-            f"the targets of {int(moved.sum())} instances were made for other boxes than these",
+            f"the targets of {counted(int(moved.sum()), 'instance')} were made for other boxes than these",
             file=targets.root,
             record=_record(instances[int(moved.argmax())]),
             fix=f"Run '{targets.attributes.get('command', 'sagecache precompute geo')} --force', "
@@ -397,5 +398,8 @@ def _raise_missing(targets: StoreReader | JoinedReader, first: Instance, missing
     try:
         targets.read(*first.key)
     except SagecacheError as error:
-        others = f" (and {missing - 1} more of {count} instances)" if missing > 1 else ""
-        raise SagecacheError(error.message + others, file=error.file, fix=error.fix) from None
+        others = f" (and {missing - 1} more of {counted(count, 'instance')})" if missing > 1 else ""
+        message = error.message
+        if "cache import" in targets.attributes.get("command", ""):  # the status has no words for a map
+            message = message.replace(STATUS_TEXT[UNREADABLE], "the image or its map could not be read")
+        raise SagecacheError(message + others, file=error.file, fix=error.fix) from None

@@ -31,7 +31,7 @@ from sagecache.data.dataset import (
     UnlabeledViews,
     build_loader,
 )
-from sagecache.errors import SagecacheError, nearest
+from sagecache.errors import SagecacheError, counted, nearest
 from sagecache.mm.checkpoints import Resumable, load_network, newest_readable
 from sagecache.mm.compat import ddp_wrapper_cfg, init_cpu_distributed
 from sagecache.mm.estimator import SemiPoseEstimator
@@ -262,7 +262,7 @@ def train_loader(project: Project, recipe: Recipe, model: dict, seed: int) -> Da
             images=images,
         )
         if unlabeled.skipped:
-            logger.warning("%d unlabeled instances have no targets and are left out", unlabeled.skipped)
+            logger.warning(_left_out(project, split, unlabeled))
     sampler = MixedBatchSampler(
         len(labeled),
         len(unlabeled) if unlabeled is not None else 0,
@@ -274,6 +274,18 @@ def train_loader(project: Project, recipe: Recipe, model: dict, seed: int) -> Da
     )
     dataset = EncodedSteps(CachedTargetDataset(labeled, unlabeled), LabelEncoder(codec_of(model), skeleton))
     return build_loader(dataset, sampler, recipe.batch.workers, pin_memory=torch.cuda.is_available())
+
+
+def _left_out(project: Project, split: str, views: UnlabeledViews) -> str:
+    """How many instances are not trained on; the command, where one would give them targets."""
+    failed, text = views.skipped - views.not_computed, []
+    if failed:
+        text.append(f"{failed} failed or show nobody")
+    if views.not_computed:
+        command = views.targets.attributes.get("command", f"sagecache precompute geo --split {split}")
+        text.append(f"{views.not_computed} not computed yet (run: {project.command(command)})")
+    without = f"{counted(views.skipped, 'unlabeled instance')} without targets left out"
+    return f"{without}: {', '.join(text)}"
 
 
 def _runner(name: str, sections: Mapping[str, Any]) -> Runner:

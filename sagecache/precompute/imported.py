@@ -23,10 +23,11 @@ from sagecache.precompute.resample import cut_maps
 from sagecache.precompute.steps import FailedItem, GeoShard, encode_maps
 from sagecache.store.codec import EncodedRow, failed_row
 from sagecache.store.fingerprint import digest
-from sagecache.store.spec import OK, STATUS_TEXT, UNREADABLE
+from sagecache.store.spec import NO_BODY, OK, STATUS_TEXT, UNREADABLE
 from sagecache.teachers.base import NORMAL_AXES, TeacherSpec
 
 IMPORTED = "imported"  # the fingerprint's teacher.type
+_NO_MAP = "not a .npy file of numbers, or cut off"
 _ORIENTATION = 0x0112  # the EXIF tag
 # EXIF orientation -> what makes raw pixels of turned ones: transpose, then mirror x, then mirror y.
 _RAW_FROM_TURNED = {
@@ -124,6 +125,8 @@ class ImportedMaps:
                     f"the map is {found.shape[2]}x{found.shape[1]}, its image is {shape[1]}x{shape[0]}",
                     file=path,
                 )
+            if not np.isfinite(found).all(axis=0).any():
+                raise SagecacheError("no value of the map is finite", file=path)
             maps[name] = found
         valid = maps.pop("mask")[0] > 0.5 if "mask" in maps else np.ones(shape, bool)
         if "normal" in maps:
@@ -136,6 +139,23 @@ class ImportedMaps:
         for values in maps.values():
             valid = valid & np.isfinite(values).all(axis=0)
         return _as_raw(maps, valid, orientation) if turned else (maps, valid)
+
+    def reason(self, image: Path, status: int) -> tuple[str, Path]:
+        """Why an instance of this image has no targets, and the file; a store keeps no more than its status.
+
+        Reads the maps of an image once more where it was they that could not be used.
+        """
+        if status == UNREADABLE:
+            try:
+                self.read(image)
+            except SagecacheError as error:
+                return error.message, Path(error.file or image)
+            return "the image or its map could not be read", image
+        if status == NO_BODY and "mask" in self._folders:
+            return STATUS_TEXT[NO_BODY], self.files[image]["mask"]
+        if status == NO_BODY:
+            return "no value of its maps is finite in the box", next(iter(self.files[image].values()))
+        return STATUS_TEXT[status], image
 
     def _file(self, folder: Path, image: Path) -> Path:
         """Below the folder as the image lies below its own, or directly in it, as Sapiens' scripts do."""
@@ -188,7 +208,7 @@ class ImportWork:
             cut = cut_maps(maps, valid, self.plan.store.target_from_image[row], size)
             encoded.append(encode_maps(self.plan, row, cut))
         failed = [
-            self._failed(row, STATUS_TEXT[one.status], path)
+            self._failed(row, *self.maps.reason(path, one.status))
             for row, one in zip(rows, encoded, strict=True)
             if one.status != OK
         ]
@@ -214,10 +234,12 @@ def _load(path: Path, channels: int) -> np.ndarray:
         found = np.load(path, allow_pickle=False)
     except FileNotFoundError as error:
         raise SagecacheError("the image's map is missing", file=path) from error
-    except (OSError, ValueError, EOFError) as error:
-        raise SagecacheError(f"the map can't be read: {error}", file=path) from error
+    except OSError as error:
+        raise SagecacheError(f"the map can't be read: {error.strerror or error}", file=path) from error
+    except (ValueError, EOFError) as error:  # numpy would advise allow_pickle
+        raise SagecacheError(_NO_MAP, file=path) from error
     if not isinstance(found, np.ndarray) or found.dtype.kind not in "biuf":
-        raise SagecacheError("the file holds no array of numbers", file=path)
+        raise SagecacheError(_NO_MAP, file=path)
     if channels == 1 and found.ndim == 2:
         found = found[None]
     elif found.ndim == 3 and found.shape[2] == channels:

@@ -13,7 +13,7 @@ from sagecache.precompute.steps import FailedItem
 from sagecache.skeleton.definition import Skeleton
 from sagecache.structures import Instance
 
-Progress = Callable[[int, int, str], None]  # done, total, what is being done
+Progress = Callable[[int, int, str], None]  # done, total (0: nothing is counted yet), what is being done
 
 
 def no_progress(done: int, total: int, message: str) -> None:

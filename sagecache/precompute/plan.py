@@ -13,6 +13,9 @@ import numpy as np
 from sagecache.errors import SagecacheError
 from sagecache.geometry.affine import crop_affine, resize_affine
 from sagecache.store.fingerprint import file_sha256
+from sagecache.store.growth import begun, grow
+from sagecache.store.ids import IdIndex
+from sagecache.store.layout import read_plan
 from sagecache.store.spec import SETTINGS, StorePlan, TargetField, build_fields
 from sagecache.structures import Instance
 
@@ -108,6 +111,27 @@ def settings_fingerprint(crop: CropRule, codec: str) -> dict[str, object]:
         },
         "exact": SETTINGS[codec].exact,
     }
+
+
+def outgrown(root: Path, instances: Sequence[Instance]) -> tuple[int, str]:
+    """How many instances the store in root lacks, and '' or what of the others has changed since.
+
+    The comparison of a run, without reading images: hashes and crops are taken as the store has them, so that
+    of what it has only boxes can differ. Raises SagecacheError for a plan that is damaged.
+    """
+    old = begun(root) or read_plan(root)
+    ids = np.array([one.key for one in instances], np.int64).reshape(-1, 2)
+    rows = IdIndex(old.ids).find(ids)
+    kept = np.maximum(rows, 0)  # of new instances nothing is compared
+    bbox = np.array([one.bbox for one in instances], np.float64).reshape(-1, 4)
+    fresh = int((rows < 0).sum())
+    if not len(ids):
+        return 0, "the split has no instances"
+    try:
+        grow(old, StorePlan(ids, old.image_sha256[kept], bbox, old.target_from_image[kept], old.size), root)
+    except SagecacheError as error:
+        return fresh, error.message
+    return fresh, ""
 
 
 def hash_images(paths: Sequence[Path]) -> dict[Path, np.ndarray]:

@@ -7,6 +7,7 @@ error of the work itself stops the run.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -23,10 +24,16 @@ QUEUED = 2  # tasks an actor: the next one waits there while one is computed
 class _Worker:
     """Lives in a process of Ray's; holds the teacher as long as the run lasts."""
 
-    def __init__(self, work: Work) -> None:
-        self._work = work
+    def __init__(self) -> None:
+        self._work: Work | None = None
 
-    def run(self, number: int) -> Any:
+    def run(self, number: int, held: Sequence[Any]) -> Any:
+        """held: the work's reference, in a list so that not each task fetches it. No argument of the
+        constructor: a worker that is started again would depend on it."""
+        if self._work is None:
+            import ray
+
+            self._work = ray.get(held[0])
         ((_, result),) = self._work([number], lambda count: None)
         return result
 
@@ -48,7 +55,8 @@ def run_ray(work: Work, numbers: Sequence[int], advance: Callable[[int], None]) 
         return
     if ours:
         address = os.environ.get("RAY_ADDRESS")
-        ray.init(address=address, include_dashboard=None if address else False, log_to_driver=False)
+        quiet = dict(log_to_driver=False, logging_level=logging.ERROR)  # its notes are no user's to act on
+        ray.init(address=address, include_dashboard=None if address else False, **quiet)
     try:
         yield from _compute(ray, work, numbers, advance)
     finally:
@@ -62,12 +70,12 @@ def _compute(ray, work: Work, numbers: list[int], advance: Callable[[int], None]
     count = min(gpus or int(resources.get("CPU", 1)), len(numbers))
     options = dict(num_cpus=1, num_gpus=1 if gpus else 0, max_restarts=-1, max_task_retries=RETRIES)
     shared = ray.put(work)
-    actors = [ray.remote(_Worker).options(**options).remote(shared) for _ in range(count)]
+    actors = [ray.remote(_Worker).options(**options).remote() for _ in range(count)]
     waiting, running = iter(numbers), {}
 
     def submit(actor) -> None:
         for number in waiting:
-            running[actor.run.remote(number)] = number, actor
+            running[actor.run.remote(number, [shared])] = number, actor
             return
 
     for _ in range(QUEUED):

@@ -62,7 +62,7 @@ def run_geo(
         root,
         len(plan.instances),
         filled.computed,
-        _failures(root, plan, filled.failed),
+        _failures(root, plan, filled.failed, teacher),
         _size(root),
         time.perf_counter() - began,
         replaced,
@@ -106,7 +106,7 @@ def _fill(
         job.attributes,
         job.shard_size,
         shared=options.world_size > 1,
-        waiting=_waiting(progress, total),
+        waiting=_waiting(progress),
     ) as store:
         missing = {k: _positions(store, plan, k) for k in options.own(store.missing(options.verify))}
         kind = ImportWork if isinstance(teacher, ImportedMaps) else GeoWork
@@ -159,10 +159,10 @@ def run_detect(
     began = time.perf_counter()
     result, images = limited(Path(job.result), job.images, options.limit)
     replaced = set_parts_aside(result) if options.force else None
-    progress(0, len(images), "reading images")
+    progress(0, 0, "reading images")
     parts = [images[k : k + job.part_size] for k in range(0, len(images), job.part_size)]
     identity, computed, left, failures = detect_identity(images, detector, job.part_size), 0, 0, []
-    waiting = _waiting(progress, len(images))
+    waiting = _waiting(progress)
     with PartsWriter(result, identity, len(parts), options.world_size > 1, waiting) as writer:
         missing = options.own(writer.missing())
         clock = _Clock(progress, len(images), len(images) - sum(len(parts[k]) for k in missing), "boxes")
@@ -213,8 +213,8 @@ def run_stats(job: StatsJob, options: RunOptions = DEFAULTS, progress: Progress 
     return StepReport("stats", result, len(labeled), computed, [], result.stat().st_size, seconds, replaced)
 
 
-def _waiting(progress: Progress, total: int) -> Callable[[], None]:
-    return lambda: progress(0, total, "waiting for another run that is at work here")
+def _waiting(progress: Progress) -> Callable[[], None]:
+    return lambda: progress(0, 0, "waiting for another run that is at work here")
 
 
 class _Clock:
@@ -233,7 +233,7 @@ def lay_out(
     job: GeoJob, teacher: Teacher | ImportedMaps, options: RunOptions, progress: Progress
 ) -> tuple[Path, GeoPlan]:
     root, instances = limited(open_root(job.root), job.instances, options.limit)
-    progress(0, len(instances), "reading images")
+    progress(0, 0, "reading images")
     return root, plan_geo(instances, teacher.spec, teacher.fingerprint(), job.crop, job.codec)
 
 
@@ -264,13 +264,19 @@ def _stop_at(failed: Sequence[FailedItem]) -> None:
         )
 
 
-def _failures(root: Path, plan: GeoPlan, details: Mapping) -> list[FailedItem]:
+def _failures(
+    root: Path, plan: GeoPlan, details: Mapping, teacher: Teacher | ImportedMaps
+) -> list[FailedItem]:
+    """details: FailedItem of those that failed in this run, by key; of the others the store has a status."""
     paths = {one.key: one.path for one in plan.instances}
-    items = []
+    items, imported = [], isinstance(teacher, ImportedMaps)
     for failure in StoreReader(root, partial=True).failures():
         key = (failure.image_id, failure.instance)
         if failure.status != NOT_DONE and key in paths:  # the split may have lost some
-            items.append(details.get(key) or FailedItem(*key, failure.reason, paths[key]))
+            known = failure.reason, paths[key]
+            if imported and key not in details:
+                known = teacher.reason(paths[key], failure.status)
+            items.append(details.get(key) or FailedItem(*key, *known))
     return items
 
 

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sagecache.data.coco import load_coco, load_detections
-from sagecache.errors import SagecacheError
+from sagecache.errors import SagecacheError, counted
 from sagecache.project.project import embedded_project, read_skeleton
 from sagecache.skeleton.category import require_skeleton
 from sagecache.skeleton.definition import COCO17, Skeleton
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"))
+NAMED = 10  # files that can't be opened, in an error
 RECIPES = (
     "stage0",
     "ddp_prior",
@@ -178,17 +179,23 @@ def _image_list(folder: Path, detections: Path | None) -> dict:
         )
     if len(set(ids)) != len(ids):
         raise SagecacheError("two files have the same number as name", file=folder, fix="Rename one.")
-    images = []
+    images, bad = [], {}
     for image_id, path in sorted(zip(ids, files, strict=True)):
+        name = path.relative_to(folder).as_posix()
         try:
             with Image.open(path) as image:
                 width, height = image.size
-        except OSError as error:
-            raise SagecacheError(
-                f"can't be opened: {error}", file=path, fix="Remove or repair it."
-            ) from error
-        images.append(
-            dict(id=image_id, file_name=path.relative_to(folder).as_posix(), width=width, height=height)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            bad[name] = " ".join(str(error).replace(str(path), name).split())
+            continue
+        images.append(dict(id=image_id, file_name=name, width=width, height=height))
+    if bad:
+        shown = "; ".join(f"{name} ({why})" for name, why in list(bad.items())[:NAMED])
+        more = f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
+        raise SagecacheError(
+            f"{counted(len(bad), 'image')} can't be opened: {shown}{more}",
+            file=folder,
+            fix="Remove or repair them.",
         )
     return dict(images=images, annotations=[], categories=[dict(id=1, name="person")])
 

@@ -79,6 +79,36 @@ def test_what_data_py_no_longer_fits_is_stale_and_says_why(folder):
     assert {row["stale"][:35] for row in answer(folder, "ls")} == {"can't tell: unknown teacher 'demmo'"}
 
 
+def test_a_split_that_has_grown_lacks_its_new_instances(folder):
+    annotations = folder / "data" / "unlabeled" / "annotations.json"
+    content = json.loads(annotations.read_text())
+    first = content["annotations"][0]
+    content["annotations"] += [{**first, "id": 9001}, {**first, "id": 9002, "image_id": 202}]
+    annotations.write_text(json.dumps(content))
+    rows = {row["name"]: row for row in answer(folder, "ls", "--split", "unlabeled")}
+    row, trial = rows["geo"], rows["geo-first2"]
+    assert (row["missing"], row["grown"], row["complete"], row["stale"]) == (2, 2, False, "")
+    assert (row["instances"], row["done"]) == (6, 6), "what the store itself holds"
+    assert (trial["missing"], trial["complete"]) == (0, True)
+    assert "grown: 2 to be made" in sagecache(folder, "cache", "ls", "--split", "unlabeled").stdout
+    sagecache(folder, "precompute", "geo", "--split", "unlabeled")
+    (row,) = [row for row in answer(folder, "ls", "--split", "unlabeled") if row["name"] == "geo"]
+    assert (row["done"], row["missing"], row["complete"], row["stale"]) == (8, 0, True, "")
+
+
+def test_other_boxes_are_told_of_as_precompute_tells_of_them(folder):
+    annotations = folder / "data" / "val" / "annotations.json"
+    content = json.loads(annotations.read_text())
+    for one in content["annotations"][:2]:
+        one["bbox"][2] -= 5
+    annotations.write_text(json.dumps(content))
+    rows = {row["kind"]: row for row in answer(folder, "ls", "--split", "val")}
+    assert rows["current"]["stale"] == "2 instances have another box than when the store was made"
+    assert rows["set aside"]["stale"] == "" and rows["current"]["missing"] == 0
+    with pytest.raises(SagecacheError, match=rows["current"]["stale"]):
+        sagecache(folder, "precompute", "geo", "--split", "val")
+
+
 def test_a_damaged_a_newer_and_an_unfinished_store_are_rows_that_say_so(folder):
     aside = next((folder / "cache" / "val").glob("geo.replaced-*"))
     (aside / "manifest.json").write_text("{")
@@ -105,7 +135,7 @@ def test_without_stores_it_names_the_command(tmp_path):
     for command in ("verify", "repair"):
         with pytest.raises(SagecacheError, match="there are no target stores"):
             sagecache(folder, "cache", command)
-        with pytest.raises(SagecacheError, match="val/geo: there is no target store"):
+        with pytest.raises(SagecacheError, match="val/geo: there is no target store.*geo --split val"):
             sagecache(folder, "cache", command, "--split", "val")
 
 
@@ -191,8 +221,14 @@ def test_a_sound_store_is_left_alone_and_an_unfinished_one_is_finished(folder):
 
 def test_a_damaged_manifest_can_not_be_remade_and_says_what_can_be_done(folder):
     flip(folder / "cache/val/geo/manifest.json", 0)
-    with pytest.raises(SagecacheError, match="manifest.json: the manifest is damaged.*--force"):
+    anew = "precompute geo --split val --force"
+    with pytest.raises(SagecacheError, match=f"manifest.json: the manifest is damaged.*{anew}"):
         sagecache(folder, "cache", "repair", "--split", "val")
+    told = sagecache(folder, "cache", "verify", code=1).stderr
+    assert f"sagecache --project {folder} {anew}" in told and "cache repair" not in told
+    flip(folder / "cache/unlabeled/geo/targets.zarr/depth/c/0/0/0")
+    told = sagecache(folder, "cache", "verify", code=1).stderr
+    assert anew in told and "cache repair" in told
 
 
 # ---------------------------------------------------------------------------------------------------- gc
@@ -212,6 +248,7 @@ def test_gc_touches_nothing_until_told_and_then_what_it_listed(folder):
     gone = ("cache/unlabeled/geo-first2/", f"cache/val/{aside.name}/")
     assert tree(folder) == {name: file for name, file in before.items() if not name.startswith(gone)}
     assert answer(folder, "gc")["leftovers"] == []
+    assert sagecache(folder, "cache", "gc").stdout == "nothing to delete\n"
 
 
 def test_what_a_writer_holds_stays_and_exits_1(folder):

@@ -37,7 +37,7 @@ def test_a_missing_image_is_an_error_of_its_split_and_exit_1(folder):
     assert errors == 1 and ("error", "val") in found
     assert check(folder, "--split", "labeled", "--split", "test", code=0)[0] == 0
     text = sagecache(folder, "data", "check", "--split", "val", code=1).stdout
-    assert gone.name in text and "1 errors" in text
+    assert gone.name in text and "1 error, " in text
 
 
 def test_boxes_that_were_found_are_checked_and_else_the_command_is_named(folder):

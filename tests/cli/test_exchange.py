@@ -92,6 +92,8 @@ def test_a_missing_map_exits_1_and_the_same_words_mend_a_damaged_store(folder):
     (row,) = answer(folder, *words, code=1)
     assert [(one["image_id"], one["instance"]) for one in row["failed"]] == [(203, 0), (203, 1)]
     assert row["failed"][0]["file"].endswith("normal/000000000203.npy")
+    seen = json.loads(sagecache(folder, "inspect", "203", "--json").stdout)["instances"]
+    assert all("the image or its map could not be read" in one["status"] for one in seen)
     before = tree(folder / "cache")
     shard = folder / "cache/unlabeled/geo/targets.zarr/depth/c/1/0/0"
     data = bytearray(shard.read_bytes())
@@ -164,6 +166,6 @@ def test_export_of_some_images_and_its_errors(folder, tmp_path):
     assert (tmp_path / "some.replaced").is_dir() and "some.replaced" in done.stderr and "6" in done.stdout
     with pytest.raises(SagecacheError, match="no image 240 in the store. Nearest ids: 204, 203"):
         sagecache(folder, "cache", *words, str(tmp_path / "none"), "--id", "240")
-    with pytest.raises(SagecacheError, match="there is no target store.*precompute geo"):
+    with pytest.raises(SagecacheError, match="there is no target store.*precompute geo --split val"):
         sagecache(folder, "cache", "export", "--split", "val", "--to", str(tmp_path / "none"))
     assert not (tmp_path / "none").exists()

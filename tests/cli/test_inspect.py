@@ -124,6 +124,36 @@ def test_an_image_that_is_not_there_names_its_neighbours(folder):
         inspect(folder, "202", "--instance", "1")
 
 
+def test_an_image_without_boxes_and_one_that_cannot_be_read_are_told_so(tmp_path):
+    folder = write_dots_project(tmp_path / "mine")
+    annotations = folder / "data" / "labeled" / "annotations.json"
+    content = json.loads(annotations.read_text())
+    content["annotations"] = [one for one in content["annotations"] if one["image_id"] != 102]
+    annotations.write_text(json.dumps(content))
+    words = ("102", "--split", "labeled")
+    with pytest.raises(SagecacheError, match="image 102 is in split 'labeled' and has no person's box"):
+        inspect(folder, *words)
+    (folder / "data/labeled/images/000000000102.png").write_bytes(b"junk")
+    with pytest.raises(SagecacheError, match="image 102 of split 'labeled' can't be read: holds no image"):
+        inspect(folder, *words)
+
+
+def test_a_bad_chunk_is_told_with_file_instance_and_command_and_exits_1(tmp_path):
+    folder = write_dots_project(tmp_path / "mine")
+    sagecache(folder, "precompute", "geo", "--split", "unlabeled")
+    depth = inspect(folder, "201", "--instance", "0")["instances"][0]["bytes of depth"]
+    file, place = depth.split(" ")
+    path = folder / "cache/unlabeled/geo" / file
+    data = bytearray(path.read_bytes())
+    data[int(place.strip("[]").split(":")[0])] ^= 1
+    path.write_bytes(data)
+    done = sagecache(folder, "inspect", "201", "--json", code=1)
+    bad, sound = json.loads(done.stdout)["instances"]
+    assert bad["damaged"] and not sound["damaged"] and sound["status"] == "ok"
+    for told in (str(path), "image_id 201, instance 0", f"sagecache --project {folder} precompute geo"):
+        assert told in bad["status"]
+
+
 def test_the_table_has_a_row_for_each_field(folder):
     text = sagecache(folder, "inspect", "202").stdout
     words = {line.split()[0] for line in text.splitlines() if line.strip()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -82,6 +83,28 @@ def test_an_error_of_the_system_without_a_file_is_one_line_too(monkeypatch, caps
     monkeypatch.setattr("sagecache.cli.demo.demo_command", demo_command)
     code, _, err = run(monkeypatch, capsys, "demo")
     assert code == 2 and err.startswith("error: No space left on device.") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [("cache", "ls"), ("precompute", "geo", "--split", "val")])
+def test_a_bucket_that_does_not_answer_is_one_line_with_its_endpoint(monkeypatch, capsys, tmp_path, words):
+    s3fs = pytest.importorskip("s3fs", reason="s3:// needs the package s3fs")
+    s3fs.S3FileSystem.clear_instance_cache()  # they know the endpoint of the test before
+    folder = write_dots_project(tmp_path / "mine")
+    page = folder / "data.py"
+    page.write_text(page.read_text() + 'store_root = "s3://nobody/targets"\n')
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{closed.getsockname()[1]}"  # bound, and nobody listens
+        names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION")
+        settings = {"AWS_ENDPOINT_URL": endpoint, "AWS_MAX_ATTEMPTS": "1"} | dict.fromkeys(names, "x")
+        for name, value in settings.items():
+            monkeypatch.setenv(name, value)
+        code, out, err = run(monkeypatch, capsys, "--project", str(folder), *words)
+    told = err.splitlines()[-1]
+    assert (code, out) == (2, "") and "Traceback" not in err
+    assert told.startswith("error: ") and f"{endpoint}/nobody" in told and "?" not in told
+    s3fs.S3FileSystem.clear_instance_cache()
+    assert f"AWS_ENDPOINT_URL ({endpoint})" in told and "network" in told
 
 
 def test_a_fault_of_ours_is_never_hidden(monkeypatch):

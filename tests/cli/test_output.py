@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import sys
 import time
 from pathlib import Path
 
@@ -25,6 +27,16 @@ def test_json_has_null_where_there_is_no_number(capsys):
     expected = dict(a=[1.5, None], b=dict(c=[None, None, 2]), d="x/y", e=None, f=True) | {"3": "ü"}
     assert json.loads(text, parse_constant=refuse) == expected
     assert "ü" in text
+
+
+def test_pairs_are_a_line_each(capsys):
+    data = dict(ids=[[203, 1], [-4, 0]], size=[96, 128], one=[1], none=[], text="[\n 1\n]")
+    data |= dict(values=[1.5, 1e-9], many=list(range(5)))
+    emit_json(data)
+    text = capsys.readouterr().out
+    assert json.loads(text) == data
+    assert "    [203, 1],\n    [-4, 0]\n" in text and '"size": [96, 128],' in text and '"one": [1]' in text
+    assert "[0, 1" not in text
 
 
 def test_json_goes_to_stdout_and_notes_to_stderr(capsys):
@@ -88,6 +100,37 @@ def test_progress_over_a_long_time_comes_every_few_seconds_with_what_is_left(cap
     assert lines[0] == "train stage0: 50/100, 2.0/s, 25 s left  loss 50"
     assert [line.split()[2].rstrip(",") for line in lines] == [f"{n}/100" for n in (50, 60, 70, 80, 90, 100)]
     assert lines[-1] == "train stage0: 100/100, 2.0/s  loss 100"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("stream", [io.StringIO, Terminal])
+def test_what_is_waited_for_is_told_at_once_and_once(monkeypatch, stream):
+    monkeypatch.setattr(sys, "stderr", stream())
+    with progress("geo val") as report:
+        report(0, 0, "waiting for another run")
+        assert sys.stderr.getvalue().count("geo val") >= 1
+        assert sys.stderr.getvalue().count("waiting for another run") == 1
+
+
+@pytest.mark.parametrize("stream", [io.StringIO, Terminal])
+def test_the_rate_counts_what_this_run_made(monkeypatch, stream):
+    clock = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr("tqdm.std.time", lambda: clock[0])
+    monkeypatch.setattr(sys, "stderr", stream())
+    with progress("geo val") as report:
+        report(0, 0, "reading images")
+        clock[0] += 7
+        for done in range(900, 1001):  # 900 were there
+            report(done, 1000, "targets")
+            clock[0] += 0.1
+    text = sys.stderr.getvalue()
+    rates = [float(rate) for rate in re.findall(r"([\d.]+)(?:it)?/s", text)]
+    assert rates and rates == pytest.approx([10] * len(rates), rel=0.2)
 
 
 @pytest.mark.parametrize("total", [0, 1])

@@ -336,7 +336,7 @@ def test_a_missing_target_names_the_id_and_the_command(tmp_path, instances):
 def test_missing_and_failed_targets_are_skipped_and_counted(tmp_path, instances):
     partial = make_store(tmp_path / "geo", instances[:-2], failed={(100, 1)})
     views = unlabeled_views(instances, partial, on_missing="skip")
-    assert views.skipped == 3 and len(views) == 4
+    assert (views.skipped, views.not_computed) == (3, 2) and len(views) == 4
     assert [instance.key for instance in views.instances] == [(100, 0), (101, 0), (101, 1), (102, 0)]
     for index in range(len(views)):
         assert views[index]["mask"].any()
@@ -352,7 +352,8 @@ def test_a_failed_target_is_an_error_with_its_reason(tmp_path, instances):
 def test_a_box_in_which_the_teacher_saw_nobody_is_left_out_and_counted(tmp_path, instances, on_missing):
     store = make_store(tmp_path / "geo", instances, {(101, 0)}, NO_BODY)
     views = unlabeled_views(instances, store, on_missing=on_missing)
-    assert views.skipped == 1 and (101, 0) not in [one.key for one in views.instances]
+    assert (views.skipped, views.not_computed) == (1, 0)
+    assert (101, 0) not in [one.key for one in views.instances]
 
 
 def test_an_unknown_answer_to_missing_targets_is_refused(instances, store):

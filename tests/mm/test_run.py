@@ -6,6 +6,7 @@ import importlib
 import itertools
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,6 +25,20 @@ ADAMW = dict(optimizer=dict(type="AdamW", lr=0.01, weight_decay=0.02))
 @pytest.fixture
 def project(tmp_path) -> Project:
     return bright_project(tmp_path / "dots")
+
+
+def test_instances_left_out_are_told_apart_and_the_command_is_named(project):
+    targets = SimpleNamespace(attributes=dict(command="sagecache precompute geo --split unlabeled"))
+    views = SimpleNamespace(skipped=3, not_computed=2, targets=targets)
+    command = f"sagecache --project {project.folder} precompute geo --split unlabeled"
+    assert run._left_out(project, "unlabeled", views) == (
+        "3 unlabeled instances without targets left out: 1 failed or show nobody, "
+        f"2 not computed yet (run: {command})"
+    )
+    views.skipped, views.not_computed = 1, 0
+    assert run._left_out(project, "unlabeled", views) == (
+        "1 unlabeled instance without targets left out: 1 failed or show nobody"
+    )
 
 
 # -- optimiser and schedule ----------------------------------------------------------------------------

@@ -131,14 +131,19 @@ def test_what_is_missing_or_wrong_is_noted_for_each_instance_and_the_rest_is_mad
     assert len(report.failed) == 12 and set(reasons) == set(range(4, 10))
     for image_id, words in {
         4: "the image's map is missing",
-        5: "the map can't be read",
+        5: "not a .npy file of numbers",
         6: "the map is 50x40, its image is 40x50",
-        7: "the teacher's mask was empty",
-        8: "the file holds no array of numbers",
+        7: "no value of the map is finite",
+        8: "not a .npy file of numbers",
         9: r"the map has shape (50, 40, 2), not (H, W, 3)",
     }.items():
         assert words in reasons[image_id]
-    assert {item.image_id: item.path.name for item in report.failed}[5] == named[5]
+    for image_id, folder in ((5, "normal"), (6, "mask"), (7, "depth")):
+        of_image = [item.path for item in report.failed if item.image_id == image_id]
+        assert of_image == [folders[folder] / named[image_id]] * 2
+    assert not any("pickle" in item.reason or item.nobody for item in report.failed)
+    again = run_geo(geo_job(tmp_path / "geo", instances), imported(folders, instances))
+    assert again.computed == 0 and again.failed == report.failed, "a later run says no less"
     reader = StoreReader(tmp_path / "geo")
     assert (3, 0) in reader and (3, 1) in reader and (4, 0) not in reader
     with pytest.raises(SagecacheError, match="image's map is missing"):
@@ -189,6 +194,19 @@ def test_without_a_mask_folder_values_that_are_nan_are_off_the_mask(folders, ins
     assert inside[(column > 1) & (column < 17)].all() and not inside[column > 22].any()
     depth = decode_depth(stored["depth"], stored["depth_range"])
     assert -6 < np.nanmin(depth) and np.nanmax(depth) < -4  # negated
+
+
+def test_a_box_without_a_finite_value_names_the_map_now_and_later(folders, instances, tmp_path):
+    depth = truth(5)["depth"]
+    depth[:45] = np.nan  # finite below all boxes alone
+    np.save(folders["depth"] / f"{5:012d}.npy", depth)
+    del folders["mask"], folders["normal"]
+    for _ in range(2):
+        report = run_geo(geo_job(tmp_path / "geo", instances), imported(folders, instances))
+        assert {(item.image_id, item.reason) for item in report.failed} == {
+            (5, "no value of its maps is finite in the box")
+        }
+        assert {item.path for item in report.failed} == {folders["depth"] / f"{5:012d}.npy"}
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

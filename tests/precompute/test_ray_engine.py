@@ -1,10 +1,11 @@
 """Ray gives what the local engine gives, whatever becomes of its workers."""
 
+import subprocess
 import sys
 
 import pytest
 from squares import Squares
-from toy_store import tree
+from toy_store import python, tree
 from toy_teacher import ToyDetector, ToyTeacher, detect_job, geo_job
 
 from sagecache.errors import SagecacheError
@@ -53,6 +54,19 @@ def test_a_shard_that_kills_every_worker_is_named(ray, tmp_path):
     work = Squares(fatal=1, deaths=99, notes=tmp_path)
     with pytest.raises(SagecacheError, match=f"the workers of shard 1 died.* {RETRIES + 1} times"):
         list(run_ray(work, range(3), nothing))
+
+
+def test_a_cluster_of_its_own_does_not_alarm(tmp_path):
+    """In a process of its own: Ray's core writes to the descriptor of stderr."""
+    pytest.importorskip("ray", reason="the engine 'ray' needs the package ray")
+    code = (
+        "from squares import Squares; from sagecache.precompute.ray_engine import run_ray; "
+        "print(sorted(run_ray(Squares(), range(3), lambda count: None)))"
+    )
+    with python("-c", code, stderr=subprocess.PIPE, cwd=tmp_path) as process:
+        out, err = process.communicate(timeout=120)
+    assert out == "[(0, 0), (1, 1), (2, 4)]\n"
+    assert "restart" not in err and "authentication" not in err
 
 
 def test_without_ray_the_remedy_is_told(monkeypatch):

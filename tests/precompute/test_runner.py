@@ -138,7 +138,7 @@ def test_progress_starts_with_what_is_there_and_ends_with_everything(instances, 
     run_geo(job, ToyTeacher())
     (tmp_path / "geo/targets.zarr/mask/c/3/0/0").unlink()
     run_geo(job, ToyTeacher(), progress=lambda *state: seen.append(state))
-    assert seen == [(0, 14, "reading images"), (12, 14, "targets"), (14, 14, "targets")]
+    assert seen == [(0, 0, "reading images"), (12, 14, "targets"), (14, 14, "targets")]
 
 
 def test_detections_are_read_back_and_made_once(images, tmp_path):

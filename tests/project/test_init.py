@@ -221,7 +221,7 @@ def test_nothing_is_written_for_unusable_input(own):
     "spoil, told",
     [
         (lambda more: shutil.copytree(more / "b", more / "c"), "two files have the same number"),
-        (lambda more: (more / "9.jpg").write_text("not a picture"), "9.jpg: can't be opened"),
+        (lambda more: (more / "9.jpg").write_text("not a picture"), "1 image can't be opened: 9.jpg"),
         (lambda more: [shutil.rmtree(more), more.mkdir()], "no images below it.*jpg"),
     ],
 )
@@ -229,6 +229,16 @@ def test_a_folder_of_images_that_cannot_be_listed_says_why(own, spoil, told):
     spoil(own / "more")
     with pytest.raises(SagecacheError, match=told):
         write(own, unlabeled_images=own / "more")
+
+
+def test_all_images_that_cannot_be_opened_are_told_at_once(own):
+    for number in range(20, 32):
+        (own / "more" / f"{number}.jpg").write_text("not a picture")
+    told = "more: 12 images can't be opened: 20.jpg .*; and 2 more"
+    with pytest.raises(SagecacheError, match=told) as caught:
+        write(own, unlabeled_images=own / "more")
+    assert "29.jpg" in str(caught.value) and "30.jpg" not in str(caught.value)
+    assert str(caught.value).count("more/") == 0 and "\n" not in str(caught.value)
 
 
 def test_pages_fit_another_skeleton_and_a_head_that_does_not_is_refused(own):
