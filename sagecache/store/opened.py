@@ -7,7 +7,6 @@ ids and index of one store must never meet the shards of another: who reads asks
 from __future__ import annotations
 
 import os
-import weakref
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from sagecache.store.codec import require_fast_checksum
 from sagecache.store.files import is_remote, open_root, sizes
 from sagecache.store.fingerprint import sha256
 from sagecache.store.ids import IdIndex
-from sagecache.store.pools import Pool, open_pool
+from sagecache.store.pools import Pool, open_file, open_pool
 from sagecache.store.shard import shard_count
 from sagecache.store.spec import NOT_DONE
 
@@ -72,9 +71,8 @@ class OpenedStore:
         """Device and number of the folder, which no other folder can have while it is held open."""
         if is_remote(root) or not root.is_dir():
             return None
-        descriptor = os.open(root, os.O_RDONLY | os.O_CLOEXEC)
-        weakref.finalize(self, os.close, descriptor)
-        found = os.fstat(descriptor)
+        self._held = open_file(str(root))
+        found = os.fstat(self._held.descriptor)
         return found.st_dev, found.st_ino
 
     def changed(self) -> bool:

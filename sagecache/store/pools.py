@@ -51,7 +51,7 @@ def open_pool(root: Path, limit: int | None = None) -> Pool:
     return RemotePool(root.fs)
 
 
-class _OpenFile:
+class OpenFile:
     """A descriptor that closes when its last user lets go, so that eviction never interrupts a read."""
 
     __slots__ = ("descriptor", "_close")
@@ -75,7 +75,7 @@ class FilePool:
 
     def __init__(self, limit: int | None = None) -> None:
         self._limit = limit or max(1, _may_be_open() // 4)
-        self._files: dict[str, _OpenFile] = {}
+        self._files: dict[str, OpenFile] = {}
         self._lock = threading.Lock()
         self.opened = 0
         _POOLS[id(self)] = self
@@ -123,8 +123,8 @@ class FilePool:
     def __len__(self) -> int:
         return len(self._files)
 
-    def _open(self, path: str) -> _OpenFile:
-        file = _open_file(path)
+    def _open(self, path: str) -> OpenFile:
+        file = open_file(path)
         with self._lock:
             self.opened += 1
             self._files[path] = file
@@ -157,17 +157,17 @@ def _may_be_open() -> int:
     return _MANY if limit == resource.RLIM_INFINITY else min(limit, _MANY)
 
 
-def _open_file(path: str) -> _OpenFile:
+def open_file(path: str) -> OpenFile:
     """Where there are no descriptors left, those of all pools are let go of. Raises SagecacheError then."""
     try:
-        return _OpenFile(path)
+        return OpenFile(path)
     except OSError as error:
         if error.errno not in (errno.EMFILE, errno.ENFILE):
             raise
     for pool in _all_pools():
         pool.release()
     try:
-        return _OpenFile(path)
+        return OpenFile(path)
     except OSError as error:
         if error.errno not in (errno.EMFILE, errno.ENFILE):
             raise
