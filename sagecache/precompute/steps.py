@@ -235,6 +235,11 @@ def _run_teacher(plan: GeoPlan, teacher: Teacher, crops: Mapping[int, np.ndarray
     if not crops:
         return {}
     outputs = teacher(np.stack(list(crops.values())))
+    if not isinstance(outputs, Mapping):
+        raise SagecacheError(
+            f"teacher '{plan.spec.name}' gave {type(outputs).__name__}, not a dict of maps",
+            fix="Return {output: maps (B, C, h, w)}.",
+        )
     width, height = plan.spec.map_size
     for one in plan.fields:
         channels = 3 if one.name == "normal" else 1

@@ -250,7 +250,10 @@ class StoreReader:
 
     def _require(self, state: OpenedStore, ids: Sequence[tuple[int, int]]) -> np.ndarray:
         """Rows (B,) of instances that have targets; SagecacheError for the first that has none."""
-        wanted = np.asarray(ids, np.int64).reshape(-1, 2)
+        wanted = np.asarray(ids).reshape(-1, 2)
+        if wanted.dtype.kind not in "iu" and len(wanted):
+            raise SagecacheError(f"ids are pairs of whole numbers, not {wanted.dtype}", file=self.root)
+        wanted = wanted.astype(np.int64)
         rows = state.index.find(wanted)
         status = state.status(np.maximum(rows, 0))
         lacking = (rows < 0) | (status != OK)

@@ -87,6 +87,9 @@ def test_unknown_failed_and_unfinished_instances_raise_and_say_what_to_do(store,
         reader.read(*unknown)
     with pytest.raises(SagecacheError, match="not in the store's plan"):
         reader.read(10**9, 0)
+    for foreign in ((5.7, 0), ("5", "0"), (2**70, 0)):
+        with pytest.raises(SagecacheError, match="pairs of whole numbers"):
+            reader.read(*foreign)
     assert reader.failures() == [Failure(*failed, UNREADABLE)]
     assert reader.failures()[0].reason == "the image could not be read"
     assert failed not in reader and unknown not in reader and key(content, 4) in reader
