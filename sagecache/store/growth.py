@@ -1,7 +1,5 @@
 """A split may grow: rows of new instances go behind those that a store has. No row moves, none is made twice.
 
-An image that could not be read when its rows were made has no hash; once it can be, its shards are made anew.
-
 While the manifest and the plan's arrays are rewritten, the grown plan lies whole in ``growing.npz``: a run
 that finds it carries the growth to its end, whatever of the rest was written.
 """
@@ -26,7 +24,6 @@ CHANGED = {"image_sha256": "image", "bbox": "box", "target_from_image": "crop"}
 def grow(old: StorePlan, new: StorePlan, root: Path) -> StorePlan:
     """The rows of old, then those of new that old lacks. Rows that only old has stay: their targets hold.
 
-    Images that old could not read take the hash that new has of them (``readable_now``).
     Raises SagecacheError, naming the first, for instances that both have with another image, box or crop.
     """
     rows = IdIndex(old.ids).find(new.ids)
@@ -34,8 +31,6 @@ def grow(old: StorePlan, new: StorePlan, root: Path) -> StorePlan:
     for name, what in CHANGED.items():
         before, now = getattr(old, name)[rows[both]], getattr(new, name)[both]
         changed = (before != now).reshape(len(both), -1).any(axis=1)
-        if name == "image_sha256":
-            changed &= before.any(axis=1)  # zeros: there was nothing to change
         if changed.any():
             image_id, instance = new.ids[both[changed.argmax()]].tolist()
             raise SagecacheError(
@@ -46,15 +41,10 @@ def grow(old: StorePlan, new: StorePlan, root: Path) -> StorePlan:
                 "(nothing is deleted) and computes all anew.",
             )
     fresh = rows < 0
+    if not fresh.any():
+        return old
     arrays = {name: np.concatenate([getattr(old, name), getattr(new, name)[fresh]]) for name in PLAN_ARRAYS}
-    arrays["image_sha256"][rows[both]] = new.image_sha256[both]
     return StorePlan(size=new.size, **arrays)
-
-
-def readable_now(old: StorePlan, grown: StorePlan) -> np.ndarray:
-    """Rows (n,) whose image could not be read when old was made, and could for grown."""
-    now = grown.image_sha256[: len(old)]
-    return np.flatnonzero(~old.image_sha256.any(axis=1) & now.any(axis=1))
 
 
 def begin(root: Path, plan: StorePlan) -> None:

@@ -292,11 +292,8 @@ def _write_metadata(root: Path, plan: StorePlan, fields, identity: dict, attribu
         remade = layout.manifest(identity, known["attributes"], files)
         known = _as_sealed(root, known, remade)
         if known["identity"]["plan"] != identity["plan"]:
-            again = growth.readable_now(layout.read_plan(root), plan) // identity["shard_size"]
             growth.begin(root, plan)
             _unseal(root)
-            for number in set(again.tolist()):  # without it the journal's line holds no longer
-                (root / layout.GROUP / shard.shard_key("status", number, 1)).unlink(missing_ok=True)
             known = remade
             write_whole(root / layout.MANIFEST, shard.json_bytes(known))
     for name, (size, expected) in known["files"].items():

@@ -2,7 +2,6 @@
 
 import os
 import signal
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -39,26 +38,6 @@ def assert_holds(root, content):
         found = reader.read(*key)
         for name, values in expected(content, row).items():
             assert np.array_equal(found[name], values), name
-
-
-def test_an_image_that_can_be_read_at_last_has_its_shard_made_again_and_no_other(content, tmp_path):
-    lacking = content.plan.image_sha256.copy()
-    lacking[5] = 0
-    before = replace(content, plan=replace(content.plan, image_sha256=lacking))
-    root = before.write(tmp_path / "geo")
-    readable = replace(content, failed=frozenset())
-    with readable.open(root) as store:  # and killed here
-        assert store.missing() == [1] and list(store.todo(1)) == [4, 5, 6, 7]
-    with readable.open(root) as store:
-        assert store.missing() == [1]
-    readable.write(root)
-    assert_holds(root, readable)
-    fresh = readable.write(tmp_path / "fresh")
-    assert {name: (root / name).read_bytes() for name in tree(root)} == {
-        name: (fresh / name).read_bytes() for name in tree(fresh)
-    }
-    with pytest.raises(SagecacheError, match="1 instances have another image"):
-        before.write(root)  # what could be read must not vanish unnoticed
 
 
 def test_new_instances_stand_behind_and_every_id_has_its_own_targets(content, small, tmp_path):
