@@ -6,6 +6,7 @@ that fsspec knows by a URL: s3://, gs://, az://, …) a put is whole by itself; 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -96,7 +97,8 @@ def sizes(folder: Path) -> dict[str, int]:
         for name in names:
             if not name.endswith(_MARK):
                 path = os.path.join(place, name)
-                known[os.path.relpath(path, folder).replace(os.sep, "/")] = os.stat(path).st_size
+                with contextlib.suppress(FileNotFoundError):  # gone since: a writer is at work
+                    known[os.path.relpath(path, folder).replace(os.sep, "/")] = os.stat(path).st_size
     return known
 
 

@@ -104,13 +104,14 @@ class JoinedReader:
 
     def failures(self) -> list[Failure]:
         """Instances of the first store for which one of the stores has no targets, with its reason."""
-        status = np.full(len(self.ids), OK, np.uint8)
+        ids = self.ids  # once: a store may grow meanwhile, and rows are never moved
+        status = np.full(len(ids), OK, np.uint8)
         for reader in self.readers:
-            rows = IdIndex(reader.ids).find(self.ids)
+            rows = IdIndex(reader.ids).find(ids)
             found = np.where(rows < 0, NOT_DONE, reader.status[rows])
             status = np.where(status == OK, found, status)
         rows = np.flatnonzero(status != OK)
-        return [Failure(*self.ids[row].tolist(), int(status[row])) for row in rows]
+        return [Failure(*ids[row].tolist(), int(status[row])) for row in rows]
 
     def _owner(self, field: str) -> StoreReader:
         return next(reader for reader in self.readers if field in reader.fields)

@@ -72,7 +72,11 @@ def journal_files(root: Path) -> list[Path]:
 def read_all(root: Path) -> dict[int, list[ShardRecord]]:
     """Every believed record of every journal, by shard. A shard redone has several; see ``current``."""
     records: dict[int, list[ShardRecord]] = {}
-    for data in read_files(journal_files(root)):
+    try:
+        found = read_files(journal_files(root))
+    except FileNotFoundError:  # merged since they were listed
+        found = read_files(journal_files(root))
+    for data in found:
         for record in parse(data)[0]:
             known = records.setdefault(record.shard, [])
             if record not in known:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from sagecache.store.chunk_index import map_index
 from sagecache.store.codec import require_fast_checksum
 from sagecache.store.files import is_remote, open_root, sizes
 from sagecache.store.fingerprint import sha256
+from sagecache.store.growth import GROWING
 from sagecache.store.ids import IdIndex
 from sagecache.store.pools import Pool, open_file, open_pool
 from sagecache.store.shard import shard_count
@@ -33,6 +35,16 @@ class Kept:
 
     folder: Path
     limit: int
+
+
+class Mark(NamedTuple):
+    """By what a store is known again: identity of its manifest; done: which shards were, None for all;
+    folder: device and number, None for any; ids: its rows, None where they need not be compared."""
+
+    identity: dict
+    done: np.ndarray | None
+    folder: tuple | None
+    ids: np.ndarray | None
 
 
 class OpenedStore:
@@ -81,28 +93,34 @@ class OpenedStore:
         Asks the files only where something was opened that no answer of False covers yet.
         """
         opened = self.pool.opened
-        if opened != self._sound:
-            if _state(self.root) != self._seen:
-                return True
+        if opened != self._sound and not self.moved():
             self._sound = opened
-        return False
+        return opened != self._sound
 
-    def follows(self, old: OpenedStore) -> bool:
+    def moved(self) -> bool:
+        """As ``changed``, and asks the files in any case."""
+        return _state(self.root) != self._seen
+
+    @property
+    def mark(self) -> Mark:
+        return Mark(self.manifest["identity"], self.done, self._folder, self.ids)
+
+    def follows(self, old: Mark) -> bool:
         """Whether this is the store that old was, mended or grown: the rows of old are the same here."""
-        mine, theirs = ({**one.manifest["identity"]} for one in (self, old))
+        mine, theirs = {**self.manifest["identity"]}, {**old.identity}
         plan, before = mine.pop("plan"), theirs.pop("plan")
-        grown = len(self.ids) > len(old.ids) and plan["size"] == before["size"]
+        grown = plan["instances"] > before["instances"] and plan["size"] == before["size"]
         return (
-            self._folder == old._folder
+            old.folder in (None, self._folder)
             and mine == theirs
             and (grown or plan == before)
-            and np.array_equal(self.ids[: len(old.ids)], old.ids)
+            and (old.ids is None or np.array_equal(self.ids[: len(old.ids)], old.ids))
         )
 
-    def trust(self, old: OpenedStore) -> None:
+    def trust(self, old: Mark) -> None:
         """Another run is at work: shards that old has stay readable until they are made again."""
         if self.done is not None:
-            before = shard_count(len(old.ids), self.shard_size)
+            before = shard_count(old.identity["plan"]["instances"], self.shard_size)
             self.done[:before] |= True if old.done is None else old.done
 
     def _keeping(self, root: Path, kept: Kept | None) -> Pool | None:
@@ -128,12 +146,16 @@ def command(manifest: dict) -> str:
 
 
 def _state(root: Path) -> tuple:
-    """What differs after every change: writers replace these files, before the first shard and at the end."""
-    return tuple(_version(root / name) for name in (layout.MANIFEST, layout.COMPLETE))
+    """What differs after every change. Writers replace or remove these files before the first shard and at
+    the end; between, a shard's status goes before its other files change, and comes after them."""
+    found = [_version(root / name) for name in (layout.MANIFEST, layout.COMPLETE, GROWING)]
+    if found[1] is None and not is_remote(root):
+        found.append(_version(root / layout.GROUP / "status" / "c"))
+    return tuple(found)
 
 
 def _version(path: Path) -> tuple | str | None:
-    """Of a file; None where there is none."""
+    """Of a file or a folder; None where there is none."""
     try:
         if is_remote(path):
             return sha256(path.read_bytes())

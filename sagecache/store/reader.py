@@ -22,12 +22,14 @@ from sagecache.store import verification
 from sagecache.store.arrays import DamagedChunk
 from sagecache.store.codec import mask_of_depth
 from sagecache.store.files import open_root
-from sagecache.store.opened import Kept, OpenedStore, command
+from sagecache.store.growth import GROWING
+from sagecache.store.opened import Kept, Mark, OpenedStore, command
 from sagecache.store.spec import NOT_DONE, OK, STATUS_TEXT
 
 T = TypeVar("T")
 
-_ATTEMPTS, _PAUSE = 5, 0.2  # seconds; a store that is being changed is sound again in no time
+_ATTEMPTS, _PAUSE = 5, 0.2  # seconds; what a writer replaces is there again in no time
+_PATIENCE = 150  # attempts while a plan of millions may be rewritten: half a minute
 
 
 @dataclass(frozen=True)
@@ -63,17 +65,25 @@ class StoreReader:
         self.root, self._partial, self._max_open_files, self._kept = root, partial, max_open_files, kept
         self.root = open_root(root)
         self._opened: OpenedStore | None = None
+        self._mark: Mark | None = (
+            None  # of the store that was opened before this reader was forked or pickled
+        )
 
     def __getstate__(self) -> dict:
+        mark = self._mark if self._opened is None else self._opened.mark
         return {
             "root": self.root if isinstance(self.root, Path) else str(self.root),
             "partial": self._partial,
             "max_open_files": self._max_open_files,
             "kept": self._kept,
+            # the folder's number may be another on another machine, and ids are many
+            "mark": mark and mark._replace(folder=None, ids=None),
         }
 
     def __setstate__(self, state: dict) -> None:
+        mark = state.pop("mark")
         self.__init__(**state)
+        self._mark = mark
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -195,7 +205,11 @@ class StoreReader:
     # ------------------------------------------------------------------------------------------ inside
     @property
     def _state(self) -> OpenedStore:
-        if self._opened is None or self._opened.process != os.getpid():  # after a fork, start afresh
+        if self._opened is not None and self._opened.process != os.getpid():  # after a fork, start afresh
+            self._mark, self._opened = self._opened.mark, None
+        if self._opened is None and self._mark is not None:
+            self._opened = self._follow(self._mark)
+        elif self._opened is None:
             self._opened = OpenedStore(self.root, self._max_open_files, self._partial, self._kept)
         return self._opened
 
@@ -211,27 +225,40 @@ class StoreReader:
                 found = take(state)
                 if not state.changed():
                     return found
-            except SagecacheError as error:
-                if attempt == _ATTEMPTS - 1 or not state.changed():
+            except (SagecacheError, FileNotFoundError) as error:
+                if attempt == _ATTEMPTS - 1 or not state.moved():
                     if isinstance(error, DamagedChunk):
                         raise self._damaged(error) from error
                     raise
-            self._opened = self._follow(state)
+            self._opened = self._follow(state.mark)
         raise SagecacheError(
             "the store changes faster than it can be read", file=self.root, fix="Wait for what makes it."
         )
 
-    def _follow(self, old: OpenedStore) -> OpenedStore:
-        """The store as it is now: mended or grown since. Raises SagecacheError where it is another one."""
-        state = OpenedStore(self.root, self._max_open_files, True, self._kept)
-        if not state.follows(old):
-            raise SagecacheError(
-                "the store was made anew since it was opened: its targets are others now",
-                file=self.root,
-                fix="Start again what reads it.",
-            )
-        state.trust(old)
-        return state
+    def _follow(self, old: Mark) -> OpenedStore:
+        """The store as it is now: mended or grown since. Raises SagecacheError where it is another one.
+
+        While its plan is rewritten, what is read may be half of it: it is read until it holds still.
+        """
+        for attempt in itertools.count(1):
+            growing = (self.root / GROWING).exists()
+            last = attempt >= (_PATIENCE if growing else _ATTEMPTS)
+            try:
+                state = OpenedStore(self.root, self._max_open_files, True, self._kept)
+                if state.follows(old) and not growing:
+                    state.trust(old)
+                    return state
+                last |= state.complete and not growing
+            except (SagecacheError, FileNotFoundError):
+                if last:
+                    raise
+            if last:
+                raise SagecacheError(
+                    "the store was made anew since it was opened, or is just being changed",
+                    file=self.root,
+                    fix="Start again what reads it.",
+                )
+            time.sleep(_PAUSE)
 
     def _require_room(self, out: Mapping[str, np.ndarray], count: int) -> None:
         """Raise SagecacheError unless each array is one that targets can be decoded into."""

@@ -123,8 +123,11 @@ class StoreWriter:
         rows = [*self._rows_kept(shard_index), *rows]
         _unseal(self.root)
         files = self._shard_files(shard_index, rows)
-        for name, data in files.items():
-            write_whole(self.group / name, data)
+        status = shard.shard_key("status", shard_index, 1)
+        if not self._rows_kept(shard_index):  # other numbers, perhaps: no reader may mix them with the old
+            (self.group / status).unlink(missing_ok=True)
+        for name in sorted(files, key=lambda name: name == status):
+            write_whole(self.group / name, files[name])
         facts = {name: (len(data), sha256(data)) for name, data in files.items()}
         self._journal.append(journal.ShardRecord(shard_index, len(rows), facts))
         return sum(len(data) for data in files.values())

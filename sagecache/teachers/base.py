@@ -7,6 +7,7 @@ frame of the project (camera x right, y down, z away; normals face the camera, n
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -21,6 +22,7 @@ from sagecache.errors import SagecacheError, nearest
 
 FIELDS = {"depth": 1, "normal": 3, "mask": 1}  # channels of each output
 DEPTH_KINDS = ("metric", "affine", "disparity")
+_ONE_AT_A_TIME = threading.Lock()  # the number of threads is torch's own global
 PART = 4  # crops that one thread of a CPU takes through the network
 # What turns a foreign normal into ours: the sign of each component.
 NORMAL_AXES = {
@@ -126,17 +128,18 @@ def in_parts(
     """
     if torch.device(device).type != "cpu" or len(crops) == 0:
         return run(crops)
-    threads = torch.get_num_threads()
 
     def alone(first: int) -> dict[str, Tensor]:
         torch.set_num_threads(1)  # of this thread, and of those to come: hence set back below
         return run(crops[first : first + PART])
 
-    try:
-        with ThreadPoolExecutor(threads) as pool:
-            parts = list(pool.map(alone, range(0, len(crops), PART)))
-    finally:
-        torch.set_num_threads(threads)
+    with _ONE_AT_A_TIME:
+        threads = torch.get_num_threads()
+        try:
+            with ThreadPoolExecutor(threads) as pool:
+                parts = list(pool.map(alone, range(0, len(crops), PART)))
+        finally:
+            torch.set_num_threads(threads)
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 

@@ -160,7 +160,7 @@ def test_a_reader_opens_nothing_before_it_is_used_and_pickles_as_its_path(store,
     reader = StoreReader(store, max_open_files=3)
     reader.read(*key(content, 0))
     blob = pickle.dumps(reader)
-    assert len(blob) < 500
+    assert len(blob) < 2000  # with what the store is known by, and no ids
     again = pickle.loads(blob)
     assert again._opened is None
     assert np.array_equal(again.read(*key(content, 9))["depth"], reader.read(*key(content, 9))["depth"])
