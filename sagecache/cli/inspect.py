@@ -289,6 +289,6 @@ def _pairs(summary: dict[str, Any]) -> list[tuple[str, str]]:
     for key, value in summary.items():
         if isinstance(value, dict):
             pairs += [(f"{key}.{inner}", str(item)) for inner, item in value.items()]
-        elif not isinstance(value, list) and key != "picture":
+        elif not isinstance(value, list) and key != "picture" and (key, value) != ("damaged", False):
             pairs.append((key, str(value)))
     return pairs
