@@ -3,6 +3,7 @@
 import errno
 import importlib.util
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -110,7 +111,13 @@ def test_a_short_torture_ends_with_the_undisturbed_stores():
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "local: 12 kills left one of" in done.stdout
+    kills, stores, same = map(int, _COUNTS.search(done.stdout).groups())
+    assert kills >= 12 and stores == same > 0  # a store in hand may be killed once more than was asked for
+
+
+_COUNTS = re.compile(
+    r"local: (\d+) kills left one of (\d+) stores unfinished, .*?(\d+) of \2 stores are", re.S
+)
 
 
 def _installed(name: str) -> bool:
