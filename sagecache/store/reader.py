@@ -262,14 +262,15 @@ class StoreReader:
 
     def _require_room(self, out: Mapping[str, np.ndarray], count: int) -> None:
         """Raise SagecacheError unless each array is one that targets can be decoded into."""
-        known = self.allocate(count)
+        known = self._state.arrays | self._state.columns
         for name, values in out.items():
             like = known.get(name)
+            shape = (count, *like.shape[1:]) if like is not None else ()
             problem = None
             if like is None:
                 problem = f"the store has no '{name}', only {', '.join(known)}"
-            elif values.dtype != like.dtype or values.shape != like.shape:
-                problem = f"'{name}' is {values.dtype} {values.shape}, not {like.dtype} {like.shape}"
+            elif values.dtype != like.dtype or values.shape != shape:
+                problem = f"'{name}' is {values.dtype} {values.shape}, not {like.dtype} {shape}"
             elif not (values.flags.c_contiguous and values.flags.writeable):
                 problem = f"'{name}' is not contiguous, or not writeable"
             if problem:
