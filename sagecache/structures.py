@@ -46,7 +46,8 @@ class PseudoLabels:
     probability (B, K, h, w): fused teacher maps in weak-view heatmap pixels, each summing to 1.
     keypoints (B, K, 2): decoded, source image pixels. confidence (B, K) in [0, 1].
     plausibility (B,): KPS in [0, 1]. teacher_a (B,) bool: sample passes the gate.
-    keep (B, K) bool: joints that may be learned from. weights (B, K): keep times the gate's weight.
+    keep (B, K) bool: joints that may be learned from. weights (B, K): keep times the weights of the filter
+    and of the gate. rescued (B, K) bool: below the filter's threshold, kept by one of its floors.
     corrected (B, K, 2): pose B in image pixels (equal to keypoints where no prior is given).
     """
 
@@ -57,6 +58,7 @@ class PseudoLabels:
     teacher_a: Tensor
     keep: Tensor
     weights: Tensor
+    rescued: Tensor
     corrected: Tensor
 
 

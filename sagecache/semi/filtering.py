@@ -1,48 +1,155 @@
-"""Which joints may be learned from, by their confidence.
+"""Which joints may be learned from, by their confidence: running statistics, a rule, floors.
 
-One fixed threshold for now. The running mean and variance by joint, on which dynamic thresholds rest, are
-kept already: as buffers, over kept and dropped joints alike (over the kept alone they would drift upward),
-so that they are saved and resumed.
+The statistics are over kept and dropped joints alike (over the kept alone they would drift upward) and over
+all processes; as buffers they are saved and resumed. The rules themselves are in ``thresholds``.
 """
 
 from __future__ import annotations
 
+from typing import Literal, NamedTuple
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
-from sagecache.errors import SagecacheError
+from sagecache.errors import SagecacheError, nearest
+from sagecache.semi import thresholds
+from sagecache.strict import share as require_share
+
+RULES = ("fixed", "adaptive", "flexmatch", "freematch", "softmatch")
+NEGLIGIBLE = 0.01  # a soft weight below this drops the joint
 
 
-class KeypointFilter(nn.Module):
-    """Keep joints whose confidence is above a threshold.
+class FilterDecision(NamedTuple):
+    """weight (B, K) in [0, 1], 0 where a joint is dropped; rescued (B, K) bool: kept by a floor alone.
 
-    threshold in [0, 1], in units of `geometry.heatmap.decode` (1 = the peak of a perfect map). decay in
-    [0, 1): share of the running statistics that stays at each batch, with the warm-up 1 - 1/(updates + 1).
-    Buffers: mean and variance (K,) of the confidence by joint, updates (0-d integer).
+    threshold (K,): confidence above which a joint is kept (the mean for 'softmatch').
     """
 
-    def __init__(self, num_keypoints: int, threshold: float = 0.5, decay: float = 0.99) -> None:
+    weight: Tensor
+    rescued: Tensor
+    threshold: Tensor
+
+    @property
+    def keep(self) -> Tensor:
+        return self.weight > 0
+
+
+class JointStatistics(nn.Module):
+    """Running mean and variance of confidence by joint, and the share of it above a threshold.
+
+    decay in [0, 1): share that stays at each batch, with the warm-up 1 - 1/(updates + 1). Buffers: mean,
+    variance, selected (K,), updates (0-d integer).
+    """
+
+    def __init__(self, num_keypoints: int, threshold: float, decay: float) -> None:
         super().__init__()
-        if not 0 <= threshold <= 1:
-            raise SagecacheError(f"the filter's threshold is {threshold}, it must be in [0, 1]")
-        if not 0 <= decay < 1:
-            raise SagecacheError(f"the filter's decay is {decay}, it must be in [0, 1)")
         self.threshold, self.decay = threshold, decay
         self.register_buffer("mean", torch.zeros(num_keypoints))
         self.register_buffer("variance", torch.zeros(num_keypoints))
+        self.register_buffer("selected", torch.zeros(num_keypoints))
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 
-    def forward(self, confidence: Tensor) -> Tensor:
-        """confidence (B, K) in [0, 1] -> keep (B, K) bool. In training mode the statistics move on."""
-        if self.training:
-            self._update(confidence)
-        return confidence > self.threshold
+    @torch.no_grad()
+    def update(self, confidence: Tensor) -> None:
+        """confidence (B, K); of all processes together, and without the host's waiting for a device."""
+        confidence = confidence.float()
+        above = (confidence > self.threshold).float()
+        sums = torch.stack([confidence.sum(0), confidence.square().sum(0), above.sum(0)])
+        count = sums.new_full((1, sums.shape[1]), len(confidence))
+        sums = _over_processes(torch.cat([sums, count]))
+        mean, square, selected = sums[:3] / sums[3]
+        rate = (1 / (self.updates + 1.0)).clamp(min=1 - self.decay)  # a tensor: the host need not wait
+        self.mean.lerp_(mean, rate)
+        # spread about the running mean, not within the batch, whose own mean moves with its pictures
+        spread = square - 2 * self.mean * mean + self.mean.square()
+        self.variance.lerp_(spread.clamp_min(0), rate)
+        self.selected.lerp_(selected, rate)
+        self.updates += 1
+
+
+class KeypointFilter(nn.Module):
+    """Confidence -> weight of each joint.
+
+    rule: 'fixed' keeps what is above ``threshold``; 'adaptive' above mean - beta sd within [low, high];
+    'flexmatch', 'freematch' lower the threshold of joints learned late; 'softmatch' weighs instead (see
+    ``thresholds``). threshold in [0, 1] in units of `geometry.heatmap.decode` also says what counts as
+    selected. decay: of the running statistics.
+    warm_up: batches in which every joint is kept. min_keep: share of each sample's joints that is kept
+    whatever the rule says, the best ones; percentile: likewise of each joint's samples in a batch.
+    visible (K,): share of labeled bodies that shows each joint; None leaves the confidence as it is.
+    """
+
+    def __init__(
+        self,
+        num_keypoints: int,
+        rule: Literal["fixed", "adaptive", "flexmatch", "freematch", "softmatch"] = "fixed",
+        threshold: float = 0.5,
+        decay: float = 0.99,
+        beta: float = 1.0,
+        low: float = 0.1,
+        high: float = 0.9,
+        warm_up: int = 0,
+        min_keep: float = 0.0,
+        percentile: float = 0.0,
+        visible: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        if rule not in RULES:
+            raise SagecacheError(f"unknown rule '{rule}' of the filter", fix=nearest(str(rule), RULES))
+        for name, value in (("threshold", threshold), ("min_keep", min_keep), ("percentile", percentile)):
+            require_share(f"the filter's {name}", value)
+        if not 0 <= decay < 1:
+            raise SagecacheError(f"the filter's decay is {decay}, it must be in [0, 1)")
+        if not 0 <= low <= high <= 1:
+            raise SagecacheError(f"the filter's low and high are {low} and {high}: 0 <= low <= high <= 1")
+        if warm_up < 0 or beta < 0:
+            raise SagecacheError(f"the filter's warm_up and beta are {warm_up} and {beta}, they are >= 0")
+        self.rule, self.threshold, self.beta, self.low, self.high = rule, threshold, beta, low, high
+        self.warm_up, self.min_keep, self.percentile = warm_up, min_keep, percentile
+        self.statistics = JointStatistics(num_keypoints, threshold, decay)
+        self.register_buffer("visible", visible, persistent=False)
 
     @torch.no_grad()
-    def _update(self, confidence: Tensor) -> None:
-        confidence = confidence.float()
-        rate = (1 / (self.updates + 1.0)).clamp(min=1 - self.decay)  # a tensor: the host need not wait
-        self.mean.lerp_(confidence.mean(0), rate)
-        # spread about the running mean, not within the batch, whose own mean moves with its pictures
-        self.variance.lerp_((confidence - self.mean).square().mean(0), rate)
-        self.updates += 1
+    def forward(self, confidence: Tensor) -> FilterDecision:
+        """confidence (B, K) in [0, 1]. In training mode the statistics move on, first."""
+        if self.training:
+            self.statistics.update(confidence)
+        seen = confidence.float()
+        if self.visible is not None:
+            seen = thresholds.aligned(seen, self.statistics.selected, self.visible)
+        threshold = self._threshold()
+        if self.rule == "softmatch":
+            weight = thresholds.softmatch(seen, threshold, self.statistics.variance)
+            weight = torch.where(weight < NEGLIGIBLE, 0, weight)
+        else:
+            weight = (seen > threshold).to(seen.dtype)
+        floor = self._floor(seen)
+        rescued = floor & (weight == 0)
+        return FilterDecision(torch.where(rescued, 1, weight), rescued, threshold)
+
+    def _threshold(self) -> Tensor:
+        statistics = self.statistics
+        if self.rule == "adaptive":
+            mean, variance = statistics.mean, statistics.variance
+            return thresholds.adaptive(mean, variance, self.beta, self.low, self.high)
+        if self.rule == "flexmatch":
+            return thresholds.flexmatch(self.threshold, statistics.selected)
+        if self.rule == "freematch":
+            return thresholds.freematch(statistics.mean)
+        if self.rule == "softmatch":
+            return statistics.mean
+        return torch.full_like(statistics.mean, self.threshold)
+
+    def _floor(self, confidence: Tensor) -> Tensor:
+        floor = (self.statistics.updates <= self.warm_up).expand(confidence.shape) & bool(self.warm_up)
+        if self.min_keep:
+            floor = floor | thresholds.top_of_sample(confidence, self.min_keep)
+        if self.percentile:
+            floor = floor | thresholds.top_of_joint(confidence, self.percentile)
+        return floor & confidence.isfinite()
+
+
+def _over_processes(sums: Tensor) -> Tensor:
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.all_reduce(sums)
+    return sums

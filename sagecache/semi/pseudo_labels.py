@@ -68,10 +68,11 @@ class PseudoLabeler(nn.Module):
         heatmap_from_image = compose(heatmap_from_weak, weak_from_image)
         keypoints = transform_points(invert_affine(heatmap_from_image), points)
 
-        keep = self.keypoint_filter(confidence)
-        score = self._plausibility(keypoints, keep, bbox_scale, confidence)
+        filtered = self.keypoint_filter(confidence)
+        score = self._plausibility(keypoints, filtered.keep, bbox_scale, confidence)
         corrected = None if correct is None else correct(keypoints, confidence)
-        decision = self.gate(confidence, keep, score, corrected)
+        decision = self.gate(confidence, filtered.keep, score, corrected)
+        hard = decision.teacher_a[:, None]
         return PseudoLabels(
             probability=maps,
             keypoints=keypoints,
@@ -79,7 +80,8 @@ class PseudoLabeler(nn.Module):
             plausibility=score,
             teacher_a=decision.teacher_a,
             keep=decision.keep,
-            weights=decision.weights,
+            weights=decision.weights * torch.where(hard, filtered.weight, 1),
+            rescued=filtered.rescued & hard,
             # the gate has dropped what is not finite; NaN times a weight of 0 would still be NaN
             corrected=keypoints
             if corrected is None

@@ -8,7 +8,7 @@ from sagecache.semi.filtering import KeypointFilter
 
 
 def test_keeps_what_is_above_the_threshold():
-    keep = KeypointFilter(3, threshold=0.5)(torch.tensor([[0.2, 0.5, 0.51], [1.0, 0.0, 0.6]]))
+    keep = KeypointFilter(3, threshold=0.5)(torch.tensor([[0.2, 0.5, 0.51], [1.0, 0.0, 0.6]])).keep
     assert keep.tolist() == [[False, False, True], [True, False, True]]
 
 
@@ -23,16 +23,16 @@ def test_statistics_agree_with_a_loop_and_count_dropped_joints_too():
             column = batch[:, k].tolist()
             mean[k] += rate * (sum(column) / 4 - mean[k])
             variance[k] += rate * (sum((c - mean[k]) ** 2 for c in column) / 4 - variance[k])
-    assert module.mean.tolist() == pytest.approx(mean, abs=1e-5)
-    assert module.variance.tolist() == pytest.approx(variance, abs=1e-5)
-    assert module.mean.min() > 0.3  # all were dropped, yet the mean is that of the confidences
+    assert module.statistics.mean.tolist() == pytest.approx(mean, abs=1e-5)
+    assert module.statistics.variance.tolist() == pytest.approx(variance, abs=1e-5)
+    assert module.statistics.mean.min() > 0.3  # all were dropped, yet the mean is that of the confidences
 
 
 def test_the_mean_of_a_steady_teacher_is_right_from_the_first_batch():
     module = KeypointFilter(2, decay=0.999)
     module(torch.tensor([[0.2, 0.6], [0.4, 0.8]]))
-    assert module.mean.tolist() == pytest.approx([0.3, 0.7])
-    assert module.variance.tolist() == pytest.approx([0.01, 0.01])
+    assert module.statistics.mean.tolist() == pytest.approx([0.3, 0.7])
+    assert module.statistics.variance.tolist() == pytest.approx([0.01, 0.01])
 
 
 def test_evaluation_leaves_the_statistics_alone():
@@ -53,7 +53,7 @@ def test_statistics_are_saved_and_resume_exactly():
     second.load_state_dict(first.state_dict())
     for batch in batches[4:]:
         second(batch)
-    assert torch.equal(straight.mean, second.mean) and torch.equal(straight.variance, second.variance)
+    assert torch.equal(straight.statistics.mean, second.statistics.mean) and torch.equal(straight.statistics.variance, second.statistics.variance)
 
 
 @pytest.mark.parametrize(
@@ -73,5 +73,5 @@ def test_values_out_of_range_are_named(options):
 
 def test_both_ends_of_the_threshold_s_range_will_do():
     confidence = torch.tensor([[0.0, 0.2, 1.0]])
-    assert KeypointFilter(3, threshold=0.0)(confidence).tolist() == [[False, True, True]]
-    assert KeypointFilter(3, threshold=1.0, decay=0.0)(confidence).tolist() == [[False, False, False]]
+    assert KeypointFilter(3, threshold=0.0)(confidence).keep.tolist() == [[False, True, True]]
+    assert KeypointFilter(3, threshold=1.0, decay=0.0)(confidence).keep.tolist() == [[False, False, False]]
