@@ -17,7 +17,7 @@ from sagecache.geometry.affine import crop_affine, resize_affine
 from sagecache.mm.estimator import SemiPoseEstimator
 from sagecache.precompute.plan import BORDERS
 from sagecache.store import StoreReader
-from sagecache.structures import Instance, UnlabeledBatch
+from sagecache.structures import Instance, PseudoLabels, UnlabeledBatch
 from sagecache.teachers.base import Teacher, TeacherSpec
 
 
@@ -72,8 +72,8 @@ class OnlineEstimator(SemiPoseEstimator):
         estimator.teacher = teacher
         return estimator
 
-    def unlabeled_batch(self, heatmaps: Tensor, unlabeled: dict) -> UnlabeledBatch:
-        batch = super().unlabeled_batch(heatmaps, unlabeled)
+    def unlabeled_batch(self, heatmaps: Tensor, unlabeled: dict, labels: PseudoLabels) -> UnlabeledBatch:
+        batch = super().unlabeled_batch(heatmaps, unlabeled, labels)
         targets = run_teacher(self.teacher, unlabeled)
         return replace(batch, targets=targets, target_from_image=unlabeled["target_from_image"])
 

@@ -7,6 +7,7 @@ readers of annotations work without it.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,15 +40,33 @@ class Instance:
         return self.image_id, self.instance
 
 
+class Fate(IntEnum):
+    """What became of a joint of a pseudo-label; of several reasons to drop it the first that is named here.
+
+    Kept: above its threshold; exchanged with its mirror partner; below its threshold but kept by a floor;
+    learned from where the prior puts it. Dropped: with its whole person; because the teacher's views put it
+    in different places; because it looks like the other side's joint; by its threshold; by the hybrid gate.
+    """
+
+    KEPT = 0
+    CORRECTED = 1
+    RESCUED = 2
+    BY_PRIOR = 3
+    INSTANCE = 4
+    DISAGREE = 5
+    SWAPPED = 6
+    LOW_CONFIDENCE = 7
+    REFUSED = 8
+
+
 @dataclass(slots=True)
 class PseudoLabels:
-    """What the EMA teacher says of a batch, with every intermediate mask (nothing is computed twice).
+    """What the EMA teacher says of a batch, with every intermediate result (nothing is computed twice).
 
-    probability (B, K, h, w): fused teacher maps in weak-view heatmap pixels, each summing to 1.
-    keypoints (B, K, 2): decoded, source image pixels. confidence (B, K) in [0, 1].
+    probability (B, K, h, w): fused teacher maps in the heatmap pixels of the first view it saw, each summing
+    to 1. keypoints (B, K, 2): decoded, source image pixels. confidence (B, K) in [0, 1].
     plausibility (B,): KPS in [0, 1]. teacher_a (B,) bool: sample passes the gate.
-    keep (B, K) bool: joints that may be learned from. weights (B, K): keep times the weights of the filter
-    and of the gate. rescued (B, K) bool: below the filter's threshold, kept by one of its floors.
+    weights (B, K) in [0, 1]: 0 where a joint is not learned from. fate (B, K) int64: of `Fate`, why.
     corrected (B, K, 2): pose B in image pixels (equal to keypoints where no prior is given).
     """
 
@@ -56,10 +75,14 @@ class PseudoLabels:
     confidence: Tensor
     plausibility: Tensor
     teacher_a: Tensor
-    keep: Tensor
     weights: Tensor
-    rescued: Tensor
+    fate: Tensor
     corrected: Tensor
+
+    @property
+    def keep(self) -> Tensor:
+        """(B, K) bool: joints that are learned from."""
+        return self.weights > 0
 
 
 @dataclass(slots=True)
@@ -69,10 +92,11 @@ class UnlabeledBatch:
     student_heatmaps (B, K, h, w): raw output of the student's head on the strong views.
     heatmap_kind: 'logits' | 'heatmap' (see geometry.heatmap.probability).
     student_keypoints (B, K, 2): soft-argmax, strong-view input pixels, carries the gradient.
-    student_from_weak (B, 3, 3): weak-view -> strong-view heatmap pixels.
+    student_from_teacher (B, 3, 3): heatmap pixels of pseudo_labels.probability -> of the strong view.
     heatmap_from_strong (3, 3): strong-view input pixels -> heatmap pixels.
     strong_from_image, target_from_image (B, 3, 3): image pixels -> strong-view input / target-map pixels.
-    bbox_scale (B,): sqrt(w * h) of the instance's box, image pixels.
+    strong_size: (width, height) of a strong view. bbox_scale (B,): sqrt(w * h) of the instance's box, image
+    pixels.
     targets: 'depth' (B, 1, H, W) float32, 'normal' (B, 3, H, W), 'mask' (B, 1, H, W) bool; empty dict
     without a store.
     step: optimiser steps done so far.
@@ -82,10 +106,11 @@ class UnlabeledBatch:
     student_heatmaps: Tensor
     heatmap_kind: str
     student_keypoints: Tensor
-    student_from_weak: Tensor
+    student_from_teacher: Tensor
     heatmap_from_strong: Tensor
     strong_from_image: Tensor
     target_from_image: Tensor
+    strong_size: tuple[int, int]
     bbox_scale: Tensor
     pseudo_labels: PseudoLabels
     targets: dict[str, Tensor]

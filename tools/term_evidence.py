@@ -98,14 +98,14 @@ def directions(
     with torch.no_grad():
         maps = network.head(network.extract_feat(estimator.normalise(unlabeled["strong"].flatten(0, 1))))
     maps = maps.float().requires_grad_()
-    batch = estimator.unlabeled_batch(maps, unlabeled)
+    batch = estimator.unlabeled_batch(maps, unlabeled, estimator.pseudo_labels(unlabeled))
     view, mirrored = batch.strong_from_image, is_mirrored(batch.strong_from_image)
 
     def seen(keypoints: Tensor) -> Tensor:
-        return swap_mirrored(transform_points(view, keypoints), mirrored, estimator.flip_indices)
+        return swap_mirrored(transform_points(view, keypoints), mirrored, estimator.labeler.flip_indices)
 
     place = seen(truth[..., :2])
-    known = swap_mirrored(truth[..., 2:] > 0, mirrored, estimator.flip_indices)[..., 0]
+    known = swap_mirrored(truth[..., 2:] > 0, mirrored, estimator.labeler.flip_indices)[..., 0]
     known &= inside(place, tuple(reversed(unlabeled["strong"].shape[-2:])))
     unit = (diagonal * view[:, :2, :2].det().abs().sqrt())[:, None, None]  # view pixels
     student = (batch.student_keypoints - place) / unit

@@ -1,4 +1,6 @@
-"""Checkpoints in and out: ours hold ``student.*`` and ``ema_teacher.*``, plain mmpose files neither."""
+"""Checkpoints in and out: ours hold ``student.*``, ``ema_teacher.*`` and, of two EMA teachers,
+``appearance_teacher.*``; plain mmpose files none of them.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ from sagecache.mm.compat import activate
 
 logger = logging.getLogger(__name__)
 
-PREFIXES = ("student.", "ema_teacher.")
+PREFIXES = ("student.", "ema_teacher.", "appearance_teacher.")
 FOREIGN = "Give a .pth of this project's training or of mmpose, or a .safetensors."
 
 
@@ -89,7 +91,8 @@ def _iteration(path: Path) -> int:
 
 
 def network_state(path: Path, network: str) -> dict[str, Tensor]:
-    """The state of one network in plain mmpose layout; network: 'student' | 'ema_teacher'.
+    """The state of one network in plain mmpose layout; network: 'student' | 'ema_teacher' |
+    'appearance_teacher'.
 
     Raises SagecacheError where a file of several networks lacks this one.
     """

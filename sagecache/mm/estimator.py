@@ -1,4 +1,4 @@
-"""The training model: a student, its EMA teacher, pseudo labels, and a list of terms.
+"""The training model: a student, its EMA teacher(s), pseudo labels, and a list of terms.
 
 A composition: every number is made by a small module of ``semi`` and ``priors`` that is tested alone.
 Without terms it is plain supervised training with an EMA copy.
@@ -19,8 +19,17 @@ from sagecache.geometry.depth import Gain, gain_from_normals
 from sagecache.geometry.heatmap import probability, soft_argmax
 from sagecache.mm.registry import map_kind
 from sagecache.priors.diffusion import DiffusionPrior
-from sagecache.semi.ema import initialise_ema, ramp_up, update_ema, warm_decay
-from sagecache.structures import PseudoLabels, UnlabeledBatch
+from sagecache.project.recipe import TeacherSettings
+from sagecache.semi.ema import (
+    initialise_ema,
+    measure_own_norm,
+    ramp_up,
+    require_different,
+    update_ema,
+    warm_decay,
+)
+from sagecache.semi.fusion import TeacherView
+from sagecache.structures import Fate, PseudoLabels, UnlabeledBatch
 
 
 class ViewPreprocessor(BaseDataPreprocessor):
@@ -42,7 +51,8 @@ class SemiPoseEstimator(BaseModel):
     labeler: teacher maps -> PseudoLabels. terms: name -> (weight, module(UnlabeledBatch) -> TermOutput).
     prior: corrects poses for a gate with a teacher B. It is a part, so that it moves with the rest, but not
     state: it has a file of its own.
-    The EMA teacher is the network that validates.
+    teacher: how many EMA teachers there are, and how a second one, which sees the appearance view, differs.
+    The (first) EMA teacher is the network that validates.
     ``step`` is set by the training loop before each iteration; it drives ramp-ups and EMA warm-up.
     """
 
@@ -51,17 +61,25 @@ class SemiPoseEstimator(BaseModel):
         student: nn.Module,
         heatmap_from_input: Tensor,
         sigma: float,
-        flip_indices: Tensor,
         labeler: nn.Module | None = None,
         terms: Mapping[str, tuple[float, nn.Module]] | None = None,
         *,
         prior: DiffusionPrior | None = None,
         ema_decay: float = 0.999,
+        teacher: TeacherSettings | None = None,
         ramp_up_steps: int = 0,
     ) -> None:
         super().__init__(data_preprocessor=ViewPreprocessor(student.data_preprocessor))
-        self.student = student
+        teacher = teacher or TeacherSettings()
+        self.student, self.flip = student, teacher.flip
         self.ema_teacher = initialise_ema(student)
+        self.appearance, self.appearance_teacher = None, None
+        if teacher.mode == "dual":
+            self.appearance = appearance = teacher.appearance
+            self.appearance_decay = ema_decay if appearance.decay is None else appearance.decay
+            self.appearance_teacher = initialise_ema(student)
+            own_norm = appearance.own_norm and measure_own_norm(self.appearance_teacher)
+            require_different(ema_decay, self.appearance_decay, appearance.alternate, own_norm)
         self.labeler, self.prior = labeler, prior
         self.register_state_dict_post_hook(_drop_prior)
         self.register_load_state_dict_post_hook(_expect_no_prior)
@@ -70,7 +88,6 @@ class SemiPoseEstimator(BaseModel):
         self.ema_decay, self.ramp_up_steps = ema_decay, ramp_up_steps
         self.sigma, self.step = sigma, 0
         self.register_buffer("heatmap_from_input", heatmap_from_input, persistent=False)
-        self.register_buffer("flip_indices", flip_indices, persistent=False)
 
     # -- mmengine's entry points --------------------------------------------------------------
     def forward(self, labeled=None, unlabeled=None, inputs=None, data_samples=None, mode: str = "loss"):
@@ -82,27 +99,45 @@ class SemiPoseEstimator(BaseModel):
     def train(self, mode: bool = True) -> SemiPoseEstimator:
         super().train(mode)
         self.ema_teacher.eval()  # the teacher's statistics are averaged, never measured
+        if self.appearance_teacher is not None:
+            self.appearance_teacher.eval()
+            if mode and self.appearance.own_norm:
+                measure_own_norm(self.appearance_teacher)
         return self
 
     @torch.no_grad()
     def update_ema(self, updates: int) -> None:
         """Once per optimiser step; ``updates`` counts the steps done before this one."""
-        update_ema(self.ema_teacher, self.student, warm_decay(self.ema_decay, updates))
+        alternate = self.appearance is not None and self.appearance.alternate
+        own = updates // 2 if alternate else updates  # steps that each of the two has taken
+        if not alternate or updates % 2 == 0:
+            update_ema(self.ema_teacher, self.student, warm_decay(self.ema_decay, own))
+        if self.appearance is not None and (not alternate or updates % 2 == 1):
+            decay = warm_decay(self.appearance_decay, own)
+            update_ema(self.appearance_teacher, self.student, decay, buffers=not self.appearance.own_norm)
 
     # -- one step ------------------------------------------------------------------------------
-    def loss(self, labeled: dict, unlabeled: dict | None) -> dict[str, Tensor]:
-        """Supervised loss on labeled views, plus every term on the strong views of unlabeled images."""
-        views = [labeled["image"]]
-        if unlabeled is not None and self.terms:
+    def loss(self, labeled: dict | None, unlabeled: dict | None) -> dict[str, Tensor]:
+        """Supervised loss on labeled views, plus every term on the strong views of unlabeled images.
+
+        The teacher speaks first, and the student sees both streams in one forward pass.
+        """
+        unlabeled = unlabeled if self.terms else None
+        labels = None if unlabeled is None else self.pseudo_labels(unlabeled)
+        views = [] if labeled is None else [labeled["image"]]
+        if unlabeled is not None:
             views.append(unlabeled["strong"].flatten(0, 1))
-        count = len(views[0])
         features = self.student.extract_feat(self.normalise(torch.cat(views)))
-        supervised = tuple(feature[:count] for feature in features)
-        losses = self.student.head.loss(supervised, labeled["data_samples"], train_cfg=self.student.train_cfg)
-        if len(views) == 1:
-            return losses
-        heatmaps = self.student.head(tuple(feature[count:] for feature in features))
-        return losses | self.term_losses(self.unlabeled_batch(heatmaps.float(), unlabeled))
+        losses, count = {}, 0
+        if labeled is not None:
+            count = len(labeled["image"])
+            supervised = tuple(feature[:count] for feature in features)
+            samples, settings = labeled["data_samples"], self.student.train_cfg
+            losses = self.student.head.loss(supervised, samples, train_cfg=settings)
+        if unlabeled is not None:
+            heatmaps = self.student.head(tuple(feature[count:] for feature in features)).float()
+            losses |= self.term_losses(self.unlabeled_batch(heatmaps, unlabeled, labels))
+        return losses
 
     def term_losses(self, batch: UnlabeledBatch) -> dict[str, Tensor]:
         """Weighted losses under ``loss_<term>``, and what terms and gate counted."""
@@ -114,8 +149,12 @@ class SemiPoseEstimator(BaseModel):
             "num_unused": (~labels.teacher_a & ~by_b).sum().float(),  # refused, and nothing to learn from B
             "keep_mean": labels.keep.float().mean(),
             "confidence_mean": labels.confidence.mean(),
+            "confidence_max": labels.confidence.max(),
             "plausibility_mean": labels.plausibility.mean(),
         }
+        fates = torch.arange(len(Fate), device=labels.fate.device)
+        shares = (labels.fate[..., None] == fates).float().mean((0, 1))
+        logged |= {f"fate/{fate.name.lower()}": share for fate, share in zip(Fate, shares, strict=True)}
         ramp = ramp_up(self.step, self.ramp_up_steps)
         for name, term in self.terms.items():
             output = term(batch)
@@ -123,29 +162,30 @@ class SemiPoseEstimator(BaseModel):
             logged |= {f"{name}_{key}": value for key, value in output.scalars.items()}
         return logged
 
-    def unlabeled_batch(self, heatmaps: Tensor, unlabeled: dict) -> UnlabeledBatch:
+    def unlabeled_batch(self, heatmaps: Tensor, unlabeled: dict, labels: PseudoLabels) -> UnlabeledBatch:
         """Collect what terms need. heatmaps (B*M, K, h, w) of the strong views; M views an image."""
         num_strong = unlabeled["strong"].shape[1]
 
         def repeat(tensor: Tensor) -> Tensor:
             return tensor.repeat_interleave(num_strong, dim=0)
 
-        labels = self.pseudo_labels(unlabeled)
         if num_strong > 1:
             labels = PseudoLabels(**{one.name: repeat(getattr(labels, one.name)) for one in fields(labels)})
         kind = map_kind(self.student.head)
         peaks = soft_argmax(probability(heatmaps, kind), self.sigma)  # (B*M, K, 2) heatmap px
         strong_from_image = unlabeled["strong_from_image"].flatten(0, 1)
-        weak_from_image = repeat(unlabeled["weak_from_image"])
+        seen_first = "appearance_from_image" if "appearance" in unlabeled else "weak_from_image"
+        image_from_teacher = invert_affine(repeat(unlabeled[seen_first]))
         to_map, from_map = self.heatmap_from_input, invert_affine(self.heatmap_from_input)
         targets = dequantise(unlabeled)
         return UnlabeledBatch(
             student_heatmaps=heatmaps,
             heatmap_kind=kind,
             student_keypoints=transform_points(from_map, peaks),
-            student_from_weak=compose(to_map, strong_from_image, invert_affine(weak_from_image), from_map),
+            student_from_teacher=compose(to_map, strong_from_image, image_from_teacher, from_map),
             heatmap_from_strong=to_map,
             strong_from_image=strong_from_image,
+            strong_size=(unlabeled["strong"].shape[-1], unlabeled["strong"].shape[-2]),
             target_from_image=repeat(unlabeled["target_from_image"]) if targets else strong_from_image,
             bbox_scale=repeat(unlabeled["bbox_scale"]),
             pseudo_labels=labels,
@@ -164,20 +204,33 @@ class SemiPoseEstimator(BaseModel):
 
     @torch.no_grad()
     def pseudo_labels(self, unlabeled: dict) -> PseudoLabels:
-        """The EMA teacher on the weak view and its mirror image, in one forward pass; fused, gated."""
-        inputs = self.normalise(unlabeled["weak"])
-        head = self.ema_teacher.head
-        maps = head(self.ema_teacher.extract_feat(torch.cat([inputs, inputs.flip(-1)]))).float()
-        plain, mirrored = maps.chunk(2)
+        """What the EMA teacher(s) make of the weak views: fused, filtered, gated."""
         return self.labeler(
-            plain,
-            map_kind(head),
-            unlabeled["weak_from_image"],
+            self.teacher_views(unlabeled),
             self.heatmap_from_input,
             unlabeled["bbox_scale"],
-            mirrored_heatmaps=mirrored,
             correct=None if self.prior is None else self.prior.correct,
         )
+
+    @torch.no_grad()
+    def teacher_views(self, unlabeled: dict) -> list[TeacherView]:
+        """One forward pass of each teacher. The appearance view comes first: it is the upright crop."""
+        names = ["appearance", "weak"] if "appearance" in unlabeled else ["weak"]
+        networks = [self.ema_teacher] * len(names)
+        if self.appearance_teacher is not None and "appearance" in unlabeled:
+            networks[0] = self.appearance_teacher
+        maps: dict[str, tuple[Tensor, ...]] = {}
+        for network in dict.fromkeys(networks):
+            own = [name for name, sees in zip(names, networks, strict=True) if sees is network]
+            inputs = self.normalise(torch.cat([unlabeled[name] for name in own]))
+            passes = torch.cat([inputs, inputs.flip(-1)]) if self.flip else inputs
+            plain = network.head(network.extract_feat(passes)).float().chunk(1 + self.flip)
+            maps |= dict(zip(own, zip(*(one.chunk(len(own)) for one in plain), strict=True), strict=True))
+        kind = map_kind(self.ema_teacher.head)
+        return [
+            TeacherView(maps[name][0], kind, unlabeled[f"{name}_from_image"], *maps[name][1:])
+            for name in names
+        ]
 
     def normalise(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 RGB -> network input, as the student's own preprocessor would make of BGR."""

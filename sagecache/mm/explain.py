@@ -44,6 +44,8 @@ def explain(
     )
     sigma = codec_of(model)["sigma"]
     student = _decoded(estimator, estimator.student, batch, sigma)
+    if recipe.semi.teacher.mode != "single":
+        batch |= dict(appearance=batch["weak"], appearance_from_image=batch["weak_from_image"])
     if not recipe.uses_unlabeled:
         teacher = _decoded(estimator, estimator.ema_teacher, batch, sigma)
         return {one.key: dict(student=student[i], ema_teacher=teacher[i]) for i, one in enumerate(instances)}

@@ -60,8 +60,10 @@ class SemiHook(Hook):
         """Every process judges the network of the checkpoint, which the first one wrote: since the last
         forward pass their batch statistics went different ways.
         """
-        for buffer in unwrap(runner.model).ema_teacher.buffers():
-            dist.broadcast(buffer)
+        model = unwrap(runner.model)
+        for teacher in (model.ema_teacher, model.appearance_teacher):
+            for buffer in () if teacher is None else teacher.buffers():
+                dist.broadcast(buffer)
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         wrapper = runner.optim_wrapper

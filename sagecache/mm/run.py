@@ -195,14 +195,13 @@ def build_estimator(
             labeler=build_labeler(project, recipe, codec["sigma"]),
             terms=build_terms(project, recipe, codec["sigma"], prior) if with_terms else {},
             prior=prior if recipe.semi.gate.get("teacher_b") == "diffusion" else None,
+            teacher=recipe.semi.teacher,
             ramp_up_steps=recipe.semi.ramp_up,
         )
-    flip_indices = torch.tensor(project.skeleton.flip_indices)
     return SemiPoseEstimator(
         student,
         heatmap_from_input(codec),
         codec["sigma"],
-        flip_indices,
         ema_decay=recipe.ema_decay,
         **semi,
     )

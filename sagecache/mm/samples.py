@@ -76,7 +76,7 @@ class EncodedSteps(Dataset):
     def __getitem__(self, draws: StepDraws) -> dict | SagecacheError:
         try:
             batch = self.steps[draws]
-            return {**batch, "labeled": self.encode(batch["labeled"])}
+            return batch | {"labeled": self.encode(batch["labeled"])} if "labeled" in batch else batch
         except SagecacheError as error:
             if get_worker_info() is None:
                 raise

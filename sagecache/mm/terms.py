@@ -18,6 +18,7 @@ from sagecache.priors.diffusion import DiffusionGuidance, DiffusionPrior
 from sagecache.project import Project, Recipe
 from sagecache.semi.consistency import Consistency
 from sagecache.semi.filtering import KeypointFilter
+from sagecache.semi.fusion import ViewFusion
 from sagecache.semi.gating import HybridGate, Plausibility, calibrate_threshold
 from sagecache.semi.pseudo_labels import PseudoLabeler
 from sagecache.skeleton.measure import stacked_keypoints
@@ -94,9 +95,11 @@ def check_semi(recipe: Recipe) -> None:
                 f"unknown term '{name}' in semi.terms", file="recipe", fix=nearest(name, TERMS)
             )
         TERMS[name].check(name, options)
-    checked(
-        KeypointFilter, recipe.semi.pseudo_labels, "recipe", "semi.pseudo_labels", given=["num_keypoints"]
-    )
+    labels = recipe.semi.pseudo_labels
+    options = {key: value for key, value in labels.items() if key != "align"}
+    given = ["num_keypoints", "visible"]
+    checked(KeypointFilter, options, "recipe", "semi.pseudo_labels", given=given, also=["align"])
+    checked(ViewFusion, recipe.semi.fusion, "recipe", "semi.fusion", given=["sigma"])
     checked(HybridGate, _stated(recipe.semi.gate), "recipe", "semi.gate")
 
 
@@ -124,17 +127,27 @@ def build_labeler(project: Project, recipe: Recipe, sigma: float) -> PseudoLabel
     reach once they err like predictions (semi.gating.calibrate_threshold), as confident as the gate asks;
     where it asks for no confidence, as the filter does of each joint.
     """
-    plausibility = Plausibility.from_stats(SkeletonStats.load(project.stats_file, project.skeleton))
-    count = project.skeleton.num_keypoints
-    joints = call_with(
-        KeypointFilter, recipe.semi.pseudo_labels, "recipe", "semi.pseudo_labels", num_keypoints=count
-    )
+    stats = SkeletonStats.load(project.stats_file, project.skeleton)
+    plausibility = Plausibility.from_stats(stats)
+    joints = _keypoint_filter(recipe.semi.pseudo_labels, stats)
     options = _stated(recipe.semi.gate)
     gate = call_with(HybridGate, options, "recipe", "semi.gate")
     if "threshold_plausibility" not in options:
         confidence = gate.threshold_confidence or joints.threshold
         gate.threshold_plausibility = _calibrated(project, recipe, plausibility, confidence)
-    return PseudoLabeler(sigma, torch.tensor(project.skeleton.flip_indices), joints, gate, plausibility)
+    fusion = call_with(ViewFusion, recipe.semi.fusion, "recipe", "semi.fusion", sigma=sigma)
+    flip_indices = torch.tensor(project.skeleton.flip_indices)
+    return PseudoLabeler(sigma, flip_indices, joints, gate, plausibility, fusion)
+
+
+def _keypoint_filter(options: Mapping[str, Any], stats: SkeletonStats) -> KeypointFilter:
+    """align True: the share of kept joints follows the labeled split's visible ones."""
+    rest = {key: value for key, value in options.items() if key != "align"}
+    visible = torch.from_numpy(stats.visible).float() if options.get("align") else None
+    count = stats.skeleton.num_keypoints
+    return call_with(
+        KeypointFilter, rest, "recipe", "semi.pseudo_labels", num_keypoints=count, visible=visible
+    )
 
 
 def _calibrated(project: Project, recipe: Recipe, plausibility: Plausibility, confidence: float) -> float:

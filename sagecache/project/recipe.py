@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from sagecache.data.views import ViewConfig
 from sagecache.errors import SagecacheError
+from sagecache.semi.ema import require_different
 from sagecache.strict import at_least, positive
 
 MAX_SEED = 10**9  # what a training makes of it must fit into torch's 64 bits
@@ -43,16 +44,22 @@ class BatchSettings:
     workers: int = 1
 
     def __post_init__(self) -> None:
-        at_least("labeled", self.labeled, 1)  # every step has a supervised loss
+        at_least("labeled", self.labeled, 0)
         at_least("unlabeled", self.unlabeled, 0)
+        if not self.labeled and not self.unlabeled:
+            raise SagecacheError("a step needs images, and batch.labeled and batch.unlabeled are 0")
         at_least("workers", self.workers, 0)
 
 
 @dataclass(frozen=True)
 class ViewSettings:
-    """The EMA teacher's weak view, the student's strong views (labeled images get a strong one too)."""
+    """The EMA teacher's weak view, the student's strong views (labeled images get a strong one too).
+
+    appearance: a second view of teachers that look at two, the plain crop in other colours.
+    """
 
     weak: ViewConfig = ViewConfig()
+    appearance: ViewConfig | None = None
     strong: ViewConfig = ViewConfig()
     num_strong: int = 1
     padding: float = 1.25
@@ -79,12 +86,52 @@ class TrainSettings:
 
 
 @dataclass(frozen=True)
+class AppearanceTeacher:
+    """How the second EMA teacher of mode 'dual' differs from the first; with none of the three it would not.
+
+    decay: its own. alternate: the two are updated in turns, one optimiser step each. own_norm: its batch norm
+    layers measure what it sees, the others' are averages of the student's.
+    """
+
+    decay: float | None = None
+    alternate: bool = False
+    own_norm: bool = False
+
+    def __post_init__(self) -> None:
+        if self.decay is not None and not 0 <= self.decay < 1:
+            raise SagecacheError(f"decay is {self.decay}, it must be in [0, 1)")
+
+
+@dataclass(frozen=True)
+class TeacherSettings:
+    """What the EMA teacher looks at.
+
+    mode: 'single' sees the weak view; 'single_two_view' sees it and the appearance view (views.appearance:
+    the plain crop in other colours) in one forward pass; 'dual' has a teacher of its own for the latter.
+    flip: each view once more, mirrored.
+    """
+
+    mode: Literal["single", "single_two_view", "dual"] = "single"
+    flip: bool = True
+    appearance: AppearanceTeacher = AppearanceTeacher()
+
+    def __post_init__(self) -> None:
+        if self.mode != "dual" and self.appearance != AppearanceTeacher():
+            raise SagecacheError(
+                f"teacher.appearance has no effect with mode '{self.mode}'", fix="Set teacher.mode='dual'."
+            )
+
+
+@dataclass(frozen=True)
 class SemiSettings:
     """Learning without labels. Terms map a name to its options; weight 0 builds nothing, the default is 1.
 
-    ramp_up: steps over which the terms' weights rise to full.
+    ramp_up: steps over which the terms' weights rise to full. fusion, pseudo_labels and gate are options of
+    ``semi.fusion.ViewFusion``, ``semi.filtering.KeypointFilter`` and ``semi.gating.HybridGate``.
     """
 
+    teacher: TeacherSettings = TeacherSettings()
+    fusion: dict[str, Any] = field(default_factory=dict)
     pseudo_labels: dict[str, Any] = field(default_factory=dict)
     gate: dict[str, Any] = field(default_factory=dict)
     terms: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -92,6 +139,10 @@ class SemiSettings:
 
     def __post_init__(self) -> None:
         at_least("ramp_up", self.ramp_up, 0)
+        if self.fusion and self.teacher.mode == "single":
+            raise SagecacheError(
+                "semi.fusion has no effect on one view", fix="Set teacher.mode='single_two_view'."
+            )
         for name, options in self.terms.items():
             weight = options.get("weight", 1.0)
             number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
@@ -136,6 +187,25 @@ class Recipe:
         if not 0 <= self.ema_decay < 1:
             raise SagecacheError(f"ema_decay is {self.ema_decay}, it must be in [0, 1)")
         self._refuse_keys_of_the_other_kind()
+        self._check_teachers()
+        if self.kind == "pose" and not self.batch.labeled and not self.uses_unlabeled:
+            raise SagecacheError(
+                "nothing to learn from: batch.labeled is 0, and no term uses unlabeled images",
+                fix="Give a term of semi.terms a weight, and batch.unlabeled a number.",
+            )
+
+    def _check_teachers(self) -> None:
+        """Two views need the second one's config; the second teacher must differ from the first."""
+        teacher = self.semi.teacher
+        if (teacher.mode == "single") != (self.views.appearance is None):
+            raise SagecacheError(
+                f"semi.teacher.mode '{teacher.mode}' and views.appearance do not go together",
+                fix="Two views need views.appearance = dict(colour=…, blur=…), one must not have it.",
+            )
+        if teacher.mode == "dual":
+            own = teacher.appearance
+            other = self.ema_decay if own.decay is None else own.decay
+            require_different(self.ema_decay, other, own.alternate, own.own_norm)
 
     def _refuse_keys_of_the_other_kind(self) -> None:
         if self.kind == "pose":
@@ -181,4 +251,5 @@ class Recipe:
         if not self.uses_unlabeled:
             return f"{self.batch.labeled} labeled a step, no unlabeled ones: labels alone"
         terms = ", ".join(f"{name} {options.get('weight', 1.0):g}" for name, options in self.terms.items())
-        return f"{self.batch.labeled} labeled and {self.batch.unlabeled} unlabeled a step; terms: {terms}"
+        images = f"{self.batch.labeled or 'no'} labeled and {self.batch.unlabeled} unlabeled"
+        return f"{images} a step; terms: {terms}"

@@ -173,8 +173,8 @@ class Consistency(nn.Module):
         """Maps (B, K, h, w), not yet normalised, and in view (B, K) bool; channels as in the image."""
         labels = batch.pseudo_labels
         if self.target == "heatmap":
-            warped = warp_heatmaps(labels.probability, batch.student_from_weak)
-            return warped, in_view_mass(warped, batch.student_from_weak) >= MIN_IN_VIEW
+            warped = warp_heatmaps(labels.probability, batch.student_from_teacher)
+            return warped, in_view_mass(warped, batch.student_from_teacher) >= MIN_IN_VIEW
         height, width = batch.student_heatmaps.shape[-2:]
         points = transform_points(heatmap_from_image, labels.keypoints)
         return gaussian(points, (width, height), self.sigma), inside(points, (width, height))

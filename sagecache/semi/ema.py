@@ -50,14 +50,15 @@ def warm_decay(decay: float, step: int) -> float:
 
 
 @torch.no_grad()
-def update_ema(ema_model: nn.Module, model: nn.Module, decay: float) -> None:
+def update_ema(ema_model: nn.Module, model: nn.Module, decay: float, buffers: bool = True) -> None:
     """ema <- decay * ema + (1 - decay) * model, in place, in one fused call for each kind of tensor.
 
     Parameters and floating-point buffers (batch norm's running statistics) are averaged: the teacher's
-    statistics then belong to its averaged weights. Other buffers (counters) are copied.
+    statistics then belong to its averaged weights. Other buffers (counters) are copied. buffers False
+    leaves all of them to the teacher's own forward passes.
     decay in [0, 1] is the share that stays; mmengine's `momentum` is 1 - decay.
     """
-    pairs = list(zip(_tensors(ema_model), _tensors(model), strict=True))
+    pairs = list(zip(_tensors(ema_model, buffers), _tensors(model, buffers), strict=True))
     averaged = [pair for pair in pairs if pair[1].is_floating_point()]
     if averaged:
         torch._foreach_lerp_([ema for ema, _ in averaged], [value for _, value in averaged], 1 - decay)
@@ -66,8 +67,33 @@ def update_ema(ema_model: nn.Module, model: nn.Module, decay: float) -> None:
             ema.copy_(value)
 
 
-def _tensors(model: nn.Module) -> list[torch.Tensor]:
-    return [*model.parameters(), *model.buffers()]  # in the order of definition: equal in both copies
+def require_different(decay: float, other: float, alternate: bool, own_norm: bool) -> None:
+    """Raise SagecacheError unless a second EMA teacher can differ from the first.
+
+    Two averages of one student with one start, one decay and the same updates are the same weights for ever.
+    alternate: they are updated in turns. own_norm: the second one's batch norm keeps its own statistics.
+    """
+    if decay == other and not alternate and not own_norm:
+        raise SagecacheError(
+            f"both EMA teachers would average the same student with the decay {decay}: one network, twice",
+            fix="In semi.teacher.appearance set another decay, alternate, or (with batch norm) own_norm.",
+        )
+
+
+def measure_own_norm(model: nn.Module) -> bool:
+    """Put a teacher's batch norm layers in training mode: they normalise by, and keep, what it sees itself.
+
+    False where it has none, so that nothing would differ.
+    """
+    layers = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    for layer in layers:
+        layer.train()
+    return bool(layers)
+
+
+def _tensors(model: nn.Module, buffers: bool) -> list[torch.Tensor]:
+    """In the order of definition, which is equal in both copies."""
+    return [*model.parameters(), *(model.buffers() if buffers else ())]
 
 
 def ramp_up(step: int, length: int) -> float:

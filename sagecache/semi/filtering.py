@@ -70,24 +70,24 @@ class JointStatistics(nn.Module):
 class KeypointFilter(nn.Module):
     """Confidence -> weight of each joint.
 
-    rule: 'fixed' keeps what is above ``threshold``; 'adaptive' above mean - beta sd within [low, high];
+    rule: 'fixed' keeps what is above ``threshold``; 'adaptive' above mean - beta sd within limits;
     'flexmatch', 'freematch' lower the threshold of joints learned late; 'softmatch' weighs instead (see
     ``thresholds``). threshold in [0, 1] in units of `geometry.heatmap.decode` also says what counts as
     selected. decay: of the running statistics.
     warm_up: batches in which every joint is kept. min_keep: share of each sample's joints that is kept
     whatever the rule says, the best ones; percentile: likewise of each joint's samples in a batch.
-    visible (K,): share of labeled bodies that shows each joint; None leaves the confidence as it is.
+    visible (K,): share of labeled bodies that shows each joint; given, each joint's confidence is raised or
+    lowered until as large a share is selected (distribution alignment).
     """
 
     def __init__(
         self,
         num_keypoints: int,
-        rule: Literal["fixed", "adaptive", "flexmatch", "freematch", "softmatch"] = "fixed",
         threshold: float = 0.5,
+        rule: Literal["fixed", "adaptive", "flexmatch", "freematch", "softmatch"] = "fixed",
         decay: float = 0.99,
         beta: float = 1.0,
-        low: float = 0.1,
-        high: float = 0.9,
+        limits: tuple[float, float] = (0.1, 0.9),
         warm_up: int = 0,
         min_keep: float = 0.0,
         percentile: float = 0.0,
@@ -100,11 +100,11 @@ class KeypointFilter(nn.Module):
             require_share(f"the filter's {name}", value)
         if not 0 <= decay < 1:
             raise SagecacheError(f"the filter's decay is {decay}, it must be in [0, 1)")
-        if not 0 <= low <= high <= 1:
-            raise SagecacheError(f"the filter's low and high are {low} and {high}: 0 <= low <= high <= 1")
+        if not 0 <= limits[0] <= limits[1] <= 1:
+            raise SagecacheError(f"the filter's limits are {tuple(limits)}, they rise within [0, 1]")
         if warm_up < 0 or beta < 0:
             raise SagecacheError(f"the filter's warm_up and beta are {warm_up} and {beta}, they are >= 0")
-        self.rule, self.threshold, self.beta, self.low, self.high = rule, threshold, beta, low, high
+        self.rule, self.threshold, self.beta, self.limits = rule, threshold, beta, tuple(limits)
         self.warm_up, self.min_keep, self.percentile = warm_up, min_keep, percentile
         self.statistics = JointStatistics(num_keypoints, threshold, decay)
         self.register_buffer("visible", visible, persistent=False)
@@ -131,7 +131,7 @@ class KeypointFilter(nn.Module):
         statistics = self.statistics
         if self.rule == "adaptive":
             mean, variance = statistics.mean, statistics.variance
-            return thresholds.adaptive(mean, variance, self.beta, self.low, self.high)
+            return thresholds.adaptive(mean, variance, self.beta, *self.limits)
         if self.rule == "flexmatch":
             return thresholds.flexmatch(self.threshold, statistics.selected)
         if self.rule == "freematch":

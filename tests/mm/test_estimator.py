@@ -8,6 +8,7 @@ import torch
 from mmengine.runner.checkpoint import get_state_dict, load_state_dict
 from torch import nn
 
+from sagecache.errors import SagecacheError
 from sagecache.geometry.affine import augment_affine
 from sagecache.mm.estimator import SemiPoseEstimator
 from sagecache.mm.registry import build_student, codec_of, heatmap_from_input
@@ -15,6 +16,7 @@ from sagecache.mm.samples import LabelEncoder
 from sagecache.priors.denoiser import Denoiser
 from sagecache.priors.diffusion import DiffusionGuidance, DiffusionPrior
 from sagecache.project import Project
+from sagecache.project.recipe import AppearanceTeacher, TeacherSettings
 from sagecache.semi.filtering import KeypointFilter
 from sagecache.semi.gating import HybridGate
 from sagecache.semi.pseudo_labels import PseudoLabeler
@@ -42,7 +44,6 @@ def build(gate: HybridGate | None = None, **options) -> SemiPoseEstimator:
         student,
         heatmap_from_input(codec_of(model)),
         codec_of(model)["sigma"],
-        FLIP,
         labeler,
         **dict(terms={"probe": (0.5, Probe())}, ramp_up_steps=10) | options,
     )
@@ -104,6 +105,7 @@ def test_a_refused_sample_without_weight_is_not_teacher_b_s(estimator):
         teacher_a=torch.tensor([True, True, False, False, False, False]),
         weights=torch.tensor([[1.0, 1.0], [0.0, 0.0], [0.3, 0.0], [0.0, 0.0], [0.0, 0.3], [0.0, 0.0]]),
         keep=torch.ones(6, 2, dtype=torch.bool),
+        fate=torch.zeros(6, 2, dtype=torch.int64),
         confidence=torch.ones(6, 2),
         plausibility=torch.ones(6),
     )
@@ -136,7 +138,7 @@ def test_views_of_one_image_stay_together_with_their_matrices(estimator):
     for i in range(6):
         strong = views["strong_from_image"][i // 2, i % 2]
         expected = to_map @ strong @ torch.linalg.inv(to_map)  # the weak view is the image itself
-        torch.testing.assert_close(batch.student_from_weak[i], expected, atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(batch.student_from_teacher[i], expected, atol=1e-3, rtol=1e-3)
 
 
 def test_the_teacher_stays_in_evaluation_mode(estimator):
@@ -163,6 +165,109 @@ def test_ema_moves_once_per_call_towards_the_student(estimator):
     estimator.update_ema(updates=1)  # min(.999, 1 - 1/2) = .5
     for old, new in zip(before, estimator.ema_teacher.parameters(), strict=True):
         torch.testing.assert_close(new, old + 0.5)
+
+
+# -- two views, two teachers -----------------------------------------------------------------------------
+
+
+def two_views(count: int = 3) -> dict:
+    views = unlabeled(count)
+    turned = torch.from_numpy(augment_affine(SIZE, 10.0, 1.1, (0, 0), True)).float()
+    return views | dict(
+        appearance=views["weak"].roll(1, 0),
+        appearance_from_image=views["weak_from_image"],
+        weak_from_image=turned.repeat(count, 1, 1),
+    )
+
+
+def dual(**appearance) -> TeacherSettings:
+    return TeacherSettings("dual", appearance=AppearanceTeacher(**appearance))
+
+
+def forwards(network: torch.nn.Module) -> list[int]:
+    """Batch sizes of the network's forward passes from now on."""
+    sizes: list[int] = []
+    network.backbone.register_forward_pre_hook(lambda _module, inputs: sizes.append(len(inputs[0])))
+    return sizes
+
+
+@pytest.mark.parametrize("flip, passes", [(False, 6), (True, 12)])
+def test_one_teacher_sees_both_views_in_one_forward_pass(flip, passes):
+    estimator = build(teacher=TeacherSettings(flip=flip)).eval()
+    sizes, batch = forwards(estimator.ema_teacher), two_views()
+    views = estimator.teacher_views(batch)
+    assert sizes == [passes]
+    for name, view in zip(("appearance", "weak"), views, strict=True):
+        alone = estimator.ema_teacher.head(
+            estimator.ema_teacher.extract_feat(estimator.normalise(batch[name]))
+        )
+        torch.testing.assert_close(view.heatmaps, alone, atol=1e-5, rtol=1e-4)
+        assert view.view_from_image is batch[f"{name}_from_image"] and (view.mirrored is not None) == flip
+    labels = estimator.pseudo_labels(batch)
+    batch_of_terms = estimator.unlabeled_batch(torch.zeros(6, 17, 32, 24), batch, labels)
+    to_map, strong = estimator.heatmap_from_input, batch["strong_from_image"].flatten(0, 1)
+    expected = to_map @ strong @ torch.linalg.inv(to_map)  # the appearance view is the image itself
+    torch.testing.assert_close(batch_of_terms.student_from_teacher, expected, atol=1e-3, rtol=1e-3)
+
+
+def test_each_of_two_teachers_sees_its_own_view_and_moves_at_its_own_pace():
+    estimator = build(ema_decay=0.9, teacher=dual(decay=0.5)).train()
+    seen, other = forwards(estimator.ema_teacher), forwards(estimator.appearance_teacher)
+    estimator.teacher_views(two_views())
+    assert seen == other == [6]
+    with torch.no_grad():
+        for parameter in estimator.student.parameters():
+            parameter.add_(1.0)
+    start = [p.clone() for p in estimator.ema_teacher.parameters()]
+    estimator.update_ema(updates=100)
+    for old, slow, fast in zip(
+        start, estimator.ema_teacher.parameters(), estimator.appearance_teacher.parameters(), strict=True
+    ):
+        torch.testing.assert_close(slow, old + 0.1, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(fast, old + 0.5, atol=1e-5, rtol=1e-5)
+
+
+def test_alternate_teachers_take_turns():
+    estimator = build(teacher=dual(alternate=True)).train()
+    teachers = (estimator.ema_teacher, estimator.appearance_teacher)
+    moved = []
+    for updates in range(100, 104):
+        with torch.no_grad():
+            for parameter in estimator.student.parameters():
+                parameter.add_(1.0)
+        before = [next(one.parameters()).clone() for one in teachers]
+        estimator.update_ema(updates)
+        moved.append(
+            [not torch.equal(a, next(b.parameters())) for a, b in zip(before, teachers, strict=True)]
+        )
+    assert moved == [[True, False], [False, True]] * 2
+
+
+def test_a_second_teacher_s_own_norm_is_measured_in_training_alone():
+    estimator = build(teacher=dual(own_norm=True))
+    norms = [m for m in estimator.appearance_teacher.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    estimator.train()
+    before = norms[0].running_mean.clone()
+    estimator.teacher_views(two_views())
+    assert norms and not torch.equal(before, norms[0].running_mean)
+    estimator.eval()
+    assert not any(norm.training for norm in norms)
+
+
+def test_two_teachers_of_one_kind_are_refused():
+    with pytest.raises(SagecacheError, match="one network, twice"):
+        build(teacher=dual(decay=0.999))
+
+
+def test_without_labels_the_terms_alone_are_the_loss(estimator):
+    losses = estimator.train()(unlabeled=unlabeled(), mode="loss")
+    assert [name for name in losses if name.startswith("loss")] == ["loss_probe"]
+
+
+def test_every_joint_s_fate_is_counted_once(estimator):
+    losses = estimator.train()(labeled=labeled(), unlabeled=unlabeled(), mode="loss")
+    shares = {name: value.item() for name, value in losses.items() if name.startswith("fate/")}
+    assert sum(shares.values()) == pytest.approx(1) and shares["fate/kept"] == losses["keep_mean"].item()
 
 
 # -- the prior as teacher B ------------------------------------------------------------------------------

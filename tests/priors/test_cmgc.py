@@ -152,17 +152,18 @@ def batch_of(bodies, strong_from_target, image_from_target=None, jitter=0.0):
     ones = torch.ones(count)
     labels = PseudoLabels(
         probability=torch.zeros(count, 17, 32, 24), keypoints=in_image, confidence=weights, plausibility=ones,
-        teacher_a=ones > 0, keep=weights > 0, weights=weights, corrected=in_image,
+        teacher_a=ones > 0, fate=torch.zeros_like(weights).long(), weights=weights, corrected=in_image,
     )  # fmt: skip
     return UnlabeledBatch(
         student_heatmaps=torch.zeros(count, 17, 32, 24),
         heatmap_kind="logits",
         student_keypoints=student.requires_grad_(),
-        student_from_weak=torch.eye(3).expand(count, 3, 3),
+        student_from_teacher=torch.eye(3).expand(count, 3, 3),
         heatmap_from_strong=torch.from_numpy(heatmap_affine(SIZE, (24, 32))).float(),
         strong_from_image=strong_from_image,
         target_from_image=target_from_image,
         bbox_scale=ones,
+        strong_size=SIZE,
         pseudo_labels=labels,
         targets={key: bodies[key] for key in ("depth", "normal", "mask")},
         step=0,

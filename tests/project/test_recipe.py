@@ -28,6 +28,11 @@ def weighted(weight: object) -> dict:
     return dict(semi=dict(terms=dict(consistency=dict(weight=weight))))
 
 
+def two_views(mode: str, **appearance) -> dict:
+    teacher = dict(mode=mode, appearance=appearance) if appearance else dict(mode=mode)
+    return dict(views=dict(appearance=dict(colour=0.2)), semi=dict(teacher=teacher))
+
+
 @given(WEIGHTS)
 def test_zero_weights_vanish_and_take_their_needs_along(weights):
     recipe = with_terms(**weights)
@@ -55,6 +60,17 @@ def test_unlabeled_images_are_read_where_split_batch_and_a_term_ask_for_them(spl
     semi = SemiSettings(terms=dict(consistency=dict(weight=weight)))
     recipe = Recipe(data=RecipeData(unlabeled=split), batch=BatchSettings(unlabeled=batch), semi=semi)
     assert recipe.uses_unlabeled is used
+
+
+@pytest.mark.parametrize("appearance", [dict(decay=0.99), dict(alternate=True), dict(own_norm=True)])
+def test_two_teachers_need_one_thing_in_which_they_differ(appearance):
+    assert page(**two_views("dual", **appearance)).semi.teacher.mode == "dual"
+
+
+def test_labels_can_be_left_out_where_terms_use_unlabeled_images():
+    terms = dict(consistency=dict(weight=1.0))
+    recipe = page(data=dict(unlabeled="u"), batch=dict(labeled=0, unlabeled=4), semi=dict(terms=terms))
+    assert recipe.uses_unlabeled and "no labeled" in recipe.summary
 
 
 def test_a_page_becomes_a_recipe_with_defaults_where_it_is_silent():
@@ -102,7 +118,18 @@ def test_the_summary_says_what_a_step_learns_from():
 @pytest.mark.parametrize(
     "values, told",
     [
-        (dict(batch=dict(labeled=0)), "page.py, batch: labeled is 0, it must be at least 1"),
+        (dict(batch=dict(labeled=0)), "page.py, batch: a step needs images"),
+        (dict(batch=dict(labeled=0, unlabeled=4)), "page.py: nothing to learn from: batch.labeled is 0"),
+        (two_views("single"), "semi.teacher.mode 'single' and views.appearance do not go together"),
+        (dict(semi=dict(teacher=dict(mode="dual"))), "mode 'dual' and views.appearance do not go"),
+        (two_views("dual"), "both EMA teachers would average the same student"),
+        (two_views("dual", decay=0.999), "both EMA teachers would average the same student"),
+        (two_views("dual", decay=1.5), "decay is 1.5"),
+        (
+            two_views("single_two_view", alternate=True),
+            "appearance has no effect with mode 'single_two_view'",
+        ),
+        (dict(semi=dict(fusion=dict(temperature=1.0))), "semi.fusion has no effect on one view"),
         (dict(batch=dict(workers=-1)), "workers is -1"),
         (dict(views=dict(num_strong=0)), "page.py, views: num_strong is 0, it must be at least 1"),
         (dict(views=dict(padding=0)), "padding is 0.0"),

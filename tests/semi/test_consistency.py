@@ -192,7 +192,7 @@ def batch_for(view: Tensor, **changes) -> UnlabeledBatch:
         confidence=torch.tensor([[0.9, 0.8, 0.7]]),
         plausibility=torch.ones(1),
         teacher_a=torch.ones(1, dtype=torch.bool),
-        keep=torch.ones(1, 3, dtype=torch.bool),
+        fate=torch.zeros(1, 3, dtype=torch.int64),
         weights=torch.tensor([[1.0, 0.9, 0.8]]),
         corrected=JOINTS.clone(),
     )
@@ -201,11 +201,12 @@ def batch_for(view: Tensor, **changes) -> UnlabeledBatch:
         student_heatmaps=torch.zeros(1, 3, MAP[1], MAP[0]),
         heatmap_kind="logits",
         student_keypoints=move(strong, JOINTS),
-        student_from_weak=(TO_MAP @ view @ torch.linalg.inv(TO_MAP))[None],
+        student_from_teacher=(TO_MAP @ view @ torch.linalg.inv(TO_MAP))[None],
         heatmap_from_strong=TO_MAP,
         strong_from_image=strong[None],
         target_from_image=torch.eye(3)[None],
         bbox_scale=torch.tensor([118.0]),
+        strong_size=INPUT,
         pseudo_labels=labels,
         targets={},
         step=0,
@@ -292,7 +293,7 @@ def test_each_sample_follows_its_own_teacher_and_view():
     both.pseudo_labels = PseudoLabels(
         *(torch.cat([getattr(x.pseudo_labels, n) for x in (a, b)]) for n in PseudoLabels.__slots__)
     )
-    for name in ("student_heatmaps", "student_from_weak", "strong_from_image"):
+    for name in ("student_heatmaps", "student_from_teacher", "strong_from_image"):
         setattr(both, name, torch.cat([getattr(a, name), getattr(b, name)]))
     module = Consistency(FLIP, SIGMA)
     target, weights = module.build_target(both)

@@ -5,7 +5,15 @@ import torch
 from torch import nn
 
 from sagecache.errors import SagecacheError
-from sagecache.semi.ema import check_synchronised, initialise_ema, ramp_up, update_ema, warm_decay
+from sagecache.semi.ema import (
+    check_synchronised,
+    initialise_ema,
+    measure_own_norm,
+    ramp_up,
+    require_different,
+    update_ema,
+    warm_decay,
+)
 
 
 def network(seed: int) -> nn.Module:
@@ -130,3 +138,34 @@ def test_no_graph_is_kept():
 def test_ramp_up_is_linear_and_ends_at_one():
     assert [ramp_up(step, 4) for step in range(6)] == [0, 0.25, 0.5, 0.75, 1, 1]
     assert ramp_up(0, 0) == 1
+
+
+def test_two_averages_with_one_decay_stay_one_network_and_are_refused():
+    student = network(0)
+    first, second = initialise_ema(student), initialise_ema(student)
+    for step in range(5):
+        train_a_little(student)
+        for ema in (first, second):
+            update_ema(ema, student, warm_decay(0.9, step))
+    check_synchronised(first, second)  # which is why:
+    with pytest.raises(SagecacheError, match=r"decay 0.9: one network, twice"):
+        require_different(0.9, 0.9, alternate=False, own_norm=False)
+    for different in (dict(decay=0.8), dict(alternate=True), dict(own_norm=True)):
+        require_different(**dict(decay=0.9, other=0.9, alternate=False, own_norm=False) | different)
+
+
+def test_own_norm_keeps_what_the_teacher_itself_saw():
+    student = network(0)
+    ema = initialise_ema(student)
+    assert measure_own_norm(ema) and ema[1].training and not ema[0].training
+    assert not measure_own_norm(nn.Linear(2, 2))
+    bright = 5 + torch.randn(64, 3, 5, 5)
+    with torch.no_grad():
+        ema(bright)
+        seen = ema[1].running_mean.clone()
+        expected = 0.1 * ema[0](bright).mean((0, 2, 3))  # torch's momentum .1, from zero
+    torch.testing.assert_close(seen, expected, atol=1e-4, rtol=1e-3)
+    train_a_little(student)
+    update_ema(ema, student, 0.5, buffers=False)
+    assert torch.equal(ema[1].running_mean, seen)
+    assert not torch.equal(ema[0].weight, network(0)[0].weight)

@@ -6,8 +6,9 @@ from torch import Tensor
 
 from sagecache.geometry.affine import augment_affine, crop_affine, heatmap_affine
 from sagecache.semi.filtering import KeypointFilter
+from sagecache.semi.fusion import TeacherView, fuse_flip
 from sagecache.semi.gating import HybridGate
-from sagecache.semi.pseudo_labels import PseudoLabeler, fuse_flip
+from sagecache.semi.pseudo_labels import PseudoLabeler
 
 FLIP = torch.tensor([0, 2, 1])  # nose, left, right
 INPUT, MAP, SIGMA = (96, 128), (48, 64), 1.5
@@ -36,8 +37,9 @@ def labeler(gate: HybridGate | None = None, threshold: float = 0.5) -> PseudoLab
     return PseudoLabeler(SIGMA, FLIP, KeypointFilter(3, threshold), gate or HybridGate())
 
 
-def label(module: PseudoLabeler, maps: Tensor, view: Tensor, **options):
-    return module(maps, "heatmap", view, HEATMAP_FROM_WEAK, torch.tensor([118.0]), **options)
+def label(module: PseudoLabeler, maps: Tensor, view: Tensor, mirrored: Tensor | None = None, **options):
+    views = [TeacherView(maps, "heatmap", view, mirrored)]
+    return module(views, HEATMAP_FROM_WEAK, torch.tensor([118.0]), **options)
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -65,7 +67,7 @@ def test_the_mirrored_pass_agrees_where_the_teacher_is_right():
     view = weak_view()
     mirrored_view = torch.tensor([[-1.0, 0, INPUT[0] - 1], [0, 1, 0], [0, 0, 1]]) @ view
     alone = label(labeler(), perfect_teacher(view), view)
-    fused = label(labeler(), perfect_teacher(view), view, mirrored_heatmaps=perfect_teacher(mirrored_view))
+    fused = label(labeler(), perfect_teacher(view), view, mirrored=perfect_teacher(mirrored_view))
     torch.testing.assert_close(fused.probability, alone.probability, atol=1e-5, rtol=0)
 
 
