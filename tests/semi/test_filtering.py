@@ -1,4 +1,5 @@
 import copy
+import socket
 
 import pytest
 import torch
@@ -53,9 +54,8 @@ def test_statistics_are_saved_and_resume_exactly():
     second.load_state_dict(first.state_dict())
     for batch in batches[4:]:
         second(batch)
-    assert torch.equal(straight.statistics.mean, second.statistics.mean) and torch.equal(
-        straight.statistics.variance, second.statistics.variance
-    )
+    for name, value in straight.statistics.state_dict().items():
+        assert torch.equal(value, second.statistics.state_dict()[name])
 
 
 @pytest.mark.parametrize(
@@ -77,3 +77,110 @@ def test_both_ends_of_the_threshold_s_range_will_do():
     confidence = torch.tensor([[0.0, 0.2, 1.0]])
     assert KeypointFilter(3, threshold=0.0)(confidence).keep.tolist() == [[False, True, True]]
     assert KeypointFilter(3, threshold=1.0, decay=0.0)(confidence).keep.tolist() == [[False, False, False]]
+
+
+def steady(rule: str, **options) -> KeypointFilter:
+    """A filter whose statistics are those of a long training; joints of mean .8, .5, .2 and sd .1."""
+    module = KeypointFilter(3, rule=rule, **options)
+    module.statistics.mean.copy_(torch.tensor([0.8, 0.5, 0.2]))
+    module.statistics.variance.fill_(0.01)
+    module.statistics.selected.copy_(torch.tensor([0.9, 0.45, 0.09]))
+    module.statistics.updates.fill_(1000)
+    return module.eval()
+
+
+@pytest.mark.parametrize(
+    "rule, options, thresholds",
+    [
+        ("fixed", {}, [0.5, 0.5, 0.5]),
+        ("adaptive", dict(beta=1.0), [0.7, 0.4, 0.1]),
+        ("adaptive", dict(beta=2.0, limits=(0.1, 0.55)), [0.55, 0.3, 0.1]),
+        ("flexmatch", {}, [0.5, 0.5 * 0.5 / 1.5, 0.5 * 0.1 / 1.9]),
+        ("freematch", {}, [0.5, 0.5 * 5 / 8, 0.5 * 2 / 8]),
+        ("softmatch", {}, [0.8, 0.5, 0.2]),
+    ],
+)
+def test_each_rule_has_its_threshold_by_joint(rule, options, thresholds):
+    module = steady(rule, **options)
+    decision = module(torch.tensor([[t + 0.01 for t in thresholds], [t - 0.01 for t in thresholds]]))
+    assert decision.threshold.tolist() == pytest.approx(thresholds, abs=1e-6)
+    assert decision.keep[0].all() and decision.weight[0].eq(1).all()
+    assert decision.weight[1].lt(1).all() and decision.keep[1].all() == (rule == "softmatch")
+
+
+def test_softmatch_drops_what_hardly_weighs():
+    weight = steady("softmatch")(torch.tensor([[0.75, 0.3, 0.05]])).weight[0]
+    expected = [torch.tensor(-((0.05 / 0.1) ** 2) * 2).exp(), 0, torch.tensor(-((0.15 / 0.1) ** 2) * 2).exp()]
+    assert weight.tolist() == pytest.approx([float(value) for value in expected], abs=1e-4)
+
+
+def test_floors_rescue_the_best_and_say_so():
+    confidence = torch.tensor([[0.4, 0.3, 0.2], [0.1, 0.9, 0.05]])
+    by_sample = KeypointFilter(3, min_keep=0.3).eval()(confidence)
+    assert by_sample.keep.tolist() == [[True, False, False], [False, True, False]]
+    assert by_sample.rescued.tolist() == [[True, False, False], [False, False, False]]
+    by_joint = KeypointFilter(3, percentile=0.5).eval()(confidence)
+    assert by_joint.keep.tolist() == [[True, False, True], [False, True, False]]
+    assert by_joint.rescued.tolist() == [[True, False, True], [False, False, False]]
+    assert by_joint.weight.tolist() == [[1, 0, 1], [0, 1, 0]]
+
+
+def test_everything_is_kept_while_it_warms_up():
+    module, confidence = KeypointFilter(2, warm_up=2), torch.tensor([[0.1, 0.9]])
+    kept = [module(confidence).keep.tolist() for _ in range(3)]
+    assert kept == [[[True, True]], [[True, True]], [[False, True]]]
+
+
+def test_alignment_brings_the_selected_share_to_the_labels():
+    torch.manual_seed(0)
+    wanted = torch.tensor([0.8, 0.3])
+    module, plain = KeypointFilter(2, visible=wanted), KeypointFilter(2)
+    batches = torch.rand(300, 64, 2)  # half of all is above .5
+    shares = torch.stack([module(batch).keep.float().mean(0) for batch in batches])[50:].mean(0)
+    alone = torch.stack([plain(batch).keep.float().mean(0) for batch in batches])[50:].mean(0)
+    assert ((shares - wanted).abs() < (alone - wanted).abs()).all() and shares[0] > 0.65 and shares[1] < 0.2
+
+
+def _one_of_two(rank: int, batches: torch.Tensor, port: int, queue) -> None:
+    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    module = KeypointFilter(3)
+    for batch in batches[rank]:
+        module(batch)
+    queue.put((rank, {name: value.tolist() for name, value in module.state_dict().items()}))
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_keep_the_statistics_of_both():
+    torch.manual_seed(0)
+    batches = torch.rand(2, 5, 4, 3)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = torch.multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    processes = [context.Process(target=_one_of_two, args=(rank, batches, port, queue)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    found = dict(queue.get(timeout=60) for _ in processes)
+    for process in processes:
+        process.join()
+    alone = KeypointFilter(3)
+    for both in batches.transpose(0, 1):
+        alone(both.flatten(0, 1))
+    assert found[0] == found[1]
+    for name, value in alone.state_dict().items():
+        assert torch.tensor(found[0][name]).tolist() == pytest.approx(value.tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options, told",
+    [
+        (dict(rule="fancy"), "unknown rule 'fancy'"),
+        (dict(limits=(0.6, 0.5)), "limits are"),
+        (dict(min_keep=1.5), "min_keep"),
+        (dict(warm_up=-1), "warm_up and beta"),
+    ],
+)
+def test_impossible_options_are_named(options, told):
+    with pytest.raises(SagecacheError, match=told):
+        KeypointFilter(2, **options)
