@@ -16,7 +16,7 @@ from sagecache.geometry.heatmap import decode, probability
 from sagecache.mm.registry import SpatialCrossEntropyLoss, build_student, codec_of, heatmap_from_input
 from sagecache.models.convnet import PIXEL_MEAN, PIXEL_STD
 from sagecache.project import Project
-from sagecache.semi.pseudo_labels import fuse_flip
+from sagecache.semi.fusion import fuse_flip
 
 CODEC = dict(type="UDPHeatmap", input_size=(96, 128), heatmap_size=(24, 32), sigma=4 / 3)
 
