@@ -124,8 +124,9 @@ class UnlabeledViews(Dataset):
     targets: None for training without a store. An item, numpy:
     weak (3, H, W) uint8 RGB, weak_from_image (3, 3) float32, strong (M, 3, H, W) and
     strong_from_image (M, 3, 3) likewise, bbox (4,) float32 xywh in image pixels, bbox_scale () float32 =
-    sqrt(w h), image_id and instance int64, and what the store has of depth, depth_range, normal, mask in
-    stored dtypes (see data.targets.dequantise) with target_from_image (3, 3) float32.
+    sqrt(w h), image_id, instance and index (in `instances`) int64, and what the store has of depth,
+    depth_range, normal, mask in stored dtypes (see data.targets.dequantise) with target_from_image (3, 3)
+    float32.
 
     An instance without usable targets is an error on construction (on_missing='error'), or is left out and
     counted in `skipped` (on_missing='skip'), and in `not_computed` where nobody has tried to make them yet.
@@ -175,6 +176,7 @@ class UnlabeledViews(Dataset):
             "strong": np.stack(strong) if strong else np.empty((0, 3, height, width), np.uint8),
             "strong_from_image": matrices[1:],
             "bbox_scale": np.float32(np.sqrt(instance.bbox[2] * instance.bbox[3])),
+            "index": np.int64(_index(draw)),
             **_identity(instance),
         }
 
@@ -250,8 +252,12 @@ class MixedBatchSampler(Sampler[StepDraws]):
 
     def __len__(self) -> int:
         """Steps until both streams were seen whole once; the sequence itself has no end."""
-        per_step = [(count, batch * self.world_size) for count, batch in self.streams if batch > 0]
-        return max((-(-count // batch) for count, batch in per_step), default=0)
+        return max(map(self.steps_an_epoch, range(len(self.streams))))
+
+    def steps_an_epoch(self, stream: int) -> int:
+        """Steps until a stream (LABELED, UNLABELED) was seen whole once; 0 where nothing is drawn from it."""
+        count, batch = self.streams[stream]
+        return -(-count // (batch * self.world_size)) if batch else 0
 
     def step(self, step: int) -> StepDraws:
         """The draws of one step, at random access."""

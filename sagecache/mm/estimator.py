@@ -29,6 +29,7 @@ from sagecache.semi.ema import (
     warm_decay,
 )
 from sagecache.semi.fusion import TeacherView
+from sagecache.semi.refresh import LabelTable
 from sagecache.structures import Fate, PseudoLabels, UnlabeledBatch
 
 
@@ -87,6 +88,7 @@ class SemiPoseEstimator(BaseModel):
         self.term_weights = {name: weight for name, (weight, _) in (terms or {}).items()}
         self.ema_decay, self.ramp_up_steps = ema_decay, ramp_up_steps
         self.sigma, self.step = sigma, 0
+        self.table: LabelTable | None = None  # labels that stand between two refreshes, set by the training
         self.register_buffer("heatmap_from_input", heatmap_from_input, persistent=False)
 
     # -- mmengine's entry points --------------------------------------------------------------
@@ -123,7 +125,7 @@ class SemiPoseEstimator(BaseModel):
         The teacher speaks first, and the student sees both streams in one forward pass.
         """
         unlabeled = unlabeled if self.terms else None
-        labels = None if unlabeled is None else self.pseudo_labels(unlabeled)
+        labels = None if unlabeled is None else self.labels_of_step(unlabeled)
         views = [] if labeled is None else [labeled["image"]]
         if unlabeled is not None:
             views.append(unlabeled["strong"].flatten(0, 1))
@@ -201,6 +203,10 @@ class SemiPoseEstimator(BaseModel):
             return None
         gain = gain_from_normals(targets["depth"], targets["normal"], targets["mask"])
         return Gain(*map(repeat, gain))
+
+    def labels_of_step(self, unlabeled: dict) -> PseudoLabels:
+        """Of now, or of the last refresh."""
+        return self.pseudo_labels(unlabeled) if self.table is None else self.table.look_up(unlabeled["index"])
 
     @torch.no_grad()
     def pseudo_labels(self, unlabeled: dict) -> PseudoLabels:

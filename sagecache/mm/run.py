@@ -38,6 +38,7 @@ from sagecache.mm.estimator import SemiPoseEstimator
 from sagecache.mm.evaluate import evaluation_crops, evaluation_loader
 from sagecache.mm.hooks import IntervalRuntimeInfoHook, ProgressHook, ResumedValidationHook, SemiHook
 from sagecache.mm.metrics import KeypointMetric
+from sagecache.mm.refresh import RefreshHook
 from sagecache.mm.registry import build_student, codec_of, heatmap_from_input
 from sagecache.mm.samples import EncodedSteps, LabelEncoder
 from sagecache.mm.terms import build_labeler, build_terms, load_prior
@@ -126,15 +127,21 @@ def _train(project: Project, name: str, options: TrainOptions, work_dir: Path, r
         init_cpu_distributed()
     torch.manual_seed(seed)
     estimator = build_estimator(project, recipe, model)
+    loader = train_loader(project, recipe, model, seed)
+    sections = _sections(project, recipe, options, work_dir, seed, report)
+    if recipe.uses_unlabeled and recipe.semi.refresh:
+        about = dict(recipe=name, recipe_sha256=recipe_digest(recipe, model), seed=seed)
+        refresh = RefreshHook.of(estimator, loader, recipe.semi.refresh, work_dir / "pseudo_labels", about)
+        sections["custom_hooks"].append(refresh)
     runner = _runner(
         name,
         dict(
             model=estimator,
             optim_wrapper=build_optimizer(estimator.student, recipe.optim_wrapper, options.amp),
-            train_dataloader=train_loader(project, recipe, model, seed),
+            train_dataloader=loader,
             load_from=None if last is None else str(last.path),
             resume=last is not None,
-            **_sections(project, recipe, options, work_dir, seed, report),
+            **sections,
         ),
     )
     with _way_made(work_dir, last) if runner.rank == 0 else nullcontext():

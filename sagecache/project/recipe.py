@@ -126,8 +126,9 @@ class TeacherSettings:
 class SemiSettings:
     """Learning without labels. Terms map a name to its options; weight 0 builds nothing, the default is 1.
 
-    ramp_up: steps over which the terms' weights rise to full. fusion, pseudo_labels and gate are options of
-    ``semi.fusion.ViewFusion``, ``semi.filtering.KeypointFilter`` and ``semi.gating.HybridGate``.
+    ramp_up: steps over which the terms' weights rise to full. refresh: epochs of unlabeled images after which
+    all pseudo-labels are made anew and kept (0: each step makes its own). fusion, pseudo_labels and gate are
+    options of ``semi.fusion.ViewFusion``, ``semi.filtering.KeypointFilter``, ``semi.gating.HybridGate``.
     """
 
     teacher: TeacherSettings = TeacherSettings()
@@ -136,9 +137,16 @@ class SemiSettings:
     gate: dict[str, Any] = field(default_factory=dict)
     terms: dict[str, dict[str, Any]] = field(default_factory=dict)
     ramp_up: int = 0
+    refresh: int = 0
 
     def __post_init__(self) -> None:
         at_least("ramp_up", self.ramp_up, 0)
+        at_least("refresh", self.refresh, 0)
+        if self.refresh and self.terms.get("consistency", {}).get("target") == "heatmap":
+            raise SagecacheError(
+                "semi.refresh keeps poses and no heatmaps",
+                fix="Set semi.terms.consistency.target='keypoints'.",
+            )
         if self.fusion and self.teacher.mode == "single":
             raise SagecacheError(
                 "semi.fusion has no effect on one view", fix="Set teacher.mode='single_two_view'."

@@ -1,0 +1,96 @@
+"""Labels of a whole split, made anew every few epochs: what is written, learned from, and gone on with."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from dots_network import bright_project, train
+
+from sagecache.cli.jobs import stats_job
+from sagecache.errors import SagecacheError
+from sagecache.mm import run
+from sagecache.precompute.runner import run_stats
+from sagecache.project import Project
+from sagecache.semi.refresh import LabelTable
+from sagecache.store.labels import read_labels
+
+WORDS = {
+    "semi.refresh": 1,
+    "semi.terms.diffusion.weight": 0,
+    "semi.terms.cmgc_depth.weight": 0,
+    "semi.terms.cmgc_normal.weight": 0,
+    "semi.gate.teacher_b": "none",
+    "train_cfg.checkpoint_interval": 3,
+    "data.val": None,
+    "load_from": None,
+}
+
+
+@pytest.fixture
+def project(tmp_path) -> Project:
+    project = bright_project(tmp_path / "dots")
+    run_stats(stats_job(project))
+    return project
+
+
+def work(project: Project, folder, **options):
+    words = WORDS | options.pop("words", {})
+    options = run.TrainOptions(overrides=words, work_dir=folder, **options)
+    return train(project, "stage1-full", options, lambda *words: None)
+
+
+def test_labels_are_made_anew_each_epoch_and_a_resumed_run_learns_from_the_same(project, tmp_path):
+    """Two steps are an epoch of the six persons; iteration 3 lies within the second one."""
+    whole = work(project, tmp_path / "whole", max_iters=4)
+    made = sorted(path.name for path in (tmp_path / "whole" / "pseudo_labels").iterdir())
+    assert made == ["iter_0.zarr", "iter_2.zarr"]
+    first, about = read_labels(tmp_path / "whole" / "pseudo_labels" / "iter_0.zarr")
+    instances = project.instances("unlabeled")
+    assert first["ids"].tolist() == [list(one.key) for one in instances]
+    assert first["keypoints"].shape == (len(instances), 17, 2) and first["confidence"].min() > 0.5
+    assert (about["recipe"], about["iteration"]) == ("stage1-full", 0) and about["fates"]["kept"] == 0
+    second, later = read_labels(tmp_path / "whole" / "pseudo_labels" / "iter_2.zarr")
+    assert later["ema_teacher_sha256"] != about["ema_teacher_sha256"]
+    assert not np.array_equal(second["keypoints"], first["keypoints"])
+
+    cut = tmp_path / "cut"
+    work(project, cut, max_iters=3)
+    before = read_labels(cut / "pseudo_labels" / "iter_2.zarr")[0]
+    resumed = work(project, cut, max_iters=4, resume=True)
+    np.testing.assert_array_equal(
+        read_labels(cut / "pseudo_labels" / "iter_2.zarr")[0]["keypoints"], before["keypoints"]
+    )
+    one, other = (torch.load(path, weights_only=True)["state_dict"] for path in (whole, resumed))
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_steps_learn_from_the_table_and_ask_no_teacher(project, tmp_path, monkeypatch):
+    asked, looked = [], []
+    estimator = run.SemiPoseEstimator
+    of_now, look_up = estimator.pseudo_labels, LabelTable.look_up
+    monkeypatch.setattr(
+        estimator, "pseudo_labels", lambda *a: (asked.append(len(a[1]["weak"])), of_now(*a))[1]
+    )
+    monkeypatch.setattr(LabelTable, "look_up", lambda *a: (looked.append(a[1].tolist()), look_up(*a))[1])
+    work(project, tmp_path / "run", max_iters=2)
+    assert asked == [6]  # all persons at once
+    assert len(looked) == 2 and sorted(sum(looked, [])) == list(range(6))
+
+
+def test_labels_of_other_instances_are_refused(project, tmp_path):
+    work(project, tmp_path / "cut", max_iters=3)
+    annotations = project.path(project.split("unlabeled").annotations)
+    content = json.loads(annotations.read_text())
+    content["annotations"] = [one for one in content["annotations"] if one["image_id"] != 204]
+    annotations.write_text(json.dumps(content))
+    with pytest.raises(SagecacheError, match="of other instances"):
+        work(project, tmp_path / "cut", max_iters=4, resume=True)
+
+
+def test_maps_cannot_be_learned_from_a_table_of_poses(project):
+    words = WORDS | {"semi.terms.consistency.target": "heatmap"}
+    with pytest.raises(SagecacheError, match="keeps poses and no heatmaps"):
+        project.recipe("stage1-full", words)
