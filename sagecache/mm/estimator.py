@@ -88,6 +88,7 @@ class SemiPoseEstimator(BaseModel):
         self.term_weights = {name: weight for name, (weight, _) in (terms or {}).items()}
         self.ema_decay, self.ramp_up_steps = ema_decay, ramp_up_steps
         self.sigma, self.step = sigma, 0
+        self.last_labels: PseudoLabels | None = None  # of the last step, for those who log
         self.table: LabelTable | None = None  # labels that stand between two refreshes, set by the training
         self.register_buffer("heatmap_from_input", heatmap_from_input, persistent=False)
 
@@ -125,7 +126,7 @@ class SemiPoseEstimator(BaseModel):
         The teacher speaks first, and the student sees both streams in one forward pass.
         """
         unlabeled = unlabeled if self.terms else None
-        labels = None if unlabeled is None else self.labels_of_step(unlabeled)
+        labels = self.last_labels = None if unlabeled is None else self.labels_of_step(unlabeled)
         views = [] if labeled is None else [labeled["image"]]
         if unlabeled is not None:
             views.append(unlabeled["strong"].flatten(0, 1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -122,6 +122,37 @@ class ProgressHook(Hook):
     def _message(values: dict[str, float]) -> str:
         matters = [n for n in values if n.startswith("loss") or n in ("keep_mean", "num_use_teacherA")]
         return "  ".join(f"{name.removeprefix('loss_')} {values[name]:.3g}" for name in matters)
+
+
+@HOOKS.register_module()
+class JointLogHook(Hook):
+    """Logs by joint, since the last interval: share kept, mean confidence, threshold of the filter.
+
+    Sums on the device and asks it once an interval. names (K): of the joints.
+    """
+
+    def __init__(self, names: Sequence[str], interval: int = 10) -> None:
+        self.names, self.interval = tuple(names), interval
+        self._sum, self._count = None, 0
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        labels, labeler = unwrap(runner.model).last_labels, unwrap(runner.model).labeler
+        if labels is None:
+            return
+        rows = torch.stack([labels.keep.float().mean(0), labels.confidence.mean(0)])
+        self._sum = rows if self._sum is None else self._sum + rows
+        self._count += 1
+        if not (self.every_n_train_iters(runner, self.interval) or self.is_last_train_iter(runner)):
+            return
+        means = torch.cat([self._sum / self._count, labeler.keypoint_filter.threshold_by_joint[None]])
+        self._sum, self._count = None, 0
+        figures = {
+            f"joints/{kind}/{name}": value
+            for kind, values in zip(("kept", "confidence", "threshold"), means.tolist(), strict=True)
+            for name, value in zip(self.names, values, strict=True)
+        }
+        # a row of its own: in the message hub they would make each line of the log three screens long
+        runner.visualizer.add_scalars(figures, step=runner.iter + 1)
 
 
 @HOOKS.register_module()

@@ -36,7 +36,13 @@ from sagecache.mm.checkpoints import Resumable, load_network, newest_readable
 from sagecache.mm.compat import ddp_wrapper_cfg, init_cpu_distributed
 from sagecache.mm.estimator import SemiPoseEstimator
 from sagecache.mm.evaluate import evaluation_crops, evaluation_loader
-from sagecache.mm.hooks import IntervalRuntimeInfoHook, ProgressHook, ResumedValidationHook, SemiHook
+from sagecache.mm.hooks import (
+    IntervalRuntimeInfoHook,
+    JointLogHook,
+    ProgressHook,
+    ResumedValidationHook,
+    SemiHook,
+)
 from sagecache.mm.metrics import KeypointMetric
 from sagecache.mm.refresh import RefreshHook
 from sagecache.mm.registry import build_student, codec_of, heatmap_from_input
@@ -331,6 +337,8 @@ def _sections(
         ProgressHook(report, settings.log_interval),
         ResumedValidationHook(),
     ]
+    if recipe.uses_unlabeled:
+        own_hooks.append(JointLogHook(project.skeleton.names, settings.log_interval))
     return dict(
         work_dir=str(work_dir),
         experiment_name=work_dir.name,

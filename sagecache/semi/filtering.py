@@ -117,7 +117,7 @@ class KeypointFilter(nn.Module):
         seen = confidence.float()
         if self.visible is not None:
             seen = thresholds.aligned(seen, self.statistics.selected, self.visible)
-        threshold = self._threshold()
+        threshold = self.threshold_by_joint
         if self.rule == "softmatch":
             weight = thresholds.softmatch(seen, threshold, self.statistics.variance)
             weight = torch.where(weight < NEGLIGIBLE, 0, weight)
@@ -127,7 +127,9 @@ class KeypointFilter(nn.Module):
         rescued = floor & (weight == 0)
         return FilterDecision(torch.where(rescued, 1, weight), rescued, threshold)
 
-    def _threshold(self) -> Tensor:
+    @property
+    def threshold_by_joint(self) -> Tensor:
+        """(K,): confidence above which a joint is kept now (the mean for 'softmatch')."""
         statistics = self.statistics
         if self.rule == "adaptive":
             mean, variance = statistics.mean, statistics.variance

@@ -8,7 +8,7 @@ from mmengine.logging import MessageHub
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
 from sagecache.errors import SagecacheError
-from sagecache.mm.hooks import IntervalRuntimeInfoHook, ProgressHook, SemiHook, StreamTrainLoop
+from sagecache.mm.hooks import IntervalRuntimeInfoHook, JointLogHook, ProgressHook, SemiHook, StreamTrainLoop
 from sagecache.mm.samples import EncodedSteps
 
 
@@ -150,3 +150,23 @@ def test_what_a_loader_s_worker_met_stays_one_line(workers):
     with pytest.raises(SagecacheError, match=r"^a.jpg: can't be read. Mend it.$") as caught:
         StreamTrainLoop(runner, loader, max_iters=2).run()
     assert caught.value.fix == "Mend it."
+
+
+def test_joints_are_logged_as_means_since_the_last_interval():
+    logged, hook = [], JointLogHook(["nose", "wrist"], interval=2)
+    keypoint_filter = SimpleNamespace(threshold_by_joint=torch.tensor([0.5, 0.4]))
+    model = SimpleNamespace(last_labels=None, labeler=SimpleNamespace(keypoint_filter=keypoint_filter))
+    visualizer = SimpleNamespace(add_scalars=lambda figures, step: logged.append((step, figures)))
+    runner = SimpleNamespace(model=model, visualizer=visualizer, iter=0, max_iters=5)
+    runner.train_loop = SimpleNamespace(max_iters=5)
+    keeps = [[[1, 0], [1, 1]], [[0, 0], [1, 1]], [[1, 1], [1, 1]], [[0, 0], [0, 0]], [[1, 0], [1, 0]]]
+    for runner.iter, keep in enumerate(keeps):
+        keep = torch.tensor(keep).bool()
+        model.last_labels = SimpleNamespace(keep=keep, confidence=torch.full((2, 2), 0.1 * runner.iter))
+        hook.after_train_iter(runner, runner.iter)
+    assert [step for step, _ in logged] == [2, 4, 5]
+    assert [figures["joints/kept/wrist"] for _, figures in logged] == [0.5, 0.5, 0.0]
+    assert [figures["joints/kept/nose"] for _, figures in logged] == [0.75, 0.5, 1.0]
+    confidence = [figures["joints/confidence/nose"] for _, figures in logged]
+    assert confidence == pytest.approx([0.05, 0.25, 0.4])
+    assert logged[0][1]["joints/threshold/wrist"] == pytest.approx(0.4)
