@@ -24,8 +24,9 @@ from sagecache.cli.actions import ensure  # noqa: E402
 from sagecache.data.dataset import Draw, UnlabeledViews, collate  # noqa: E402
 from sagecache.geometry.affine import is_mirrored, swap_mirrored, transform_points  # noqa: E402
 from sagecache.geometry.sampling import inside  # noqa: E402
+from sagecache.mm.codecs import codec_of  # noqa: E402
 from sagecache.mm.estimator import SemiPoseEstimator  # noqa: E402
-from sagecache.mm.registry import codec_of  # noqa: E402
+from sagecache.mm.outputs import network_maps  # noqa: E402
 from sagecache.mm.run import build_estimator  # noqa: E402
 from sagecache.project import Project, Recipe  # noqa: E402
 
@@ -96,8 +97,8 @@ def directions(
     """
     network = estimator.student
     with torch.no_grad():
-        maps = network.head(network.extract_feat(estimator.normalise(unlabeled["strong"].flatten(0, 1))))
-    maps = maps.float().requires_grad_()
+        maps, _ = network_maps(network, estimator.normalise(unlabeled["strong"].flatten(0, 1)))
+    maps = maps.requires_grad_()
     batch = estimator.unlabeled_batch(maps, unlabeled, estimator.pseudo_labels(unlabeled))
     view, mirrored = batch.strong_from_image, is_mirrored(batch.strong_from_image)
 

@@ -17,7 +17,7 @@ from sagecache.data.targets import dequantise
 from sagecache.geometry.affine import compose, invert_affine, transform_points
 from sagecache.geometry.depth import Gain, gain_from_normals
 from sagecache.geometry.heatmap import probability, soft_argmax
-from sagecache.mm.registry import map_kind
+from sagecache.mm.outputs import head_maps, map_kind, network_maps
 from sagecache.priors.diffusion import DiffusionPrior
 from sagecache.project.recipe import TeacherSettings
 from sagecache.semi.ema import (
@@ -49,6 +49,7 @@ class SemiPoseEstimator(BaseModel):
 
     student: an mmpose top-down estimator. heatmap_from_input (3, 3): the codec's scaling; sigma: its
     Gaussians', heatmap pixels.
+    mirror (3, 3): of a mirrored input's maps, where turning them is not enough (codecs.mirror_in_heatmap).
     labeler: teacher maps -> PseudoLabels. terms: name -> (weight, module(UnlabeledBatch) -> TermOutput).
     prior: corrects poses for a gate with a teacher B. It is a part, so that it moves with the rest, but not
     state: it has a file of its own.
@@ -69,6 +70,7 @@ class SemiPoseEstimator(BaseModel):
         ema_decay: float = 0.999,
         teacher: TeacherSettings | None = None,
         ramp_up_steps: int = 0,
+        mirror: Tensor | None = None,
     ) -> None:
         super().__init__(data_preprocessor=ViewPreprocessor(student.data_preprocessor))
         teacher = teacher or TeacherSettings()
@@ -91,6 +93,7 @@ class SemiPoseEstimator(BaseModel):
         self.last_labels: PseudoLabels | None = None  # of the last step, for those who log
         self.table: LabelTable | None = None  # labels that stand between two refreshes, set by the training
         self.register_buffer("heatmap_from_input", heatmap_from_input, persistent=False)
+        self.register_buffer("mirror", mirror, persistent=False)
 
     # -- mmengine's entry points --------------------------------------------------------------
     def forward(self, labeled=None, unlabeled=None, inputs=None, data_samples=None, mode: str = "loss"):
@@ -138,7 +141,7 @@ class SemiPoseEstimator(BaseModel):
             samples, settings = labeled["data_samples"], self.student.train_cfg
             losses = self.student.head.loss(supervised, samples, train_cfg=settings)
         if unlabeled is not None:
-            heatmaps = self.student.head(tuple(feature[count:] for feature in features)).float()
+            heatmaps, _ = head_maps(self.student.head, tuple(feature[count:] for feature in features))
             losses |= self.term_losses(self.unlabeled_batch(heatmaps, unlabeled, labels))
         return losses
 
@@ -231,11 +234,13 @@ class SemiPoseEstimator(BaseModel):
             own = [name for name, sees in zip(names, networks, strict=True) if sees is network]
             inputs = self.normalise(torch.cat([unlabeled[name] for name in own]))
             passes = torch.cat([inputs, inputs.flip(-1)]) if self.flip else inputs
-            plain = network.head(network.extract_feat(passes)).float().chunk(1 + self.flip)
+            drawn, kind = network_maps(network, passes)
+            plain = drawn.chunk(1 + self.flip)
             maps |= dict(zip(own, zip(*(one.chunk(len(own)) for one in plain), strict=True), strict=True))
-        kind = map_kind(self.ema_teacher.head)
         return [
-            TeacherView(maps[name][0], kind, unlabeled[f"{name}_from_image"], *maps[name][1:])
+            TeacherView(
+                maps[name][0], kind, unlabeled[f"{name}_from_image"], *maps[name][1:], mirror=self.mirror
+            )
             for name in names
         ]
 

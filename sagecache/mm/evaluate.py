@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Sampler
 from sagecache.data.coco import load_coco
 from sagecache.evaluation.keypoints import KeypointReport, evaluate
 from sagecache.mm.checkpoints import load_network
-from sagecache.mm.registry import build_student, codec_of
+from sagecache.mm.registry import build_student
 from sagecache.mm.samples import EvaluationCrops, coco_result
 from sagecache.project import Project
 from sagecache.skeleton.category import person_category, require_skeleton
@@ -19,8 +19,7 @@ from sagecache.structures import Instance
 
 
 def evaluation_crops(project: Project, instances: Sequence[Instance]) -> EvaluationCrops:
-    size, padding = tuple(codec_of(project.model)["input_size"]), project.data.evaluation.padding
-    return EvaluationCrops(instances, size, padding, project.skeleton)
+    return EvaluationCrops(instances, project.model, project.data.evaluation.padding, project.skeleton)
 
 
 def evaluation_loader(

@@ -13,7 +13,8 @@ from sagecache.data.views import warp_image
 from sagecache.geometry.affine import compose, crop_affine, invert_affine, transform_points
 from sagecache.geometry.heatmap import decode, probability
 from sagecache.mm.checkpoints import load_network
-from sagecache.mm.registry import codec_of, map_kind
+from sagecache.mm.codecs import codec_of, map_sigma
+from sagecache.mm.outputs import network_maps
 from sagecache.mm.run import build_estimator
 from sagecache.project import Project
 from sagecache.structures import Instance
@@ -42,7 +43,7 @@ def explain(
         weak_from_image=torch.from_numpy(np.stack(views)).float(),
         bbox_scale=torch.tensor([(one.bbox[2] * one.bbox[3]) ** 0.5 for one in instances]),
     )
-    sigma = codec_of(model)["sigma"]
+    sigma = map_sigma(codec_of(model))
     student = _decoded(estimator, estimator.student, batch, sigma)
     if recipe.semi.teacher.mode != "single":
         batch |= dict(appearance=batch["weak"], appearance_from_image=batch["weak_from_image"])
@@ -66,7 +67,7 @@ def explain(
 
 def _decoded(estimator, network, batch: dict, sigma: float) -> np.ndarray:
     """A network's pose on the weak views, (B, K, 3): image pixels and confidence."""
-    maps = network.head(network.extract_feat(estimator.normalise(batch["weak"]))).float()
-    points, confidence = decode(probability(maps, map_kind(network.head)), sigma)
+    maps, kind = network_maps(network, estimator.normalise(batch["weak"]))
+    points, confidence = decode(probability(maps, kind), sigma)
     image_from_map = invert_affine(compose(estimator.heatmap_from_input, batch["weak_from_image"]))
     return torch.cat([transform_points(image_from_map, points), confidence[..., None]], -1).numpy()

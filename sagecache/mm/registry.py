@@ -6,7 +6,6 @@ Registers: ``PoseNet`` (the demo's backbone), ``SoftmaxHeatmapHead``, ``SpatialC
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +20,7 @@ from mmpose.models.heads import HeatmapHead  # noqa: E402
 from mmpose.registry import MODELS  # noqa: E402
 
 from sagecache.errors import SagecacheError  # noqa: E402
-from sagecache.geometry.affine import heatmap_affine  # noqa: E402
+from sagecache.mm.codecs import codec_of  # noqa: E402
 from sagecache.models.convnet import PoseNet  # noqa: E402
 
 MODELS.register_module(name="PoseNet", module=PoseNet)
@@ -79,11 +78,6 @@ def ideal_peak_inverse(sigma: float | tuple[float, float]) -> float:
     return 2 * math.pi * sigma_x * sigma_y
 
 
-def map_kind(head: nn.Module) -> str:
-    """'logits' or 'heatmap'; stock mmpose heads give heatmaps."""
-    return getattr(head, "map_kind", "heatmap")
-
-
 def build_student(model: dict) -> nn.Module:
     """Build the mmpose pose estimator of a project's model page, initialised as its config says."""
     from mmengine.logging import MMLogger
@@ -113,16 +107,16 @@ def build_student(model: dict) -> nn.Module:
 
 @torch.no_grad()
 def _require_maps(student: nn.Module, codec: dict) -> None:
-    """Raise SagecacheError unless the network turns input_size into maps of heatmap_size.
+    """Raise SagecacheError unless the network turns input_size into the maps, or bins, of its codec.
 
     Shapes only, on torch's meta device: nothing is computed. A network that can't run there is let through.
     """
-    (width, height), (across, down) = codec["input_size"], codec["heatmap_size"]
+    width, height = codec["input_size"]
     state = {name: value.to("meta") for name, value in student.state_dict().items()}
     image = torch.empty(1, 3, height, width, device="meta")
     training = student.training
     try:
-        maps = functional_call(student.eval(), state, (image, None), dict(mode="tensor"))
+        output = functional_call(student.eval(), state, (image, None), dict(mode="tensor"))
     except NotImplementedError:
         return
     except Exception as error:  # layers assert, index and multiply what does not fit, each in its own way
@@ -136,71 +130,22 @@ def _require_maps(student: nn.Module, codec: dict) -> None:
         ) from error
     finally:
         student.train(training)
-    found = tuple(getattr(maps, "shape", ()))
-    if found[2:] != (down, across):
+    _require_shape(output, codec)
+
+
+def _require_shape(output: object, codec: dict) -> None:
+    shapes = [tuple(getattr(one, "shape", ())) for one in (output if isinstance(output, tuple) else [output])]
+    if codec["type"] == "SimCCLabel":
+        bins = [round(side * codec.get("simcc_split_ratio", 2.0)) for side in codec["input_size"]]
+        right = [shape[2:] for shape in shapes] == [(bins[0],), (bins[1],)]
+        expected = f"input_size times simcc_split_ratio is {bins[0]} and {bins[1]} bins"
+    else:
+        across, down = codec["heatmap_size"]
+        right = len(shapes) == 1 and shapes[0][2:] == (down, across)
+        expected = f"heatmap_size (width, height) is {across}x{down}"
+    if not right:
         raise SagecacheError(
-            f"the head's maps are {found}, and the decoder's heatmap_size (width, height) is {across}x{down}",
+            f"the head's maps are {', '.join(map(str, shapes))}, and the decoder's {expected}",
             file="model.py",
             fix="Make them agree.",
         )
-
-
-def codec_of(model: dict) -> dict:
-    """The codec of a model page: its head's decoder, which must be mmpose's UDPHeatmap.
-
-    Views, evaluation crops and the teacher's mirrored maps (x' = w - 1 - x) all map corner pixels to corner
-    pixels. Codecs that divide by the stride (MSRAHeatmap) would put a mirrored map off by 1 - 1/stride
-    heatmap pixels, and those without maps (SimCC, regression) give the teacher nothing to decode.
-    Raises SagecacheError that names the codec.
-    """
-    head = model.get("head")
-    decoder = head.get("decoder") if isinstance(head, Mapping) else None
-    codec = dict(decoder) if isinstance(decoder, Mapping) else {}
-    kind = codec.get("type", "none")
-    if kind != "UDPHeatmap" or codec.get("heatmap_type", "gaussian") != "gaussian":
-        kind = kind if kind != "UDPHeatmap" else f"{kind} of type '{codec['heatmap_type']}'"
-        raise SagecacheError(
-            f"the head's decoder is {kind}, and only UDPHeatmap with Gaussian maps serves",
-            file="model.py",
-            fix="Set decoder=dict(type='UDPHeatmap', input_size=…, heatmap_size=…, sigma=…).",
-        )
-    missing = [key for key in ("input_size", "heatmap_size", "sigma") if key not in codec]
-    if missing:
-        raise SagecacheError(f"the head's decoder has no '{missing[0]}'", file="model.py", fix="Add it.")
-    for key in ("input_size", "heatmap_size"):
-        sides = codec[key]
-        whole = isinstance(sides, (list, tuple)) and all(isinstance(s, int) and _is_number(s) for s in sides)
-        if not (whole and len(sides) == 2):
-            raise SagecacheError(
-                f"the decoder's {key} is {sides!r}", file="model.py", fix="Give (width, height)."
-            )
-    if not _is_number(codec["sigma"]):
-        raise SagecacheError(
-            f"the decoder's sigma is {codec['sigma']!r}", file="model.py", fix="Give heatmap pixels, > 0."
-        )
-    if abs(3 * codec["sigma"] - round(3 * codec["sigma"])) > 1e-6:
-        raise SagecacheError(
-            f"with sigma {codec['sigma']:g} mmpose draws labels near the left and top edges one pixel off",
-            file="model.py",
-            fix="Choose a sigma of which three times is whole: 1, 4 / 3, 5 / 3, 2, …",
-        )
-    if (model.get("test_cfg") or {}).get("shift_heatmap"):
-        raise SagecacheError(
-            "test_cfg.shift_heatmap would move mirrored maps that UDPHeatmap has in place already",
-            file="model.py",
-            fix="Set shift_heatmap=False.",
-        )
-    return codec
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
-
-
-def heatmap_from_input(codec: dict) -> Tensor:
-    """(3, 3) float32: network input pixels -> heatmap pixels, corner centres to corner centres (UDP).
-
-    codec: as `codec_of` returns it.
-    """
-    matrix = heatmap_affine(tuple(codec["input_size"]), tuple(codec["heatmap_size"]))
-    return torch.from_numpy(matrix).float()

@@ -33,6 +33,13 @@ from sagecache.data.dataset import (
 )
 from sagecache.errors import SagecacheError, counted, nearest
 from sagecache.mm.checkpoints import Resumable, load_network, newest_readable
+from sagecache.mm.codecs import (
+    codec_of,
+    flips_in_place,
+    heatmap_from_input,
+    map_sigma,
+    mirror_in_heatmap,
+)
 from sagecache.mm.compat import ddp_wrapper_cfg, init_cpu_distributed
 from sagecache.mm.estimator import SemiPoseEstimator
 from sagecache.mm.evaluate import evaluation_crops, evaluation_loader
@@ -45,7 +52,7 @@ from sagecache.mm.hooks import (
 )
 from sagecache.mm.metrics import KeypointMetric
 from sagecache.mm.refresh import RefreshHook
-from sagecache.mm.registry import build_student, codec_of, heatmap_from_input
+from sagecache.mm.registry import build_student
 from sagecache.mm.samples import EncodedSteps, LabelEncoder
 from sagecache.mm.terms import build_labeler, build_terms, load_prior
 from sagecache.models.weights import weights_path
@@ -205,8 +212,8 @@ def build_estimator(
     if recipe.uses_unlabeled:
         prior = load_prior(project, recipe)
         semi = dict(
-            labeler=build_labeler(project, recipe, codec["sigma"]),
-            terms=build_terms(project, recipe, codec["sigma"], prior) if with_terms else {},
+            labeler=build_labeler(project, recipe, map_sigma(codec)),
+            terms=build_terms(project, recipe, map_sigma(codec), prior) if with_terms else {},
             prior=prior if recipe.semi.gate.get("teacher_b") == "diffusion" else None,
             teacher=recipe.semi.teacher,
             ramp_up_steps=recipe.semi.ramp_up,
@@ -214,8 +221,9 @@ def build_estimator(
     return SemiPoseEstimator(
         student,
         heatmap_from_input(codec),
-        codec["sigma"],
+        map_sigma(codec),
         ema_decay=recipe.ema_decay,
+        mirror=None if flips_in_place(codec) else mirror_in_heatmap(codec),
         **semi,
     )
 

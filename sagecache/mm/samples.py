@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -13,7 +13,8 @@ from sagecache.data.dataset import CachedTargetDataset, StepDraws
 from sagecache.data.views import warp_image
 from sagecache.errors import SagecacheError
 from sagecache.geometry.affine import crop_affine
-from sagecache.mm.registry import activate
+from sagecache.mm.codecs import codec_of, decoded_from_input
+from sagecache.mm.compat import activate
 from sagecache.skeleton.definition import Skeleton
 from sagecache.structures import Instance
 
@@ -27,7 +28,7 @@ from mmpose.structures import PoseDataSample  # noqa: E402
 class LabelEncoder:
     """Adds ``data_samples`` to a collated labeled batch: what the codec makes of its keypoints.
 
-    Runs in the loader's workers. The codec is one that `registry.codec_of` lets through: UDP heatmaps.
+    Runs in the loader's workers. The codec is one that `codecs.codec_of` lets through.
     """
 
     def __init__(self, codec: dict, skeleton: Skeleton) -> None:
@@ -95,14 +96,16 @@ class EvaluationCrops(Dataset):
 
     Sampled as training views are: filtered before shrinking, edges replicated (mmpose: neither, black).
 
-    size (width, height). Items: ``inputs`` (3, H, W) uint8 BGR, ``data_samples`` with what mmpose's
-    ``predict`` needs to bring keypoints back to the image.
+    model: the model page; its codec's input_size is the crop's. Items: ``inputs`` (3, H, W) uint8 BGR,
+    ``data_samples`` with what mmpose's ``predict`` needs to bring keypoints back to the image.
     """
 
     def __init__(
-        self, instances: Sequence[Instance], size: tuple[int, int], padding: float, skeleton: Skeleton
+        self, instances: Sequence[Instance], model: Mapping, padding: float, skeleton: Skeleton
     ) -> None:
-        self.instances, self.size, self.padding = list(instances), tuple(size), padding
+        codec = codec_of(model)
+        self.instances, self.size, self.padding = list(instances), tuple(codec["input_size"]), padding
+        self.decoded_from_input = decoded_from_input(codec, model.get("test_cfg") or {})
         self.flip_indices = list(skeleton.flip_indices)
 
     def __len__(self) -> int:
@@ -118,9 +121,10 @@ class EvaluationCrops(Dataset):
         )
 
     def _sample(self, instance: Instance, crop_from_image: np.ndarray) -> PoseDataSample:
-        size = np.array(self.size, dtype=np.float64)
-        scale = (size - 1) / np.diag(crop_from_image)[:2]  # extent of the grown box, image pixels
-        center = ((size - 1) / 2 - crop_from_image[:2, 2]) / np.diag(crop_from_image)[:2]
+        # mmpose computes decoded / input_size * input_scale + input_center - input_scale / 2
+        image_from_decoded = np.linalg.inv(self.decoded_from_input @ crop_from_image)
+        scale = np.diag(image_from_decoded)[:2] * self.size  # UDP: extent of the grown box, image pixels
+        center = image_from_decoded[:2, 2] + scale / 2
         x, y, width, height = instance.bbox
         sample = PoseDataSample(
             metainfo=dict(

@@ -32,13 +32,15 @@ class TeacherView(NamedTuple):
     """One view that a teacher saw: its raw maps, and where the view was cut from.
 
     heatmaps (B, K, h, w): raw output, of this kind (`geometry.heatmap.probability`). view_from_image
-    (B, 3, 3). mirrored: raw output on the same view mirrored (test-time flip), or None.
+    (B, 3, 3). mirrored: raw output on the same view mirrored (test-time flip), or None; mirror: see
+    `fuse_flip`.
     """
 
     heatmaps: Tensor
     kind: str
     view_from_image: Tensor
     mirrored: Tensor | None = None
+    mirror: Tensor | None = None
 
 
 class Fused(NamedTuple):
@@ -56,17 +58,25 @@ def read_view(view: TeacherView, flip_indices: Tensor) -> Tensor:
     """Probability maps (B, K, h, w) of one view in its own pixels, channels as in the image."""
     maps = probability(view.heatmaps, view.kind)
     if view.mirrored is not None:
-        maps = fuse_flip(maps, probability(view.mirrored, view.kind), flip_indices)
+        maps = fuse_flip(maps, probability(view.mirrored, view.kind), flip_indices, view.mirror)
     return swap_mirrored(maps, is_mirrored(view.view_from_image), flip_indices)
 
 
-def fuse_flip(maps: Tensor, mirrored_maps: Tensor, flip_indices: Tensor) -> Tensor:
-    """Mean of the maps and of those of the mirrored input, turned back (x' = w - 1 - x, channels swapped).
+def fuse_flip(
+    maps: Tensor, mirrored_maps: Tensor, flip_indices: Tensor, mirror: Tensor | None = None
+) -> Tensor:
+    """Mean of the maps and of those of the mirrored input, turned back, channels swapped.
 
-    Both (B, K, h, w), summing to one. Where the two passes disagree the mean has two low peaks, so that its
-    confidence falls: the mean doubles as a test of agreement.
+    Both (B, K, h, w), summing to one. mirror (3, 3): heatmap pixels of the mirrored input -> of the input,
+    where that is not the plain x' = w - 1 - x (codecs that divide by the stride); then maps are resampled.
+    Where the two passes disagree the mean has two low peaks, so that its confidence falls: the mean doubles
+    as a test of agreement.
     """
-    return (maps + mirrored_maps.flip(-1).index_select(1, flip_indices)) / 2
+    if mirror is None:
+        turned = mirrored_maps.flip(-1)
+    else:
+        turned = warp_heatmaps(mirrored_maps, mirror.expand(len(maps), 3, 3))
+    return (maps + turned.index_select(1, flip_indices)) / 2
 
 
 class ViewFusion(nn.Module):

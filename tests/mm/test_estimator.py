@@ -10,8 +10,9 @@ from torch import nn
 
 from sagecache.errors import SagecacheError
 from sagecache.geometry.affine import augment_affine
+from sagecache.mm.codecs import codec_of, heatmap_from_input
 from sagecache.mm.estimator import SemiPoseEstimator
-from sagecache.mm.registry import build_student, codec_of, heatmap_from_input
+from sagecache.mm.registry import build_student
 from sagecache.mm.samples import LabelEncoder
 from sagecache.priors.denoiser import Denoiser
 from sagecache.priors.diffusion import DiffusionGuidance, DiffusionPrior

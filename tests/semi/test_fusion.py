@@ -132,3 +132,16 @@ def test_flipped_passes_that_disagree_halve_the_confidence():
 def test_unknown_or_impossible_options_are_named(options):
     with pytest.raises(SagecacheError, match=next(iter(options))):
         ViewFusion(SIGMA, **options)
+
+
+def test_a_mirrored_pass_of_another_frame_is_put_in_place_exactly():
+    """Divided by the stride of 2, x' = 47.5 - x: a peak at 20 is seen at 27.5, half of it in 27 and in 28."""
+    plain, mirrored = torch.zeros(2, 1, 3, 64, 48)
+    plain[..., 5, 20] = 1
+    mirrored[..., 5, 27:29] = 0.5
+    mirror = torch.tensor([[-1.0, 0, 47.5], [0, 1, 0], [0, 0, 1]])
+    fused = fuse_flip(plain, mirrored, FLIP, mirror)[0, 0, 5]
+    torch.testing.assert_close(fused[19:22], torch.tensor([0.125, 0.75, 0.125]))
+    marked = mirrored.clone()
+    marked[:, 1] = 0
+    assert fuse_flip(plain, marked, FLIP, mirror)[0, 2, 5, 20] == 0.5  # and channels change places
