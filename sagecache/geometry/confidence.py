@@ -45,8 +45,10 @@ def expected_oks(prob: Tensor, keypoints: Tensor, scale: Tensor, sigmas: Tensor,
         torch.exp(-(axis - centre.unsqueeze(-1)).square() / (2 * variance.unsqueeze(-1)))
         for axis, centre in ((x, keypoints[..., 0]), (y, keypoints[..., 1]))
     )  # (B, K, W), (B, K, H)
-    rows = (prob @ along_x.unsqueeze(-1)).squeeze(-1)  # (B, K, H): the kernel is separable
-    return ((rows * along_y).sum(-1) * (1 + sigma**2 / variance)).clamp(max=1)
+    # the kernel is separable; summing over rows first reads the maps in their order, the other way round costs
+    # eight times as much on a CPU
+    columns = (along_y.unsqueeze(-2) @ prob).squeeze(-2)  # (B, K, W)
+    return ((columns * along_x).sum(-1) * (1 + sigma**2 / variance)).clamp(max=1)
 
 
 @torch.no_grad()
@@ -62,5 +64,5 @@ def visibility(prob: Tensor, sigma: float) -> Tensor:
     """
     flat = prob.flatten(2)
     peak = (flat.amax(-1) * (2 * math.pi * sigma**2)).clamp(max=1)
-    area = (torch.linalg.vecdot(flat, flat) * (4 * math.pi * sigma**2)).clamp(max=1)
+    area = (torch.linalg.vector_norm(flat, dim=-1).square() * (4 * math.pi * sigma**2)).clamp(max=1)
     return (peak * area).sqrt()
