@@ -197,6 +197,7 @@ class SemiPoseEstimator(BaseModel):
             pseudo_labels=labels,
             targets={name: repeat(value) for name, value in targets.items()},
             step=self.step,
+            strong_size=(unlabeled["strong"].shape[-1], unlabeled["strong"].shape[-2]),
             gain=self._gain(targets, repeat),
         )
 

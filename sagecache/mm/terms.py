@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from sagecache.errors import SagecacheError, nearest
+from sagecache.geometry.pose import Limits, angle_limits, limb_limits, offset_limits
 from sagecache.mm.reference import check_store, labeled_reference, limb_edges
 from sagecache.priors.cmgc import CMGCDepth, CMGCNormal, LimbReference
 from sagecache.priors.diffusion import DiffusionGuidance, DiffusionPrior
+from sagecache.priors.structural import BoneLength, JointAngle, Topology
 from sagecache.project import Project, Recipe
 from sagecache.semi.consistency import Consistency
 from sagecache.semi.filtering import KeypointFilter
@@ -50,6 +52,18 @@ class TermInputs:
         edges = limb_edges(self.project.skeleton)
         return labeled_reference(self.project, self.recipe.data.labeled, edges)
 
+    def limb_limits(self) -> Limits:
+        return limb_limits(self._stats())
+
+    def offset_limits(self) -> Limits:
+        return offset_limits(self._stats())
+
+    def angle_limits(self) -> Limits:
+        return angle_limits(self._stats())
+
+    def _stats(self) -> SkeletonStats:
+        return SkeletonStats.load(self.project.stats_file, self.project.skeleton)
+
     def _check_stores(self) -> None:
         """Raise SagecacheError unless CMGC can compare with the targets of all splits of the recipe."""
         data = self.recipe.data
@@ -84,6 +98,9 @@ TERMS = {
         reference=TermInputs.reference,
     ),
     "cmgc_normal": TermKind(CMGCNormal, edges=TermInputs.tubes, flip_indices=TermInputs.flip_indices),
+    "bone": TermKind(BoneLength, limits=TermInputs.limb_limits, flip_indices=TermInputs.flip_indices),
+    "topology": TermKind(Topology, limits=TermInputs.offset_limits, flip_indices=TermInputs.flip_indices),
+    "angle": TermKind(JointAngle, limits=TermInputs.angle_limits, flip_indices=TermInputs.flip_indices),
 }
 
 

@@ -158,6 +158,18 @@ class Skeleton:
         return _frozen(triplets).reshape(-1, 3)
 
     @cached_property
+    def laplacian(self) -> np.ndarray:
+        """(K, K) float64: 1 for the joint, -1/n for each of its n neighbours along the edges, 0 elsewhere.
+
+        Times the positions it gives each joint's differential coordinate, its offset from the mean of its
+        neighbours (the random-walk Laplacian, I - D^-1 A). The row of a joint without edges is 0.
+        """
+        adjacent = np.zeros((self.num_keypoints, self.num_keypoints))
+        adjacent[self.edges[:, 0], self.edges[:, 1]] = adjacent[self.edges[:, 1], self.edges[:, 0]] = 1
+        degree = adjacent.sum(axis=1)
+        return _frozen(np.diag(degree > 0) - adjacent / np.maximum(degree, 1)[:, None], np.float64)
+
+    @cached_property
     def torso_joints(self) -> np.ndarray | None:
         """(2, 2) int64: the two shoulders and the two hips, by name; None for a body without them."""
         pairs = []

@@ -51,6 +51,53 @@ def joint_angles(keypoints: np.ndarray, triplets: np.ndarray) -> np.ndarray:
     return np.where((u != 0).any(axis=-1) & (v != 0).any(axis=-1), angle, np.nan)
 
 
+def joint_offsets(keypoints: np.ndarray, visible: np.ndarray, skeleton: Skeleton) -> np.ndarray:
+    """Length of each joint's differential coordinate: its distance from the mean of its neighbours.
+
+    keypoints (N, K, 2 or more), visible (N, K) bool -> (N, K). NaN unless the joint, which has neighbours,
+    and all of these are visible: a mean over what happens to be visible is another quantity for each body.
+    """
+    laplacian = skeleton.laplacian
+    points = np.where(np.asarray(visible)[..., None], np.asarray(keypoints, dtype=np.float64)[..., :2], 0)
+    hidden = ~np.asarray(visible, dtype=bool) @ (laplacian != 0).T  # (N, K): any that the row needs
+    measured = ~hidden & (laplacian != 0).any(axis=1)
+    return np.where(measured, np.linalg.norm(laplacian @ points, axis=-1), np.nan)
+
+
+def relative_size(lengths: np.ndarray, typical: np.ndarray) -> np.ndarray:
+    """How large a skeleton is: the median over its limbs of length / typical length of that limb.
+
+    Each limb is compared with its own length, so that missing limbs don't count, and a torn one counts
+    once. Of an even number of limbs the lower middle one (as torch's median).
+    lengths (N, L) and typical (L,) in one unit, NaN where unknown. Returns (N,), NaN without a limb.
+    """
+    ratio = np.sort(lengths / np.where(typical > 0, typical, np.nan), axis=1)  # NaN comes last
+    count = np.isfinite(ratio).sum(axis=1)
+    if ratio.shape[1] == 0:
+        return np.full(len(ratio), np.nan)
+    return np.take_along_axis(ratio, np.maximum(count - 1, 0)[:, None] // 2, axis=1)[:, 0]
+
+
+def inversion(keypoints: np.ndarray, visible: np.ndarray, skeleton: Skeleton) -> np.ndarray:
+    """log(distance of the head from the mid-shoulder / from the mid-hip): above 0 the hips are nearer.
+
+    The head is the mean of its visible joints. Free of position, size and rotation. keypoints (N, K, 2 or
+    more), visible (N, K) bool -> (N,); NaN unless a joint of the head, both shoulders and both hips are
+    visible and apart.
+    """
+    if skeleton.torso_joints is None or not skeleton.is_head.any():
+        return np.full(len(keypoints), np.nan)
+    points, visible = np.asarray(keypoints, dtype=np.float64)[..., :2], np.asarray(visible, dtype=bool)
+    of_head = (visible & skeleton.is_head)[..., None]
+    head = np.where(of_head, points, 0).sum(axis=1) / np.maximum(of_head.sum(axis=1), 1)
+    middle = points[:, skeleton.torso_joints].mean(axis=2)  # (N, 2, 2): shoulders, hips
+    distance = np.linalg.norm(head[:, None] - middle, axis=-1)
+    seen = of_head.any(axis=(1, 2)) & all_visible(visible, skeleton.torso_joints.reshape(1, 4))[:, 0]
+    known = seen & (distance > 0).all(axis=1)
+    shoulders, hips = np.where(known[:, None], distance, 1).T
+    return np.where(known, np.log(shoulders) - np.log(hips), np.nan)
+
+
 def all_visible(visible: np.ndarray, joints: np.ndarray) -> np.ndarray:
     """visible (N, K) bool, joints (M, n) indices -> (N, M) bool: every joint of the row is visible."""
     return np.asarray(visible, dtype=bool)[:, joints].all(axis=-1)

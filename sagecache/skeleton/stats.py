@@ -1,8 +1,9 @@
 """Robust summaries of a labeled split's skeletons, kept as ``skeleton_stats.json``.
 
-Limb lengths in units of several body sizes, their left/right log-ratio, angles at joints, and how often each
-joint is labeled. Names and edges come from the `Skeleton` (a dataset_info) alone. In two dimensions a limb
-can only look shorter than it is: its upper quantiles say more about the body than its mean (MATHS 5).
+Limb lengths in units of several body sizes, their left/right log-ratio, angles at joints, offsets of joints
+from their neighbours, size and uprightness of whole bodies, and how often each joint is labeled. Names and
+edges come from the `Skeleton` (a dataset_info) alone. In two dimensions a limb can only look shorter than it
+is: its upper quantiles say more about the body than its mean (MATHS 5).
 """
 
 from __future__ import annotations
@@ -17,11 +18,21 @@ import numpy as np
 
 from sagecache.errors import SagecacheError, nearest
 from sagecache.skeleton.definition import Skeleton
-from sagecache.skeleton.measure import NORMALISERS, all_visible, body_size, joint_angles, limb_lengths
+from sagecache.skeleton.measure import (
+    NORMALISERS,
+    all_visible,
+    body_size,
+    inversion,
+    joint_angles,
+    joint_offsets,
+    limb_lengths,
+    relative_size,
+)
 
 FORMAT = "sagecache.skeleton_stats"
-VERSION = 1
+VERSION = 2
 MIN_COUNT = 10  # fewer samples give no quantile worth a threshold
+BODY = ("size", "inversion")  # rows of SkeletonStats.body
 REMAKE = "Make it again: sagecache precompute stats --force"
 
 
@@ -65,7 +76,10 @@ class SkeletonStats:
 
     limbs: normaliser -> Summary over the L limbs of skeleton.limb_edges, lengths in units of that body size.
     log_ratio: over the P rows of skeleton.mirrored_limbs, log(left / right). angles: over the T rows of
-    skeleton.angle_triplets, radians. labeled, visible (K,): share of instances with v > 0 and with v = 2.
+    skeleton.angle_triplets, radians. offsets: over the K joints, length of the differential coordinate
+    (measure.joint_offsets) / sqrt_area: of one unit only, the one that losses share. body: over the rows of
+    BODY, measure.relative_size (to medians of limbs['sqrt_area'] that are enough) and measure.inversion.
+    labeled, visible (K,): share of instances with v > 0 and with v = 2.
     counts: 'instances', 'complete' (every limb labeled). provenance: what it was made from.
     """
 
@@ -73,6 +87,8 @@ class SkeletonStats:
     limbs: dict[str, Summary]
     log_ratio: Summary
     angles: Summary
+    offsets: Summary
+    body: Summary
     labeled: np.ndarray
     visible: np.ndarray
     counts: dict[str, int]
@@ -99,6 +115,8 @@ class SkeletonStats:
             "limbs": {name: _to_rows(summary, limb_names) for name, summary in self.limbs.items()},
             "log_ratio": _to_rows(self.log_ratio, _pair_names(self.skeleton)),
             "angles": _to_rows(self.angles, triplets),
+            "offsets": _to_rows(self.offsets, self.skeleton.names),
+            "body": _to_rows(self.body, BODY),
         }
 
     def save(self, path: str | Path) -> None:
@@ -174,11 +192,20 @@ def compute_stats(
     left, right = skeleton.mirrored_limbs.T
     angles = joint_angles(keypoints, skeleton.angle_triplets)
     angles = np.where(all_visible(seen, skeleton.angle_triplets), angles, np.nan)
+    limbs = {name: Summary.of(lengths / size[:, None], min_count) for name, size in sizes.items()}
+    scale = sizes["sqrt_area"][:, None]
+    typical = limbs["sqrt_area"]
+    body = [
+        relative_size(lengths / scale, np.where(typical.enough, typical.median, np.nan)),
+        inversion(keypoints, seen, skeleton),
+    ]
     return SkeletonStats(
         skeleton=skeleton,
-        limbs={name: Summary.of(lengths / size[:, None], min_count) for name, size in sizes.items()},
+        limbs=limbs,
         log_ratio=Summary.of(np.log(lengths[:, left]) - np.log(lengths[:, right]), min_count),
         angles=Summary.of(angles, min_count),
+        offsets=Summary.of(joint_offsets(keypoints, seen, skeleton) / scale, min_count),
+        body=Summary.of(np.stack(body, axis=1), min_count),
         labeled=seen.mean(axis=0),
         visible=(keypoints[..., 2] == 2).mean(axis=0),
         counts={
@@ -250,6 +277,8 @@ def _from_dict(content: dict) -> SkeletonStats:
         limbs={name: _to_summary(rows, skeleton.limb_names) for name, rows in content["limbs"].items()},
         log_ratio=_to_summary(content["log_ratio"], _pair_names(skeleton)),
         angles=_to_summary(content["angles"], _triplet_names(skeleton)),
+        offsets=_to_summary(content["offsets"], skeleton.names),
+        body=_to_summary(content["body"], BODY),
         labeled=np.array([rate["labeled"] for rate in rates], dtype=np.float64),
         visible=np.array([rate["visible"] for rate in rates], dtype=np.float64),
         counts=dict(content["counts"]),

@@ -13,6 +13,7 @@ from dots import write_dots_project
 from sagecache.cli import jobs
 from sagecache.errors import SagecacheError
 from sagecache.mm.terms import TERMS
+from sagecache.precompute.jobs import RunOptions
 from sagecache.precompute.plan import CropRule
 from sagecache.precompute.runner import run_detect, run_geo, run_stats
 from sagecache.priors.diffusion_fit import FitConfig, fit, labels_sha256
@@ -119,6 +120,23 @@ def test_training_is_refused_stale_statistics_and_stale_targets(folder):
     with pytest.raises(SagecacheError, match="skeleton_stats.json.*sagecache .*precompute stats --force"):
         jobs.require_fresh(project, plain)
     jobs.require_fresh(project, replace(plain, batch=supervised.batch))  # no unlabeled images, no statistics
+
+
+def test_statistics_of_a_former_version_are_refused_with_the_one_command_that_makes_them_anew(folder):
+    project = Project.open(folder)
+    run_stats(jobs.stats_job(project))
+    written = json.loads(project.stats_file.read_text())
+    former = {key: value for key, value in written.items() if key not in ("offsets", "body")}
+    project.stats_file.write_text(json.dumps(former | {"version": 1}))
+    plain, _ = project.recipe("stage1-full")
+    told = (
+        "skeleton_stats.json: has version 1, this program reads 2.*Run: sagecache .*precompute stats --force$"
+    )
+    with pytest.raises(SagecacheError, match=told):
+        jobs.require_fresh(project, plain)
+    run_stats(jobs.stats_job(project), RunOptions(force=True))
+    assert json.loads(project.stats_file.read_text()) == written
+    jobs.require_fresh(project, plain)
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,7 @@ def test_views_of_one_image_stay_together_with_their_matrices(estimator):
     views = unlabeled()
     estimator(labeled=labeled(), unlabeled=views, mode="loss")
     batch = estimator.terms["probe"].batch
-    assert len(batch.student_heatmaps) == 6
+    assert len(batch.student_heatmaps) == 6 and batch.strong_size == SIZE
     torch.testing.assert_close(batch.bbox_scale, torch.tensor([50.0, 50.0, 60.0, 60.0, 70.0, 70.0]))
     torch.testing.assert_close(batch.pseudo_labels.keypoints[0], batch.pseudo_labels.keypoints[1])
     to_map = torch.diag(torch.tensor([23 / 95, 31 / 127, 1.0]))

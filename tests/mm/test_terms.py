@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
+import torch
 from dots import write_dots_project
 
 from sagecache.cli.jobs import stats_job
@@ -11,6 +13,8 @@ from sagecache.mm.terms import TERMS, build_labeler, build_terms
 from sagecache.precompute.runner import run_stats
 from sagecache.project import Project, Recipe
 from sagecache.project.recipe import SemiSettings
+from sagecache.skeleton import COCO17
+from sagecache.skeleton.stats import compute_stats
 
 
 def recipe(**terms) -> Recipe:
@@ -40,11 +44,35 @@ def test_options_reach_the_term_and_its_weight_stays_outside():
         (dict(consistency=dict(temperature="hot")), "'semi.terms.consistency.temperature' should be float"),
         (dict(consistency=dict(los="kl")), "unknown key 'semi.terms.consistency.los'. Did you mean 'loss'"),
         (dict(consistency=dict(sigma=2)), "unknown key 'semi.terms.consistency.sigma'"),
+        (dict(bone=dict(shrt=0.5)), "unknown key 'semi.terms.bone.shrt'. Did you mean 'short'"),
+        (dict(topology=dict(short="no")), "'semi.terms.topology.short' should be float"),
+        (dict(angle=dict(short=0.5)), "unknown key 'semi.terms.angle.short'"),
     ],
 )
 def test_what_is_wrong_is_named(terms, told):
     with pytest.raises(SagecacheError, match=told):
         build_terms(Project.open(), recipe(**terms), 1.25, None)
+
+
+def test_structural_terms_compare_with_the_project_s_statistics(tmp_path):
+    project = Project.open(write_dots_project(tmp_path / "dots"))
+    run_stats(stats_job(project))
+    structural = recipe(
+        bone=dict(weight=0.05, short=0.5), topology=dict(weight=0.04), angle=dict(weight=0.02)
+    )
+    with pytest.raises(SagecacheError, match="too few labeled bodies"):  # five persons have no quantiles
+        build_terms(project, structural, 1.25, None)
+    bodies = np.random.default_rng(0).random((20, 17, 3)) + [0, 0, 1]
+    stats = compute_stats(bodies, np.tile([0, 0, 2.0, 2.0], (20, 1)), project.skeleton)
+    stats.save(project.stats_file)
+    built = build_terms(project, structural, 1.25, None)
+    assert {name: weight for name, (weight, _) in built.items()} == dict(bone=0.05, topology=0.04, angle=0.02)
+    bone, topology, angle = (built[name][1] for name in ("bone", "topology", "angle"))
+    assert bone.rows.tolist() == COCO17.limb_edges.tolist() and bone.short == 0.5 != topology.short
+    hips = COCO17.limb_names.index("left_hip-right_hip")
+    assert bone.high[hips].item() == pytest.approx(stats.limb().q99[hips])
+    assert topology.high[0].item() == pytest.approx(stats.offsets.q99[0])  # the nose
+    assert angle.low.shape == (8,) and torch.equal(angle.flip_indices, torch.tensor(COCO17.flip_indices))
 
 
 def test_a_recipe_without_a_confidence_calibrates_as_its_filter_judges(tmp_path):

@@ -90,6 +90,15 @@ def test_angles_of_coco():
     assert mirrored == {tuple(t) for t in COCO17.angle_triplets}  # the ends keep their order
 
 
+def test_laplacian_takes_the_mean_of_the_neighbours():
+    points = np.random.default_rng(0).normal(size=(17, 2))
+    for k, row in enumerate(COCO17.laplacian):
+        near = [int(a if b == k else b) for a, b in COCO17.edges if k in (a, b)]
+        np.testing.assert_allclose(row @ points, points[k] - points[near].mean(0), atol=1e-12)
+    alone = Skeleton("dots", ("a", "b", "c"), [[0, 1]], [0, 1, 2], [0.1] * 3)
+    assert alone.laplacian.tolist() == [[1, -1, 0], [-1, 1, 0], [0, 0, 0]]
+
+
 def test_torso_joints():
     assert COCO17.torso_joints.tolist() == [[5, 6], [11, 12]]
     hand = Skeleton("hand", ("wrist", "thumb"), [[0, 1]], [0, 1], [0.1, 0.1])

@@ -8,7 +8,16 @@ from hypothesis.extra.numpy import arrays
 
 from sagecache.errors import SagecacheError
 from sagecache.skeleton import COCO17, Skeleton
-from sagecache.skeleton.measure import NORMALISERS, all_visible, body_size, joint_angles, limb_lengths
+from sagecache.skeleton.measure import (
+    NORMALISERS,
+    all_visible,
+    body_size,
+    inversion,
+    joint_angles,
+    joint_offsets,
+    limb_lengths,
+    relative_size,
+)
 
 # Whole pixels, so that 'an end lies on the vertex' is exact for both ways of computing.
 bodies = arrays(np.float64, (3, 17, 2), elements=st.integers(-500, 500).map(float))
@@ -112,3 +121,41 @@ def test_all_visible():
 def test_an_unknown_normaliser_names_the_known_ones():
     with pytest.raises(SagecacheError, match="did you mean 'torso'"):
         body_size("torsos", *standing(), COCO17)
+
+
+def test_offsets_are_from_the_mean_of_all_neighbours():
+    """A chain of three and a joint without edges: known distances, NaN where a neighbour is not seen."""
+    chain = Skeleton("chain", ("a", "b", "c", "d"), [[0, 1], [1, 2]], range(4), [0.1] * 4)
+    points = np.array([[[0, 0], [3, 4], [6, 0], [50, 50]]] * 3, dtype=float)
+    visible = np.array([[1, 1, 1, 1], [0, 1, 1, 1], [1, 0, 1, 1]], dtype=bool)
+    points[1, 0] = np.nan
+    offsets = joint_offsets(points, visible, chain)
+    nan = np.nan
+    np.testing.assert_allclose(offsets, [[5, 4, 5, nan], [nan, nan, 5, nan], [nan, nan, nan, nan]])
+
+
+def test_relative_size_is_the_lower_median_of_the_limbs_there_are():
+    nan = np.nan
+    typical = np.array([1.0, 2.0, 4.0, nan])
+    lengths = np.array([[2, 2, 40, 9], [3, nan, 4, 9], [nan, nan, nan, 9], [nan, 5, nan, nan]])
+    np.testing.assert_allclose(relative_size(lengths, typical), [2, 1, nan, 2.5])
+    assert np.isnan(relative_size(np.zeros((2, 0)), np.zeros(0))).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(0, 2 * math.pi), st.floats(0.1, 10))
+def test_inversion_of_known_bodies(turn, scale):
+    points = np.zeros((3, 17, 2))
+    points[:, 5], points[:, 6], points[:, 11], points[:, 12] = (-2, 0), (2, 0), (-1, 6), (1, 6)
+    points[:, :5] = [0, -3]
+    points[1, :5], points[2, :5] = (0, 8), (0, 3)
+    points[:, 0] += 999  # not visible
+    visible = np.arange(17) > 0
+    c, s = math.cos(turn), math.sin(turn)
+    moved = scale * points @ np.array([[c, s], [-s, c]]) + 7
+    expected = [math.log(3 / 9), math.log(8 / 2), 0]
+    np.testing.assert_allclose(inversion(moved, np.tile(visible, (3, 1)), COCO17), expected, atol=1e-9)
+    for hidden in (5, 12, slice(0, 5)):
+        seen = np.tile(visible, (3, 1))
+        seen[:, hidden] = False
+        assert np.isnan(inversion(moved, seen, COCO17)).all()

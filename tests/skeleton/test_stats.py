@@ -65,12 +65,44 @@ def test_angles_against_a_slow_loop(sample):
             assert getattr(stats.angles, key)[t] == pytest.approx(np.percentile(values, p), abs=1e-6)
 
 
+def test_offsets_and_whole_bodies_against_a_slow_loop(sample):
+    keypoints, bboxes, stats = sample
+    scale = np.sqrt(bboxes[:, 2] * bboxes[:, 3])
+    for k in range(17):
+        near = [int(a if b == k else b) for a, b in COCO17.edges if k in (a, b)]
+        values = [
+            np.hypot(*(body[k, :2] - body[near, :2].mean(0))) / size
+            for body, size in zip(keypoints, scale, strict=True)
+            if (body[[k, *near], 2] > 0).all()
+        ]
+        assert stats.offsets.count[k] == len(values) > 10
+        assert stats.offsets.q99[k] == pytest.approx(np.percentile(values, 99))
+    sizes, upright = [], []
+    for body, size in zip(keypoints, scale, strict=True):
+        ratios = [
+            np.hypot(*(body[a, :2] - body[b, :2])) / size / stats.limb().median[e]
+            for e, (a, b) in enumerate(COCO17.limb_edges)
+            if body[a, 2] > 0 and body[b, 2] > 0
+        ]
+        sizes += [np.sort(ratios)[(len(ratios) - 1) // 2]]
+        head = [body[k, :2] for k in range(5) if body[k, 2] > 0]
+        if head and (body[[5, 6, 11, 12], 2] > 0).all():
+            middles = body[[5, 6], :2].mean(0), body[[11, 12], :2].mean(0)
+            to_shoulders, to_hips = (np.hypot(*(np.mean(head, 0) - middle)) for middle in middles)
+            upright.append(np.log(to_shoulders / to_hips))
+    for row, values in enumerate((sizes, upright)):
+        assert stats.body.count[row] == len(values) > 20
+        assert stats.body.q01[row] == pytest.approx(np.percentile(values, 1))
+
+
 def test_mirroring_all_bodies_turns_the_log_ratio_round(sample):
     keypoints, bboxes, stats = sample
     mirrored = keypoints[:, COCO17.flip_indices] * [-1, 1, 1]
     other = compute_stats(mirrored, bboxes, COCO17)
     np.testing.assert_allclose(other.log_ratio.median, -stats.log_ratio.median, atol=1e-12)
     np.testing.assert_allclose(other.log_ratio.q99, -stats.log_ratio.q01, atol=1e-12)
+    np.testing.assert_allclose(other.offsets.q99, stats.offsets.q99[COCO17.flip_indices])
+    np.testing.assert_allclose(other.body.mean, stats.body.mean)
     assert np.abs(stats.log_ratio.median).max() > 0.01
 
 
@@ -79,6 +111,8 @@ def test_lengths_are_free_of_scale(sample):
     larger = compute_stats(keypoints * [7, 7, 1], bboxes * 7, COCO17)
     for name in stats.limbs:
         np.testing.assert_allclose(larger.limb(name).q99, stats.limb(name).q99)
+    np.testing.assert_allclose(larger.offsets.q99, stats.offsets.q99)
+    np.testing.assert_allclose(larger.body.q99, stats.body.q99)
 
 
 def test_unlabeled_joints_have_no_influence(sample):
@@ -123,6 +157,8 @@ def test_save_and_load_are_exact(sample, tmp_path):
     stats.save(tmp_path / "new" / "stats.json")
     again = SkeletonStats.load(tmp_path / "new" / "stats.json", COCO17)
     np.testing.assert_array_equal(again.limb("torso").sd, stats.limb("torso").sd)
+    np.testing.assert_array_equal(again.offsets.q01, stats.offsets.q01)
+    np.testing.assert_array_equal(again.body.q99, stats.body.q99)
     assert again.provenance == {"annotations_sha256": "ab"}
     assert os.listdir(tmp_path / "new") == ["stats.json"]  # no temporary file is left
 
@@ -153,7 +189,9 @@ def damaged(change):
     [
         (lambda c: "{", "not readable as JSON"),
         (lambda c: "[]", f"not a file of format {FORMAT}"),
-        (damaged(lambda c: c.update(version=99)), "has version 99, this program reads 1"),
+        (damaged(lambda c: c.update(version=99)), "has version 99, this program reads 2"),
+        (damaged(lambda c: c.update(version=1)), "has version 1, this program reads 2.*stats --force"),
+        (damaged(lambda c: c["offsets"].pop("nose")), r"rows \['nose'\] do not match"),
         (damaged(lambda c: c.pop("angles")), "is damaged: KeyError 'angles'"),
         (damaged(lambda c: c["limbs"]["torso"].popitem()), "do not match the skeleton"),
         (damaged(lambda c: c["limbs"]["torso"]["left_hip-right_hip"].update(q99=None)), "has no value"),
@@ -194,6 +232,7 @@ def test_a_body_without_limbs_has_empty_summaries():
     face = Skeleton("face", ("nose", "left_eye"), [[0, 1]], [0, 1], [0.1, 0.1])
     stats = compute_stats(np.ones((3, 2, 3)), np.ones((3, 4)), face)
     assert stats.limb().median.shape == (0,) and stats.angles.count.shape == (0,)
+    assert stats.offsets.count.tolist() == [3, 3] and stats.body.count.tolist() == [0, 0]
 
 
 def test_summary_of_constants():
