@@ -100,7 +100,6 @@ class UnlabeledBatch:
     targets: 'depth' (B, 1, H, W) float32, 'normal' (B, 3, H, W), 'mask' (B, 1, H, W) bool; empty dict
     without a store.
     step: optimiser steps done so far.
-    strong_size: (width, height) of the strong views, input pixels.
     gain: of the targets' depth, where it is known already; terms that need it work it out otherwise.
     """
 
@@ -116,7 +115,6 @@ class UnlabeledBatch:
     pseudo_labels: PseudoLabels
     targets: dict[str, Tensor]
     step: int
-    strong_size: tuple[int, int]
     gain: Gain | None = None
 
 

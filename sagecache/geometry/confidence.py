@@ -45,8 +45,8 @@ def expected_oks(prob: Tensor, keypoints: Tensor, scale: Tensor, sigmas: Tensor,
         torch.exp(-(axis - centre.unsqueeze(-1)).square() / (2 * variance.unsqueeze(-1)))
         for axis, centre in ((x, keypoints[..., 0]), (y, keypoints[..., 1]))
     )  # (B, K, W), (B, K, H)
-    # the kernel is separable; summing over rows first reads the maps in their order, the other way round costs
-    # eight times as much on a CPU
+    # the kernel is separable; summing over rows first reads the maps in their order, the other way round
+    # costs eight times as much on a CPU
     columns = (along_y.unsqueeze(-2) @ prob).squeeze(-2)  # (B, K, W)
     return ((columns * along_x).sum(-1) * (1 + sigma**2 / variance)).clamp(max=1)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -87,6 +88,21 @@ def mirror_in_heatmap(codec: Mapping) -> Tensor:
     """
     scale = _heatmap_from_input(codec)
     return torch.from_numpy(scale @ _mirror(codec["input_size"][0]) @ np.linalg.inv(scale)).float()
+
+
+class MapFrame(NamedTuple):
+    """What a training knows of a codec. from_input (3, 3): `heatmap_from_input`; sigma: `map_sigma`; mirror
+    (3, 3): `mirror_in_heatmap`, or None where turning a map's columns is the same.
+    """
+
+    from_input: Tensor
+    sigma: float
+    mirror: Tensor | None = None
+
+
+def map_frame(codec: dict) -> MapFrame:
+    mirror = None if flips_in_place(codec) else mirror_in_heatmap(codec)
+    return MapFrame(heatmap_from_input(codec), map_sigma(codec), mirror)
 
 
 def flips_in_place(codec: Mapping) -> bool:

@@ -7,16 +7,26 @@ Without terms it is plain supervised training with an EMA copy.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import torch
 from mmengine.model import BaseDataPreprocessor, BaseModel
 from torch import Tensor, nn
 
+from sagecache.data.mixing import StrongMixing
+from sagecache.data.style import StyleTransfer
 from sagecache.data.targets import dequantise
-from sagecache.geometry.affine import compose, invert_affine, transform_points
+from sagecache.geometry.affine import (
+    compose,
+    invert_affine,
+    is_mirrored,
+    linear_scale,
+    swap_mirrored,
+    transform_points,
+)
 from sagecache.geometry.depth import Gain, gain_from_normals
 from sagecache.geometry.heatmap import probability, soft_argmax
+from sagecache.mm.codecs import MapFrame
 from sagecache.mm.outputs import head_maps, map_kind, network_maps
 from sagecache.priors.diffusion import DiffusionPrior
 from sagecache.project.recipe import TeacherSettings
@@ -29,6 +39,7 @@ from sagecache.semi.ema import (
     warm_decay,
 )
 from sagecache.semi.fusion import TeacherView
+from sagecache.semi.hardness import JointHardness
 from sagecache.semi.refresh import LabelTable
 from sagecache.structures import Fate, PseudoLabels, UnlabeledBatch
 
@@ -47,13 +58,13 @@ class ViewPreprocessor(BaseDataPreprocessor):
 class SemiPoseEstimator(BaseModel):
     """Student + EMA teacher + pseudo labels + terms.
 
-    student: an mmpose top-down estimator. heatmap_from_input (3, 3): the codec's scaling; sigma: its
-    Gaussians', heatmap pixels.
-    mirror (3, 3): of a mirrored input's maps, where turning them is not enough (codecs.mirror_in_heatmap).
+    student: an mmpose top-down estimator. frame: of its maps.
     labeler: teacher maps -> PseudoLabels. terms: name -> (weight, module(UnlabeledBatch) -> TermOutput).
     prior: corrects poses for a gate with a teacher B. It is a part, so that it moves with the rest, but not
     state: it has a file of its own.
     teacher: how many EMA teachers there are, and how a second one, which sees the appearance view, differs.
+    mixing: hides and exchanges limbs of strong views once the teacher has spoken. style: gives labeled images
+    the look of unlabeled ones.
     The (first) EMA teacher is the network that validates.
     ``step`` is set by the training loop before each iteration; it drives ramp-ups and EMA warm-up.
     """
@@ -61,8 +72,7 @@ class SemiPoseEstimator(BaseModel):
     def __init__(
         self,
         student: nn.Module,
-        heatmap_from_input: Tensor,
-        sigma: float,
+        frame: MapFrame,
         labeler: nn.Module | None = None,
         terms: Mapping[str, tuple[float, nn.Module]] | None = None,
         *,
@@ -70,7 +80,8 @@ class SemiPoseEstimator(BaseModel):
         ema_decay: float = 0.999,
         teacher: TeacherSettings | None = None,
         ramp_up_steps: int = 0,
-        mirror: Tensor | None = None,
+        mixing: StrongMixing | None = None,
+        style: StyleTransfer | None = None,
     ) -> None:
         super().__init__(data_preprocessor=ViewPreprocessor(student.data_preprocessor))
         teacher = teacher or TeacherSettings()
@@ -89,11 +100,15 @@ class SemiPoseEstimator(BaseModel):
         self.terms = nn.ModuleDict({name: term for name, (_, term) in (terms or {}).items()})
         self.term_weights = {name: weight for name, (weight, _) in (terms or {}).items()}
         self.ema_decay, self.ramp_up_steps = ema_decay, ramp_up_steps
-        self.sigma, self.step = sigma, 0
+        self.sigma, self.step = frame.sigma, 0
         self.last_labels: PseudoLabels | None = None  # of the last step, for those who log
         self.table: LabelTable | None = None  # labels that stand between two refreshes, set by the training
-        self.register_buffer("heatmap_from_input", heatmap_from_input, persistent=False)
-        self.register_buffer("mirror", mirror, persistent=False)
+        self.mixing, self.style = mixing, style
+        self.hardness = None
+        if mixing is not None and mixing.akm is not None:
+            self.hardness = JointHardness(len(labeler.flip_indices))
+        self.register_buffer("heatmap_from_input", frame.from_input, persistent=False)
+        self.register_buffer("mirror", frame.mirror, persistent=False)
 
     # -- mmengine's entry points --------------------------------------------------------------
     def forward(self, labeled=None, unlabeled=None, inputs=None, data_samples=None, mode: str = "loss"):
@@ -130,9 +145,11 @@ class SemiPoseEstimator(BaseModel):
         """
         unlabeled = unlabeled if self.terms else None
         labels = self.last_labels = None if unlabeled is None else self.labels_of_step(unlabeled)
-        views = [] if labeled is None else [labeled["image"]]
+        views = [] if labeled is None else [self.labeled_images(labeled, unlabeled)]
         if unlabeled is not None:
-            views.append(unlabeled["strong"].flatten(0, 1))
+            labels = _repeated(labels, unlabeled["strong"].shape[1])
+            images, labels, covered = self.strong_images(unlabeled, labels)
+            views.append(images)
         features = self.student.extract_feat(self.normalise(torch.cat(views)))
         losses, count = {}, 0
         if labeled is not None:
@@ -142,8 +159,49 @@ class SemiPoseEstimator(BaseModel):
             losses = self.student.head.loss(supervised, samples, train_cfg=settings)
         if unlabeled is not None:
             heatmaps, _ = head_maps(self.student.head, tuple(feature[count:] for feature in features))
-            losses |= self.term_losses(self.unlabeled_batch(heatmaps, unlabeled, labels))
+            batch = self.unlabeled_batch(heatmaps, unlabeled, labels)
+            losses |= self.term_losses(batch)
+            if self.hardness is not None:
+                self._remember_errors(batch, covered)
         return losses
+
+    def labeled_images(self, labeled: dict, unlabeled: dict | None) -> Tensor:
+        """(B, 3, H, W) uint8, some of them in the style of unlabeled ones."""
+        if self.style is None or unlabeled is None:
+            return labeled["image"]
+        return self.style(labeled["image"], unlabeled["weak"])
+
+    @torch.no_grad()
+    def strong_images(
+        self, unlabeled: dict, labels: PseudoLabels
+    ) -> tuple[Tensor, PseudoLabels, Tensor | None]:
+        """Strong views (B*M, 3, H, W) uint8, mixed; the labels (of each view) that remain; which joints
+        (B*M, K) are covered.
+        """
+        images = unlabeled["strong"].flatten(0, 1)
+        if self.mixing is None:
+            return images, labels, None
+        strong_from_image = unlabeled["strong_from_image"].flatten(0, 1)
+        scale = unlabeled["bbox_scale"].repeat_interleave(unlabeled["strong"].shape[1])
+        mixed = self.mixing(
+            images,
+            transform_points(strong_from_image, labels.keypoints),
+            labels.confidence,
+            labels.keep,
+            linear_scale(strong_from_image) * scale,
+            None if self.hardness is None else self.hardness.error,
+            None if self.hardness is None else self.labeler.keypoint_filter.statistics.mean,
+        )
+        remaining = replace(labels, weights=labels.weights * ~mixed.dropped)
+        return mixed.images, remaining, mixed.covered
+
+    @torch.no_grad()
+    def _remember_errors(self, batch: UnlabeledBatch, covered: Tensor) -> None:
+        """How far the student is from kept labels, by joint; hidden joints look hard and are not counted."""
+        labels, view = batch.pseudo_labels, batch.strong_from_image
+        student = transform_points(invert_affine(view), batch.student_keypoints)
+        student = swap_mirrored(student, is_mirrored(view), self.labeler.flip_indices)
+        self.hardness.update(student, labels.keypoints, labels.keep & ~covered, batch.bbox_scale)
 
     def term_losses(self, batch: UnlabeledBatch) -> dict[str, Tensor]:
         """Weighted losses under ``loss_<term>``, and what terms and gate counted."""
@@ -169,14 +227,12 @@ class SemiPoseEstimator(BaseModel):
         return logged
 
     def unlabeled_batch(self, heatmaps: Tensor, unlabeled: dict, labels: PseudoLabels) -> UnlabeledBatch:
-        """Collect what terms need. heatmaps (B*M, K, h, w) of the strong views; M views an image."""
+        """Collect what terms need. heatmaps and labels of the B*M strong views; M views an image."""
         num_strong = unlabeled["strong"].shape[1]
 
         def repeat(tensor: Tensor) -> Tensor:
             return tensor.repeat_interleave(num_strong, dim=0)
 
-        if num_strong > 1:
-            labels = PseudoLabels(**{one.name: repeat(getattr(labels, one.name)) for one in fields(labels)})
         kind = map_kind(self.student.head)
         peaks = soft_argmax(probability(heatmaps, kind), self.sigma)  # (B*M, K, 2) heatmap px
         strong_from_image = unlabeled["strong_from_image"].flatten(0, 1)
@@ -197,7 +253,6 @@ class SemiPoseEstimator(BaseModel):
             pseudo_labels=labels,
             targets={name: repeat(value) for name, value in targets.items()},
             step=self.step,
-            strong_size=(unlabeled["strong"].shape[-1], unlabeled["strong"].shape[-2]),
             gain=self._gain(targets, repeat),
         )
 
@@ -253,6 +308,14 @@ class SemiPoseEstimator(BaseModel):
         if not preprocessor._enable_normalize:
             return images.float()
         return (images.float() - preprocessor.mean) / preprocessor.std
+
+
+def _repeated(labels: PseudoLabels, num_strong: int) -> PseudoLabels:
+    """The labels of each image once for each of its strong views."""
+    if num_strong == 1:
+        return labels
+    values = ((one.name, getattr(labels, one.name)) for one in fields(labels))
+    return PseudoLabels(**{name: value.repeat_interleave(num_strong, dim=0) for name, value in values})
 
 
 def _drop_prior(module: nn.Module, state: dict[str, Tensor], prefix: str, _metadata: dict) -> None:

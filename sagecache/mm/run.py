@@ -33,13 +33,7 @@ from sagecache.data.dataset import (
 )
 from sagecache.errors import SagecacheError, counted, nearest
 from sagecache.mm.checkpoints import Resumable, load_network, newest_readable
-from sagecache.mm.codecs import (
-    codec_of,
-    flips_in_place,
-    heatmap_from_input,
-    map_sigma,
-    mirror_in_heatmap,
-)
+from sagecache.mm.codecs import codec_of, map_frame
 from sagecache.mm.compat import ddp_wrapper_cfg, init_cpu_distributed
 from sagecache.mm.estimator import SemiPoseEstimator
 from sagecache.mm.evaluate import evaluation_crops, evaluation_loader
@@ -50,11 +44,12 @@ from sagecache.mm.hooks import (
     ResumedValidationHook,
     SemiHook,
 )
+from sagecache.mm.labeling import build_labeler, build_mixing, build_style, load_prior
 from sagecache.mm.metrics import KeypointMetric
 from sagecache.mm.refresh import RefreshHook
 from sagecache.mm.registry import build_student
 from sagecache.mm.samples import EncodedSteps, LabelEncoder
-from sagecache.mm.terms import build_labeler, build_terms, load_prior
+from sagecache.mm.terms import build_terms
 from sagecache.models.weights import weights_path
 from sagecache.project import Project, Recipe
 from sagecache.project.runs import (
@@ -207,25 +202,20 @@ def build_estimator(
         load_network(student, start)
     if recipe.channels_last:
         student = student.to(memory_format=torch.channels_last)
-    codec = codec_of(model)
+    frame = map_frame(codec_of(model))
     semi: dict[str, Any] = {}
     if recipe.uses_unlabeled:
         prior = load_prior(project, recipe)
         semi = dict(
-            labeler=build_labeler(project, recipe, map_sigma(codec)),
-            terms=build_terms(project, recipe, map_sigma(codec), prior) if with_terms else {},
+            labeler=build_labeler(project, recipe, frame.sigma),
+            terms=build_terms(project, recipe, frame.sigma, prior) if with_terms else {},
+            mixing=build_mixing(project, recipe) if with_terms else None,
+            style=build_style(recipe),
             prior=prior if recipe.semi.gate.get("teacher_b") == "diffusion" else None,
             teacher=recipe.semi.teacher,
             ramp_up_steps=recipe.semi.ramp_up,
         )
-    return SemiPoseEstimator(
-        student,
-        heatmap_from_input(codec),
-        map_sigma(codec),
-        ema_decay=recipe.ema_decay,
-        mirror=None if flips_in_place(codec) else mirror_in_heatmap(codec),
-        **semi,
-    )
+    return SemiPoseEstimator(student, frame, ema_decay=recipe.ema_decay, **semi)
 
 
 def start_checkpoint(project: Project, recipe: Recipe) -> Path | None:

@@ -127,13 +127,20 @@ class SemiSettings:
     """Learning without labels. Terms map a name to its options; weight 0 builds nothing, the default is 1.
 
     ramp_up: steps over which the terms' weights rise to full. refresh: epochs of unlabeled images after which
-    all pseudo-labels are made anew and kept (0: each step makes its own). fusion, pseudo_labels and gate are
-    options of ``semi.fusion.ViewFusion``, ``semi.filtering.KeypointFilter``, ``semi.gating.HybridGate``.
+    all pseudo-labels are made anew and kept (0: each step makes its own). coupling: softness with which
+    joints of implausible structure lose weight (``semi.coupling``), 0 is off. The dicts are options of
+    ``semi.fusion.ViewFusion``, ``semi.filtering.KeypointFilter`` (pseudo_labels),
+    ``semi.instances.InstanceGate``, ``semi.gating.HybridGate``, ``data.mixing.StrongMixing``,
+    ``data.style.StyleTransfer``.
     """
 
     teacher: TeacherSettings = TeacherSettings()
     fusion: dict[str, Any] = field(default_factory=dict)
     pseudo_labels: dict[str, Any] = field(default_factory=dict)
+    instances: dict[str, Any] = field(default_factory=dict)
+    coupling: float = 0.0
+    mixing: dict[str, Any] = field(default_factory=dict)
+    style: dict[str, Any] = field(default_factory=dict)
     gate: dict[str, Any] = field(default_factory=dict)
     terms: dict[str, dict[str, Any]] = field(default_factory=dict)
     ramp_up: int = 0
@@ -142,6 +149,7 @@ class SemiSettings:
     def __post_init__(self) -> None:
         at_least("ramp_up", self.ramp_up, 0)
         at_least("refresh", self.refresh, 0)
+        at_least("coupling", self.coupling, 0)
         if self.refresh and self.terms.get("consistency", {}).get("target") == "heatmap":
             raise SagecacheError(
                 "semi.refresh keeps poses and no heatmaps",

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from sagecache.geometry.affine import compose, invert_affine, transform_points
 from sagecache.geometry.heatmap import decode
+from sagecache.semi.coupling import StructuralCoupling
 from sagecache.semi.filtering import FilterDecision, KeypointFilter
 from sagecache.semi.fusion import TeacherView, ViewFusion
 from sagecache.semi.gating import GateDecision, HybridGate, Plausibility
+from sagecache.semi.instances import InstanceGate
 from sagecache.structures import Fate, PseudoLabels
 
 Correct = Callable[[Tensor, Tensor], Tensor]
@@ -28,7 +30,8 @@ class PseudoLabeler(nn.Module):
 
     sigma: the maps' ideal Gaussian, heatmap pixels (scale of the confidence). flip_indices (K,): mirror
     pairs. plausibility: None without labeled statistics; then KPS is the mean confidence of kept joints.
-    fusion: of several views; the default serves one.
+    fusion: of several views; the default serves one. instances: drops whole persons; coupling: lowers the
+    weights of joints whose limbs or angles no labeled body shows.
     """
 
     def __init__(
@@ -39,11 +42,14 @@ class PseudoLabeler(nn.Module):
         gate: HybridGate,
         plausibility: Plausibility | None = None,
         fusion: ViewFusion | None = None,
+        instances: InstanceGate | None = None,
+        coupling: StructuralCoupling | None = None,
     ) -> None:
         super().__init__()
         self.sigma, self.gate = sigma, gate
         self.keypoint_filter, self.plausibility = keypoint_filter, plausibility
         self.fusion = fusion or ViewFusion(sigma)
+        self.instances, self.coupling = instances, coupling
         self.register_buffer("flip_indices", torch.as_tensor(flip_indices), persistent=False)
 
     @torch.no_grad()
@@ -71,17 +77,27 @@ class PseudoLabeler(nn.Module):
         if self.fusion.rule == "drop":
             trusted = torch.where(fused.disagree, 0, trusted)
         keep = trusted > 0
+        if self.coupling is not None:
+            trusted = trusted * self.coupling(keypoints, keep, bbox_scale)
         score = self._plausibility(keypoints, keep, bbox_scale, confidence)
         corrected = None if correct is None else correct(keypoints, confidence)
         decision = self.gate(confidence, keep, score, corrected)
+        weights = decision.weights * torch.where(decision.teacher_a[:, None], trusted, 1)
+        fate = _fate(fused.disagree, filtered, keep, decision)
+        if self.instances is not None:
+            person = self.instances(
+                fused.probability, heatmap_from_image, keypoints, keep, confidence, bbox_scale
+            )
+            weights = weights * person.keep[:, None]
+            fate = torch.where(person.keep[:, None], fate, int(Fate.INSTANCE))
         return PseudoLabels(
             probability=fused.probability,
             keypoints=keypoints,
             confidence=confidence,
             plausibility=score,
             teacher_a=decision.teacher_a,
-            weights=decision.weights * torch.where(decision.teacher_a[:, None], trusted, 1),
-            fate=_fate(fused.disagree, filtered, keep, decision),
+            weights=weights,
+            fate=fate,
             # the gate has dropped what is not finite; NaN times a weight of 0 would still be NaN
             corrected=keypoints
             if corrected is None

@@ -10,7 +10,7 @@ from torch import nn
 
 from sagecache.errors import SagecacheError
 from sagecache.geometry.affine import augment_affine
-from sagecache.mm.codecs import codec_of, heatmap_from_input
+from sagecache.mm.codecs import codec_of, map_frame
 from sagecache.mm.estimator import SemiPoseEstimator
 from sagecache.mm.registry import build_student
 from sagecache.mm.samples import LabelEncoder
@@ -43,8 +43,7 @@ def build(gate: HybridGate | None = None, **options) -> SemiPoseEstimator:
     student = build_student(model)
     return SemiPoseEstimator(
         student,
-        heatmap_from_input(codec_of(model)),
-        codec_of(model)["sigma"],
+        map_frame(codec_of(model)),
         labeler,
         **dict(terms={"probe": (0.5, Probe())}, ramp_up_steps=10) | options,
     )

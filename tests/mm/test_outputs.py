@@ -14,11 +14,10 @@ from sagecache.geometry.affine import augment_affine, transform_points
 from sagecache.geometry.heatmap import decode, gaussian, log_probability, probability
 from sagecache.mm.codecs import (
     codec_of,
-    flips_in_place,
     heatmap_from_input,
+    map_frame,
     map_sigma,
     map_size,
-    mirror_in_heatmap,
 )
 from sagecache.mm.estimator import SemiPoseEstimator
 from sagecache.mm.outputs import head_maps, map_kind, network_maps, simcc_maps
@@ -227,11 +226,9 @@ def build(page: dict) -> SemiPoseEstimator:
     labeler = PseudoLabeler(map_sigma(codec), FLIP, KeypointFilter(17, threshold=0.0), HybridGate())
     return SemiPoseEstimator(
         build_student(page),
-        heatmap_from_input(codec),
-        map_sigma(codec),
+        map_frame(codec),
         labeler,
         {"consistency": (1.0, Consistency(FLIP, map_sigma(codec)))},
-        mirror=None if flips_in_place(codec) else mirror_in_heatmap(codec),
     )
 
 

@@ -9,7 +9,8 @@ from dots import write_dots_project
 
 from sagecache.cli.jobs import stats_job
 from sagecache.errors import SagecacheError
-from sagecache.mm.terms import TERMS, build_labeler, build_terms
+from sagecache.mm.labeling import build_labeler
+from sagecache.mm.terms import TERMS, build_terms
 from sagecache.precompute.runner import run_stats
 from sagecache.project import Project, Recipe
 from sagecache.project.recipe import SemiSettings

@@ -167,7 +167,6 @@ def batch_of(bodies, strong_from_target, image_from_target=None, jitter=0.0):
         pseudo_labels=labels,
         targets={key: bodies[key] for key in ("depth", "normal", "mask")},
         step=0,
-        strong_size=SIZE,
     )
 
 

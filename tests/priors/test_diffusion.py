@@ -319,7 +319,6 @@ def batch_for(prior: DiffusionPrior, view: Tensor) -> UnlabeledBatch:
         pseudo_labels=labels,
         targets={},
         step=0,
-        strong_size=INPUT,
     )
 
 

@@ -210,7 +210,6 @@ def batch_for(view: Tensor, **changes) -> UnlabeledBatch:
         pseudo_labels=labels,
         targets={},
         step=0,
-        strong_size=INPUT,
     )
     for name, value in changes.items():
         setattr(labels if hasattr(labels, name) else batch, name, value)

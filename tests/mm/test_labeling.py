@@ -1,0 +1,57 @@
+"""What a recipe's sections build: only what is asked for, and nothing that it doesn't know."""
+
+from __future__ import annotations
+
+import pytest
+from dots_network import bright_project
+
+from sagecache.cli.jobs import stats_job
+from sagecache.errors import SagecacheError
+from sagecache.mm.labeling import build_labeler, build_mixing, build_style, check_labeling
+from sagecache.precompute.runner import run_stats
+from sagecache.project import Project
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Project:
+    project = bright_project(tmp_path_factory.mktemp("labeling") / "dots")
+    run_stats(stats_job(project))
+    return project
+
+
+def recipe(project: Project, **words):
+    return project.recipe("stage1-full", {f"semi.{key.replace('__', '.')}": v for key, v in words.items()})[0]
+
+
+def test_what_is_off_is_not_built(project):
+    plain = recipe(project)
+    labeler = build_labeler(project, plain, sigma=2.0)
+    assert labeler.instances is None and labeler.coupling is None
+    assert labeler.keypoint_filter.visible is None
+    assert build_mixing(project, plain) is None and build_style(plain) is None
+
+
+def test_each_section_reaches_its_part(project):
+    words = dict(
+        coupling=2.0,
+        instances__confidence=0.3,
+        pseudo_labels__align=True,
+        pseudo_labels__rule="adaptive",
+        mixing__hide=2,
+        mixing__akm__joints=1,
+        style__fda=0.5,
+    )
+    asked = recipe(project, **words)
+    labeler = build_labeler(project, asked, sigma=2.0)
+    assert labeler.coupling.softness == 2.0 and labeler.instances.confidence == 0.3
+    assert labeler.keypoint_filter.rule == "adaptive"
+    assert labeler.keypoint_filter.visible.tolist() == [1.0] * 17
+    mixing = build_mixing(project, asked)
+    assert mixing.kinds == ("hide", "akm") and mixing.akm.joints == 1
+    assert build_style(asked).fda == 0.5
+
+
+@pytest.mark.parametrize("section", ["pseudo_labels", "instances", "gate", "mixing", "style"])
+def test_unknown_keys_are_named_with_their_section(project, section):
+    with pytest.raises(SagecacheError, match=f"unknown key 'semi.{section}.nothing'"):
+        check_labeling(recipe(project, **{f"{section}__nothing": 1}))
