@@ -33,7 +33,6 @@ def test_what_is_off_is_not_built(project):
 
 def test_each_section_reaches_its_part(project):
     words = dict(
-        coupling=2.0,
         instances__confidence=0.3,
         pseudo_labels__align=True,
         pseudo_labels__rule="adaptive",
@@ -43,12 +42,17 @@ def test_each_section_reaches_its_part(project):
     )
     asked = recipe(project, **words)
     labeler = build_labeler(project, asked, sigma=2.0)
-    assert labeler.coupling.softness == 2.0 and labeler.instances.confidence == 0.3
+    assert labeler.instances.confidence == 0.3
     assert labeler.keypoint_filter.rule == "adaptive"
     assert labeler.keypoint_filter.visible.tolist() == [1.0] * 17
     mixing = build_mixing(project, asked)
     assert mixing.kinds == ("hide", "akm") and mixing.akm.joints == 1
     assert build_style(asked).fda == 0.5
+
+
+def test_a_coupling_that_would_do_nothing_is_told(project):
+    with pytest.raises(SagecacheError, match="too few labeled persons show a limb"):
+        build_labeler(project, recipe(project, coupling=2.0), sigma=2.0)
 
 
 @pytest.mark.parametrize("section", ["pseudo_labels", "instances", "gate", "mixing", "style"])
