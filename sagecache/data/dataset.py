@@ -22,6 +22,7 @@ from sagecache.data.coco import read_image
 from sagecache.data.views import View, ViewConfig, make_view, move_keypoints
 from sagecache.errors import SagecacheError, counted
 from sagecache.geometry.affine import Size
+from sagecache.geometry.distortion import NODES
 from sagecache.skeleton import Skeleton
 from sagecache.store import JoinedReader, StoreReader
 from sagecache.store.spec import NO_BODY, NOT_DONE, OK, STATUS_TEXT, UNREADABLE
@@ -107,7 +108,7 @@ class LabeledViews(Dataset):
         image = self.images(instance.path)
         view = make_view(image, instance.bbox, self.size, self.padding, self.config, rng)
         keypoints, visible = move_keypoints(
-            instance.keypoints, view.view_from_image, self.size, self.flip_indices
+            instance.keypoints, view.view_from_image, self.size, self.flip_indices, view.distortion
         )
         return {
             "image": _channels_first(view),
@@ -123,9 +124,12 @@ class UnlabeledViews(Dataset):
 
     targets: None for training without a store. An item, numpy:
     weak (3, H, W) uint8 RGB, weak_from_image (3, 3) float32, strong (M, 3, H, W) and
-    strong_from_image (M, 3, 3) likewise, bbox (4,) float32 xywh in image pixels, bbox_scale () float32 =
-    sqrt(w h), image_id and instance int64, and what the store has of depth, depth_range, normal, mask in
-    stored dtypes (see data.targets.dequantise) with target_from_image (3, 3) float32.
+    strong_from_image (M, 3, 3) likewise, strong_distortion (M, 2, n, n, 2) float32 only where the strong
+    config distorts (forward and inverse of geometry.distortion, zeros for a view without), appearance and
+    appearance_from_image like weak where that config is given, bbox (4,) float32 xywh in image pixels,
+    bbox_scale () float32 = sqrt(w h), image_id and instance int64, and what the store has of depth,
+    depth_range, normal, mask in stored dtypes (see data.targets.dequantise) with target_from_image (3, 3)
+    float32.
 
     An instance without usable targets is an error on construction (on_missing='error'), or is left out and
     counted in `skipped` (on_missing='skip'), and in `not_computed` where nobody has tried to make them yet.
@@ -142,11 +146,15 @@ class UnlabeledViews(Dataset):
         num_strong_views: int = 1,
         on_missing: str = "error",
         images: ImageReader | None = None,
+        *,
+        appearance: ViewConfig | None = None,
     ) -> None:
         _require_boxes(instances)
+        _require_affine(weak, appearance)
         self.instances, self.skipped, self.not_computed = _with_targets(instances, targets, on_missing)
         self.targets, self.size, self.padding = targets, size, padding
         self.weak, self.strong, self.num_strong_views = weak, strong, num_strong_views
+        self.appearance = appearance
         self.images = images or ImageReader()
 
     def __len__(self) -> int:
@@ -162,21 +170,27 @@ class UnlabeledViews(Dataset):
         """An item without its targets."""
         instance, rng = self.instances[_index(draw)], _generator(draw)
         image = self.images(instance.path)
-        views = [
-            make_view(image, instance.bbox, self.size, self.padding, config, rng)
-            for config in [self.weak] + [self.strong] * self.num_strong_views
-        ]
-        width, height = self.size
-        strong = [_channels_first(view) for view in views[1:]]
-        matrices = np.array([view.view_from_image for view in views], dtype=np.float32)
-        return {
-            "weak": _channels_first(views[0]),
-            "weak_from_image": matrices[0],
-            "strong": np.stack(strong) if strong else np.empty((0, 3, height, width), np.uint8),
-            "strong_from_image": matrices[1:],
-            "bbox_scale": np.float32(np.sqrt(instance.bbox[2] * instance.bbox[3])),
-            **_identity(instance),
+        configs = [self.weak] + [self.strong] * self.num_strong_views
+        if self.appearance is not None:  # last, so that it leaves the other views' draws as they were
+            configs.append(self.appearance)
+        views = [make_view(image, instance.bbox, self.size, self.padding, config, rng) for config in configs]
+        item = _named("weak", views[0])
+        if self.appearance is not None:
+            item |= _named("appearance", views.pop())
+        scale = np.float32(np.sqrt(instance.bbox[2] * instance.bbox[3]))
+        return item | self._strong(views[1:]) | {"bbox_scale": scale, **_identity(instance)}
+
+    def _strong(self, views: Sequence[View]) -> dict[str, np.ndarray]:
+        """Strong views stacked; there may be none."""
+        images, matrices = [_channels_first(view) for view in views], [view.view_from_image for view in views]
+        item = {
+            "strong": np.array(images, np.uint8).reshape(-1, 3, *self.size[::-1]),
+            "strong_from_image": np.array(matrices, np.float32).reshape(-1, 3, 3),
         }
+        if self.strong.distorts:
+            lattices = np.array([view.lattices() for view in views], np.float32)
+            item["strong_distortion"] = lattices.reshape(-1, 2, NODES, NODES, 2)
+        return item
 
     def read_targets(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
         """Stored targets of several instances with a leading axis B; empty without a store."""
@@ -321,6 +335,25 @@ def _generator(draw: Draw | int) -> np.random.Generator:
 
 def _channels_first(view: View) -> np.ndarray:
     return np.ascontiguousarray(view.image.transpose(2, 0, 1))
+
+
+def _named(name: str, view: View) -> dict[str, np.ndarray]:
+    return {name: _channels_first(view), f"{name}_from_image": view.view_from_image.astype(np.float32)}
+
+
+def _require_affine(weak: ViewConfig, appearance: ViewConfig | None) -> None:
+    if weak.distorts:
+        raise SagecacheError(
+            "the teacher's weak view must stay affine, it has radial, tilt or bend",
+            record="views.weak",
+            fix="Set these to 0 and distort views.strong instead",
+        )
+    if appearance is not None and appearance.moves:
+        raise SagecacheError(
+            "the appearance view is the plain crop in other colours, but a key of its geometry is set",
+            record="views.appearance",
+            fix="Set rotation, scale, shift, flip, radial, tilt and bend to 0 there",
+        )
 
 
 def _identity(instance: Instance) -> dict[str, np.ndarray]:
