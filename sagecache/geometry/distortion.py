@@ -37,8 +37,8 @@ PER_UNIT = (NODES - 1) / (1 + 2 * MARGIN)
 PLATE_ROUNDING = 1 / 24
 CONTROL = 4  # control points of a plate along each side of the view
 # Control points that move by less along each axis can't fold the plate: the slopes of its displacement are at
-# most 18 times as large. There and back a point misses its place by .02 px at moves up to .03, by .03 px at .05
-# (.2 px where neighbours all move against each other).
+# most 18 times as large. There and back a point misses its place by .02 px at moves up to .03, at .05 by .03
+# px (.2 px where neighbours all move against each other).
 MAX_BEND = 0.05
 NEWTON_STEPS, MAX_STEPS = 10, 200
 INVERSE_TOLERANCE = 5e-6  # lattice units: a thousandth of a pixel

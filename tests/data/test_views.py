@@ -213,6 +213,17 @@ def test_shrinking_a_distorted_view_does_not_alias():
         assert np.abs(view.astype(float) - 127.5).max() < 45, zoom
 
 
+def test_a_distortion_that_shrinks_is_filtered_as_a_matrix_that_does():
+    line = np.linspace(-distortion.MARGIN, 1 + distortion.MARGIN, distortion.NODES) - 0.5
+    about_centre = np.stack(np.meshgrid(line, line), -1)
+    half = distortion.Distortion(-0.5 * about_centre, about_centre)
+    image = rng().integers(0, 256, (400, 400, 3), dtype=np.uint8)
+    plain = np.array([[0.6, 0, -90], [0, 0.6, -90], [0, 0, 1.0]])
+    shrunk = augment_affine((64, 64), scale=0.5) @ plain
+    bent = warp_image(image, plain, (64, 64), bent=half).astype(int)
+    assert np.abs(bent - warp_image(image, shrunk, (64, 64))).max() <= 4
+
+
 def test_joints_beyond_the_lattice_are_not_visible():
     """The lattice holds its edge's displacement beyond it: there a joint's place is a guess."""
     inward = np.zeros((distortion.NODES, distortion.NODES, 2))
