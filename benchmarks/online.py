@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from sagecache.data.coco import read_image
-from sagecache.data.dataset import StepDraws, build_loader
+from sagecache.data.dataset import build_loader
+from sagecache.data.sampling import StepDraws
 from sagecache.data.targets import dequantise
 from sagecache.data.views import warp_image
 from sagecache.geometry.affine import crop_affine, resize_affine

@@ -21,7 +21,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from sagecache.cli.actions import ensure  # noqa: E402
-from sagecache.data.dataset import Draw, UnlabeledViews, collate  # noqa: E402
+from sagecache.data.dataset import UnlabeledViews, collate  # noqa: E402
+from sagecache.data.sampling import Draw  # noqa: E402
 from sagecache.geometry.affine import is_mirrored, swap_mirrored, transform_points  # noqa: E402
 from sagecache.geometry.sampling import inside  # noqa: E402
 from sagecache.mm.codecs import codec_of  # noqa: E402

@@ -8,40 +8,25 @@ nor of what ran before, so a resumed run continues the very same stream. Knows n
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from sagecache.data.coco import read_image
+from sagecache.data.sampling import Draw, MixedBatchSampler, StepDraws
 from sagecache.data.views import View, ViewConfig, make_view, move_keypoints
 from sagecache.errors import SagecacheError, counted
 from sagecache.geometry.affine import Size
+from sagecache.geometry.distortion import NODES
 from sagecache.skeleton import Skeleton
 from sagecache.store import JoinedReader, StoreReader
 from sagecache.store.spec import NO_BODY, NOT_DONE, OK, STATUS_TEXT, UNREADABLE
 from sagecache.structures import Instance
-
-LABELED, UNLABELED = 0, 1
-
-
-class Draw(NamedTuple):
-    """One sample to make: position in the list of instances, and what seeds its views (non-negative ints)."""
-
-    index: int
-    entropy: tuple[int, ...]
-
-
-class StepDraws(NamedTuple):
-    """What one step shows."""
-
-    labeled: list[Draw]
-    unlabeled: list[Draw]
 
 
 class ImageReader:
@@ -107,7 +92,7 @@ class LabeledViews(Dataset):
         image = self.images(instance.path)
         view = make_view(image, instance.bbox, self.size, self.padding, self.config, rng)
         keypoints, visible = move_keypoints(
-            instance.keypoints, view.view_from_image, self.size, self.flip_indices
+            instance.keypoints, view.view_from_image, self.size, self.flip_indices, view.distortion
         )
         return {
             "image": _channels_first(view),
@@ -123,8 +108,10 @@ class UnlabeledViews(Dataset):
 
     targets: None for training without a store. An item, numpy:
     weak (3, H, W) uint8 RGB, weak_from_image (3, 3) float32, strong (M, 3, H, W) and
-    strong_from_image (M, 3, 3) likewise, bbox (4,) float32 xywh in image pixels, bbox_scale () float32 =
-    sqrt(w h), image_id, instance and index (in `instances`) int64, and what the store has of depth,
+    strong_from_image (M, 3, 3) likewise, strong_distortion (M, 2, n, n, 2) float32 only where the strong
+    config distorts (forward and inverse of geometry.distortion, zeros for a view without), appearance and
+    appearance_from_image like weak where that config is given, bbox (4,) float32 xywh in image pixels,
+    bbox_scale () float32 = sqrt(w h), image_id and instance int64, and what the store has of depth,
     depth_range, normal, mask in stored dtypes (see data.targets.dequantise) with target_from_image (3, 3)
     float32.
 
@@ -143,11 +130,15 @@ class UnlabeledViews(Dataset):
         num_strong_views: int = 1,
         on_missing: str = "error",
         images: ImageReader | None = None,
+        *,
+        appearance: ViewConfig | None = None,
     ) -> None:
         _require_boxes(instances)
+        _require_affine(weak, appearance)
         self.instances, self.skipped, self.not_computed = _with_targets(instances, targets, on_missing)
         self.targets, self.size, self.padding = targets, size, padding
         self.weak, self.strong, self.num_strong_views = weak, strong, num_strong_views
+        self.appearance = appearance
         self.images = images or ImageReader()
 
     def __len__(self) -> int:
@@ -163,22 +154,28 @@ class UnlabeledViews(Dataset):
         """An item without its targets."""
         instance, rng = self.instances[_index(draw)], _generator(draw)
         image = self.images(instance.path)
-        views = [
-            make_view(image, instance.bbox, self.size, self.padding, config, rng)
-            for config in [self.weak] + [self.strong] * self.num_strong_views
-        ]
-        width, height = self.size
-        strong = [_channels_first(view) for view in views[1:]]
-        matrices = np.array([view.view_from_image for view in views], dtype=np.float32)
-        return {
-            "weak": _channels_first(views[0]),
-            "weak_from_image": matrices[0],
-            "strong": np.stack(strong) if strong else np.empty((0, 3, height, width), np.uint8),
-            "strong_from_image": matrices[1:],
-            "bbox_scale": np.float32(np.sqrt(instance.bbox[2] * instance.bbox[3])),
-            "index": np.int64(_index(draw)),
-            **_identity(instance),
+        configs = [self.weak] + [self.strong] * self.num_strong_views
+        if self.appearance is not None:  # last, so that it leaves the other views' draws as they were
+            configs.append(self.appearance)
+        views = [make_view(image, instance.bbox, self.size, self.padding, config, rng) for config in configs]
+        item = _named("weak", views[0])
+        if self.appearance is not None:
+            item |= _named("appearance", views.pop())
+        scale = np.float32(np.sqrt(instance.bbox[2] * instance.bbox[3]))
+        index = np.int64(_index(draw))
+        return item | self._strong(views[1:]) | dict(bbox_scale=scale, index=index, **_identity(instance))
+
+    def _strong(self, views: Sequence[View]) -> dict[str, np.ndarray]:
+        """Strong views stacked; there may be none."""
+        images, matrices = [_channels_first(view) for view in views], [view.view_from_image for view in views]
+        item = {
+            "strong": np.array(images, np.uint8).reshape(-1, 3, *self.size[::-1]),
+            "strong_from_image": np.array(matrices, np.float32).reshape(-1, 3, 3),
         }
+        if self.strong.distorts:
+            lattices = np.array([view.lattices() for view in views], np.float32)
+            item["strong_distortion"] = lattices.reshape(-1, 2, NODES, NODES, 2)
+        return item
 
     def read_targets(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
         """Stored targets of several instances with a leading axis B; empty without a store."""
@@ -209,75 +206,6 @@ class CachedTargetDataset(Dataset):
             views = collate([self.unlabeled.views(draw) for draw in draws.unlabeled])
             batch["unlabeled"] = views | {name: torch.from_numpy(value) for name, value in targets.items()}
         return batch
-
-
-class MixedBatchSampler(Sampler[StepDraws]):
-    """An endless sequence of steps, each with a fixed number of labeled and unlabeled draws per rank.
-
-    Each stream runs through its instances in ever new shuffled orders; the ranks of a step take neighbouring
-    pieces of one sequence, so that they share no draw and N ranks see what one rank with an N-fold batch
-    would. Step t depends on (seed, t, rank, world_size) only: start_step=t continues a run that stopped
-    before step t. Set start_step before iterating (a loader with workers draws ahead).
-
-    Raises SagecacheError when a stream is drawn from that has no instances.
-    """
-
-    def __init__(
-        self,
-        num_labeled: int,
-        num_unlabeled: int,
-        batch_labeled: int,
-        batch_unlabeled: int,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        start_step: int = 0,
-    ) -> None:
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank {rank} does not exist among {world_size}")
-        self.seed, self.rank, self.world_size, self.start_step = seed, rank, world_size, start_step
-        self.streams = ((num_labeled, batch_labeled), (num_unlabeled, batch_unlabeled))
-        for name, (count, batch) in zip(("labeled", "unlabeled"), self.streams, strict=True):
-            if batch > 0 and count == 0:
-                raise SagecacheError(
-                    f"no {name} instances to draw {batch} a step from", fix=f"Check the {name} split"
-                )
-        self._orders: dict[int, tuple[int, np.ndarray]] = {}
-
-    def __iter__(self) -> Iterator[StepDraws]:
-        step = self.start_step
-        while True:
-            yield self.step(step)
-            step += 1
-
-    def __len__(self) -> int:
-        """Steps until both streams were seen whole once; the sequence itself has no end."""
-        return max(map(self.steps_an_epoch, range(len(self.streams))))
-
-    def steps_an_epoch(self, stream: int) -> int:
-        """Steps until a stream (LABELED, UNLABELED) was seen whole once; 0 where nothing is drawn from it."""
-        count, batch = self.streams[stream]
-        return -(-count // (batch * self.world_size)) if batch else 0
-
-    def step(self, step: int) -> StepDraws:
-        """The draws of one step, at random access."""
-        return StepDraws(self._draws(LABELED, step), self._draws(UNLABELED, step))
-
-    def _draws(self, stream: int, step: int) -> list[Draw]:
-        count, batch = self.streams[stream]
-        first = (step * self.world_size + self.rank) * batch
-        return [
-            Draw(self._shuffled(stream, *divmod(number, count)), (self.seed, stream, number))
-            for number in range(first, first + batch)
-        ]
-
-    def _shuffled(self, stream: int, round_: int, position: int) -> int:
-        """Which instance stands at a position of the stream's round-th shuffled order."""
-        kept = self._orders.get(stream)
-        if kept is None or kept[0] != round_:
-            rng = np.random.default_rng((self.seed, stream, round_, 1))  # 1: not the entropy of a view
-            kept = self._orders[stream] = (round_, rng.permutation(self.streams[stream][0]))
-        return int(kept[1][position])
 
 
 def build_loader(
@@ -327,6 +255,25 @@ def _generator(draw: Draw | int) -> np.random.Generator:
 
 def _channels_first(view: View) -> np.ndarray:
     return np.ascontiguousarray(view.image.transpose(2, 0, 1))
+
+
+def _named(name: str, view: View) -> dict[str, np.ndarray]:
+    return {name: _channels_first(view), f"{name}_from_image": view.view_from_image.astype(np.float32)}
+
+
+def _require_affine(weak: ViewConfig, appearance: ViewConfig | None) -> None:
+    if weak.distorts:
+        raise SagecacheError(
+            "the teacher's weak view must stay affine, it has radial, tilt or bend",
+            record="views.weak",
+            fix="Set these to 0 and distort views.strong instead",
+        )
+    if appearance is not None and appearance.moves:
+        raise SagecacheError(
+            "the appearance view is the plain crop in other colours, but a key of its geometry is set",
+            record="views.appearance",
+            fix="Set rotation, scale, shift, flip, radial, tilt and bend to 0 there",
+        )
 
 
 def _identity(instance: Instance) -> dict[str, np.ndarray]:

@@ -1,27 +1,29 @@
-"""A view: one input of the network, cut from its image by one affine warp, then changed in colour.
+"""A view: one input of the network, cut from its image by one warp, then changed in colour.
 
-The geometry of a view is a matrix, ``view_from_image = view_from_crop @ crop_from_image``: the pixels are
-sampled once, from the source, and keypoints, heatmaps and predictions follow by the same matrix. The
-photometric change never moves anything. Knows images and boxes; no files, no torch tensors, no losses.
+The geometry of a view is a matrix, ``view_from_image = view_from_crop @ crop_from_image``, and in a distorted
+view what `geometry.distortion` does after it. The pixels are sampled once, from the source; keypoints,
+heatmaps and predictions follow by the same maps. The photometric change (`data.photometric`) never moves
+anything. Knows images and boxes; no files, no torch tensors, no losses.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, fields
 
 import cv2
 import numpy as np
 
+from sagecache.data.photometric import recolour
 from sagecache.errors import SagecacheError
+from sagecache.geometry import distortion
 from sagecache.geometry.affine import Size, apply_affine, augment_affine, crop_affine
+from sagecache.geometry.distortion import CONTROL, IN_VIEW, MAX_BEND, NODES, Distortion
 
-# Blur and cut-outs are stated for a view of this height and grow with it.
-REFERENCE_HEIGHT = 128
-BLUR_SIGMA = (0.4, 1.2)
-CUTOUT_SIDE = (8, 36)
-# Middle grey, about which contrast is changed: rendered and real photos both average near it.
-PIVOT = 110.0
+# Up to these one distortion shows only places that its lattice covers.
+MAX_RADIAL, MAX_TILT = 0.5, 30.0
+UPPER_BOUNDS = {"colour": 1, "magnitude": 1, "radial": MAX_RADIAL, "tilt": MAX_TILT, "bend": MAX_BEND}
 
 
 @dataclass(frozen=True)
@@ -31,11 +33,17 @@ class ViewConfig:
     Geometry (scale and shift also stand for the error of a detected box):
     rotation: largest turn, degrees. scale: .3 zooms by a factor between 1/1.3 and 1.3, log-uniform.
     shift: largest displacement, fraction of the view's width and height. flip: probability of mirroring.
+    Distortion, after the above; half of the views get each kind, with a strength of its own, uniform up to
+    the largest: radial: |k1| of a lens, pincushion or barrel, with k2 up to k1 / 2 (`distortion.radial`).
+    tilt: degrees by which the picture's plane is turned about an axis of any direction in it. bend: thin
+    plate, displacement of its 4 x 4 control points along x and y, fraction of the view's width and height.
     Colour:
     colour: strength of the change in contrast, brightness and colour balance, 1 = up to double contrast.
     grey: probability of losing colour. blur: probability of a Gaussian blur of .4 to 1.2 px.
     noise: largest standard deviation, grey levels. cutout: largest number of flat boxes.
     fill: probability that what lies outside the image is one flat colour rather than its replicated edge.
+    randaugment: number of operations of RandAugment without its geometric ones (`photometric.randaugment`),
+    before the changes above. magnitude: their common strength, in [0, 1]; without randaugment unused.
     """
 
     rotation: float = 0.0
@@ -48,6 +56,11 @@ class ViewConfig:
     noise: float = 0.0
     cutout: int = 0
     fill: float = 0.0
+    radial: float = 0.0
+    tilt: float = 0.0
+    bend: float = 0.0
+    randaugment: int = 0
+    magnitude: float = 0.5
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -57,10 +70,24 @@ class ViewConfig:
         for name in ("flip", "grey", "blur", "fill"):
             if getattr(self, name) > 1:
                 raise SagecacheError(f"{name} is a probability, got {getattr(self, name)}", record="view")
-        if self.colour > 1:
-            raise SagecacheError(f"colour must lie in [0, 1], got {self.colour}", record="view")
-        if self.cutout != int(self.cutout):
-            raise SagecacheError(f"cutout is a count, got {self.cutout}", record="view")
+        for name, largest in UPPER_BOUNDS.items():
+            if getattr(self, name) > largest:
+                raise SagecacheError(
+                    f"{name} must lie in [0, {largest:g}], got {getattr(self, name)}", record="view"
+                )
+        for name in ("cutout", "randaugment"):
+            if getattr(self, name) != int(getattr(self, name)):
+                raise SagecacheError(f"{name} is a count, got {getattr(self, name)}", record="view")
+
+    @property
+    def distorts(self) -> bool:
+        """Whether views may change in ways that no matrix describes."""
+        return bool(self.radial or self.tilt or self.bend)
+
+    @property
+    def moves(self) -> bool:
+        """Whether views may show the content elsewhere than the plain crop does."""
+        return bool(self.rotation or self.scale or self.shift or self.flip or self.distorts)
 
 
 # The strong view with which the demo's consistency gains were found (see docs/results.md for the figures).
@@ -71,10 +98,17 @@ STRONG = ViewConfig(
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """image (H, W, 3) uint8 RGB; view_from_image (3, 3) float64."""
+    """image (H, W, 3) uint8 RGB; view_from_image (3, 3) float64, and what distorts the view after it."""
 
     image: np.ndarray
     view_from_image: np.ndarray
+    distortion: Distortion | None = None
+
+    def lattices(self) -> np.ndarray:
+        """forward and inverse (2, n, n, 2) float32; zeros, the identity, without a distortion."""
+        if self.distortion is None:
+            return np.zeros((2, NODES, NODES, 2), np.float32)
+        return np.stack([self.distortion.forward, self.distortion.inverse]).astype(np.float32)
 
 
 def make_view(
@@ -92,7 +126,9 @@ def make_view(
     """
     view_from_image = _random_affine(size, config, rng) @ crop_affine(bbox, size, padding)
     border = tuple(rng.integers(60, 180, 3).tolist()) if rng.random() < config.fill else None
-    return View(recolour(warp_image(image, view_from_image, size, border), config, rng), view_from_image)
+    bent = _random_distortion(size, config, rng)
+    warped = warp_image(image, view_from_image, size, border, bent)
+    return View(recolour(warped, config, rng), view_from_image, bent)
 
 
 def _random_affine(size: Size, config: ViewConfig, rng: np.random.Generator) -> np.ndarray:
@@ -106,21 +142,46 @@ def _random_affine(size: Size, config: ViewConfig, rng: np.random.Generator) -> 
     )
 
 
+def _random_distortion(size: Size, config: ViewConfig, rng: np.random.Generator) -> Distortion | None:
+    """Drawn within the bounds of config: bent, then tilted, then seen through a lens; or nothing at all."""
+    drawn = []
+    if config.bend and rng.random() < 0.5:
+        drawn.append(distortion.thin_plate(rng.uniform(-config.bend, config.bend, (CONTROL, CONTROL, 2))))
+    if config.tilt and rng.random() < 0.5:
+        angle, direction = rng.uniform(0, config.tilt), rng.uniform(0, 2 * math.pi)
+        drawn.append(distortion.tilt(angle * math.cos(direction), angle * math.sin(direction), size))
+    if config.radial and rng.random() < 0.5:
+        k1 = rng.uniform(-config.radial, config.radial)
+        drawn.append(distortion.radial(k1, k1 * rng.uniform(0, 0.5), size))
+    return functools.reduce(distortion.compose, drawn) if drawn else None
+
+
 # --- geometry ------------------------------------------------------------------------------------
 
 
 def warp_image(
-    image: np.ndarray, view_from_image: np.ndarray, size: Size, border: tuple[int, int, int] | None = None
+    image: np.ndarray,
+    view_from_image: np.ndarray,
+    size: Size,
+    border: tuple[int, int, int] | None = None,
+    bent: Distortion | None = None,
 ) -> np.ndarray:
-    """Resample image (H, W, 3) uint8 by view_from_image (3, 3), bilinearly and without aliasing.
+    """Resample image (H, W, 3) uint8 by view_from_image (3, 3), then bent, bilinearly and without aliasing.
 
     Only the part that the view covers is touched, and where the view shrinks it, that part is averaged
-    first: the cost follows the view's size, not the photo's. border: RGB outside the image, None replicates
-    its edge. Returns (height, width, 3) uint8 for size (width, height).
+    first (in a distorted view by its mean shrinking): the cost follows the view's size, not the photo's.
+    border: RGB outside the image, None replicates its edge. The pixels are sampled once, also where bent.
+    Returns (height, width, 3) uint8 for size (width, height).
     """
     scale = math.sqrt(abs(np.linalg.det(view_from_image[:2, :2])))
+    seen = _corners(size)
+    if bent is not None:
+        seen = distortion.node_positions(bent.inverse, size)
+        scale /= math.sqrt(distortion.determinants(bent.inverse)[IN_VIEW, IN_VIEW].mean())
+    seen = apply_affine(np.linalg.inv(view_from_image), seen)
     block = max(1, min(int(1 / scale), *image.shape[:2]))
-    patch, patch_from_image = _covered(image, view_from_image, size, block)
+    bounds = seen if bent is None else seen[IN_VIEW, IN_VIEW].reshape(-1, 2)
+    patch, patch_from_image = _covered(image, bounds, block)
     if block > 1:
         height, width = patch.shape[:2]
         patch = cv2.resize(patch, (width // block, height // block), interpolation=cv2.INTER_AREA)
@@ -131,24 +192,28 @@ def warp_image(
     left = scale * block  # what remains to shrink after the blocks: above .5
     if left < 0.8:
         patch = cv2.GaussianBlur(patch, (0, 0), 0.35 / left, borderType=cv2.BORDER_REPLICATE)
-    matrix = view_from_image @ np.linalg.inv(patch_from_image)
     mode = cv2.BORDER_REPLICATE if border is None else cv2.BORDER_CONSTANT
-    value = (0, 0, 0) if border is None else border
-    return cv2.warpAffine(patch, matrix[:2], size, flags=cv2.INTER_LINEAR, borderMode=mode, borderValue=value)
+    options = dict(borderMode=mode, borderValue=(0, 0, 0) if border is None else border)
+    if bent is not None:
+        places = distortion.at_pixels(apply_affine(patch_from_image, seen), size)
+        return cv2.remap(patch, places, None, cv2.INTER_LINEAR, **options)
+    matrix = view_from_image @ np.linalg.inv(patch_from_image)
+    return cv2.warpAffine(patch, matrix[:2], size, flags=cv2.INTER_LINEAR, **options)
 
 
-def _covered(
-    image: np.ndarray, view_from_image: np.ndarray, size: Size, block: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The part of image that the view sees, with a margin for filters, whole blocks wide and high.
+def _corners(size: Size) -> np.ndarray:
+    right, bottom = size[0] - 1, size[1] - 1
+    return np.array([[0, 0], [right, 0], [0, bottom], [right, bottom]], dtype=float)
+
+
+def _covered(image: np.ndarray, seen: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
+    """The part of image about the points seen (N, 2), with a margin for filters, whole blocks wide and high.
 
     block is at most the image's width and height. At the image's far edge up to block - 1 of its pixels,
     less than one of the view, are left out.
     Returns the patch (a slice) and patch_from_image.
     """
     height, width = image.shape[:2]
-    corners = np.array([[0, 0], [size[0] - 1, 0], [0, size[1] - 1], [size[0] - 1, size[1] - 1]], dtype=float)
-    seen = apply_affine(np.linalg.inv(view_from_image), corners)
     margin = 4 * block + 4
     low = np.clip(np.floor(seen.min(0)).astype(int) - margin, 0, [width - block, height - block])
     high = np.clip(np.ceil(seen.max(0)).astype(int) + margin + 1, low + block, [width, height])
@@ -158,60 +223,25 @@ def _covered(
 
 
 def move_keypoints(
-    keypoints: np.ndarray, view_from_image: np.ndarray, size: Size, flip_indices: np.ndarray
+    keypoints: np.ndarray,
+    view_from_image: np.ndarray,
+    size: Size,
+    flip_indices: np.ndarray,
+    bent: Distortion | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Annotated joints in a view; in a mirrored view left and right change names.
 
     keypoints (K, 3): x, y in image pixels and COCO's v; size (width, height) of the view.
     Returns positions (K, 2) float32 in view pixels and visible (K,) float32: 1 where v > 0 (labeled,
-    occluded or not) and the joint lies in the view, else 0.
+    occluded or not) and the joint lies in the view, else 0. Follows the matrix, then bent; a joint so far
+    outside the plain view that bent does not cover it is not visible.
     """
     if np.linalg.det(view_from_image[:2, :2]) < 0:
         keypoints = keypoints[flip_indices]
     moved = apply_affine(view_from_image, keypoints[:, :2].astype(np.float64))
-    in_view = ((moved >= -0.5) & (moved < np.array(size) - 0.5)).all(axis=1)
+    known = np.True_
+    if bent is not None:
+        known = distortion.covered(moved, size)
+        moved = distortion.bend(moved, bent.forward, size)
+    in_view = known & ((moved >= -0.5) & (moved < np.array(size) - 0.5)).all(axis=1)
     return moved.astype(np.float32), ((keypoints[:, 2] > 0) & in_view).astype(np.float32)
-
-
-# --- colour --------------------------------------------------------------------------------------
-
-
-def recolour(image: np.ndarray, config: ViewConfig, rng: np.random.Generator) -> np.ndarray:
-    """Photometric change of a view (H, W, 3) uint8 RGB: tone, grey, blur, cut-outs, noise, in this order.
-
-    Noise comes last, as in a camera: a cut-out without it would be the only clean patch of the picture.
-    """
-    size_factor = image.shape[0] / REFERENCE_HEIGHT
-    if config.colour:
-        image = cv2.LUT(image, _tone_table(config.colour, rng))
-    if rng.random() < config.grey:
-        image = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-    if rng.random() < config.blur:
-        image = cv2.GaussianBlur(image, (0, 0), rng.uniform(*BLUR_SIGMA) * size_factor)
-    if config.cutout:
-        image = _cut_out(image, int(rng.integers(0, config.cutout + 1)), size_factor, rng)
-    if config.noise:
-        # one draw for all three channels: sensors at night lose brightness, not hue
-        noise = rng.standard_normal(image.shape[:2], dtype=np.float32) * rng.uniform(0, config.noise)
-        image = cv2.add(image, cv2.merge([noise] * 3), dtype=cv2.CV_8U)
-    return image
-
-
-def _tone_table(strength: float, rng: np.random.Generator) -> np.ndarray:
-    """Look-up table (1, 256, 3): contrast about PIVOT, by channel, and brightness."""
-    contrast = (1 + strength * rng.uniform(-1, 1)) * (1 + 0.5 * strength * rng.uniform(-1, 1, 3))
-    brightness = 60 * strength * rng.uniform(-1, 1)
-    levels = (np.arange(256)[:, None] - PIVOT) * contrast + PIVOT + brightness
-    return levels.clip(0, 255).astype(np.uint8)[None]
-
-
-def _cut_out(image: np.ndarray, count: int, size_factor: float, rng: np.random.Generator) -> np.ndarray:
-    """Paint count flat boxes with sides of 8 to 36 px (at 128 px), their corners anywhere in the view."""
-    height, width = image.shape[:2]
-    low, high = (max(1, round(side * size_factor)) for side in CUTOUT_SIDE)
-    image = image.copy()
-    for _ in range(count):
-        box_width, box_height = rng.integers(low, high + 1, 2)
-        top, left = rng.integers(0, max(1, height - low)), rng.integers(0, max(1, width - low))
-        image[top : top + box_height, left : left + box_width] = rng.integers(30, 220, 3)
-    return image

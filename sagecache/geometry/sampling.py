@@ -23,7 +23,7 @@ def sample_maps(maps: Tensor, points: Tensor) -> Tensor:
     Differentiable in maps and points. Outside the map values fall to zero over one pixel; use `inside` to
     tell such points from true zeros.
     """
-    grid = _unit_from_pixel(points, maps).unsqueeze(2)  # (B, N, 1, 2)
+    grid = unit_from_pixel(points, maps).unsqueeze(2)  # (B, N, 1, 2)
     maps = maps.to(points.dtype)
     sampled = F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
     return sampled.squeeze(-1).transpose(1, 2)
@@ -104,11 +104,11 @@ def _resample(maps: Tensor, to_from: Tensor, size: Size | None = None) -> Tensor
     y = torch.arange(height, device=maps.device, dtype=maps.dtype)
     pixels = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).flatten(0, 1)  # (h * w, 2)
     source = transform_points(invert_affine(to_from), pixels.expand(len(maps), -1, -1))
-    grid = _unit_from_pixel(source, maps).unflatten(1, (height, width))
+    grid = unit_from_pixel(source, maps).unflatten(1, (height, width))
     return F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
 
 
-def _unit_from_pixel(points: Tensor, maps: Tensor) -> Tensor:
+def unit_from_pixel(points: Tensor, maps: Tensor) -> Tensor:
     """Pixels of maps (..., H, W) to the [-1, 1] of grid_sample with align_corners=True."""
     height, width = maps.shape[-2:]
     x, y = points.unbind(-1)

@@ -14,7 +14,8 @@ from mmengine.hooks import Hook
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from sagecache.data.dataset import UNLABELED, Draw, UnlabeledViews, collate
+from sagecache.data.dataset import UnlabeledViews, collate
+from sagecache.data.sampling import UNLABELED, Draw
 from sagecache.errors import SagecacheError
 from sagecache.mm.hooks import unwrap
 from sagecache.semi.refresh import LabelTable

@@ -27,10 +27,10 @@ from sagecache.data.dataset import (
     CachedTargetDataset,
     ImageReader,
     LabeledViews,
-    MixedBatchSampler,
     UnlabeledViews,
     build_loader,
 )
+from sagecache.data.sampling import MixedBatchSampler
 from sagecache.errors import SagecacheError, counted, nearest
 from sagecache.mm.checkpoints import Resumable, load_network, newest_readable
 from sagecache.mm.codecs import codec_of, map_frame

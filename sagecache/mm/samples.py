@@ -9,7 +9,8 @@ import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from sagecache.data.coco import read_image
-from sagecache.data.dataset import CachedTargetDataset, StepDraws
+from sagecache.data.dataset import CachedTargetDataset
+from sagecache.data.sampling import StepDraws
 from sagecache.data.views import warp_image
 from sagecache.errors import SagecacheError
 from sagecache.geometry.affine import crop_affine
