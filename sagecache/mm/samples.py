@@ -140,6 +140,20 @@ class EvaluationCrops(Dataset):
         return sample
 
 
+def upright_views(
+    instances: Sequence[Instance], size: tuple[int, int], padding: float
+) -> dict[str, torch.Tensor]:
+    """What `SemiPoseEstimator.pseudo_labels` takes, of upright crops: weak (B, 3, H, W) uint8 RGB,
+    weak_from_image (B, 3, 3), bbox_scale (B,) = sqrt(w h). size (width, height)."""
+    matrices = [crop_affine(one.bbox, size, padding) for one in instances]
+    crops = [warp_image(read_image(one.path), m, size) for one, m in zip(instances, matrices, strict=True)]
+    return dict(
+        weak=torch.from_numpy(np.stack(crops).transpose(0, 3, 1, 2).copy()),
+        weak_from_image=torch.from_numpy(np.stack(matrices)).float(),
+        bbox_scale=torch.tensor([(one.bbox[2] * one.bbox[3]) ** 0.5 for one in instances]),
+    )
+
+
 def coco_result(sample: dict) -> dict:
     """A prediction (``PoseDataSample.to_dict()``) as a COCO keypoint result, with its instance number.
 
