@@ -34,11 +34,10 @@ def explain(
     load_network(estimator.ema_teacher, checkpoint, "ema_teacher")
     estimator.eval()
     size = tuple(codec_of(model)["input_size"])
-    batch = upright_views(instances, size, recipe.views.padding)
+    two = recipe.views.appearance is not None
+    batch = upright_views(instances, size, recipe.views.padding, two)
     sigma = codec_of(model)["sigma"]
     student = _decoded(estimator, estimator.student, batch, sigma)
-    if recipe.semi.teacher.mode != "single":
-        batch |= dict(appearance=batch["weak"], appearance_from_image=batch["weak_from_image"])
     if not recipe.uses_unlabeled:
         teacher = _decoded(estimator, estimator.ema_teacher, batch, sigma)
         return {one.key: dict(student=student[i], ema_teacher=teacher[i]) for i, one in enumerate(instances)}

@@ -175,13 +175,12 @@ def _views(recipe: Recipe) -> Rung:
 
 def _teachers(recipe: Recipe) -> Rung:
     """Two EMA teachers are two more copies of the weights, and two passes."""
-    teacher = asdict(recipe.semi).get("teacher", {})
-    if not recipe.uses_unlabeled or teacher.get("mode") != "dual":
+    teacher = recipe.semi.teacher
+    if not recipe.uses_unlabeled or teacher.mode != "dual":
         return Rung("teachers")
-    own = teacher.get("appearance", {})
     off = [
         f"semi.teacher.appearance.{key}={None if key == 'decay' else False}"
-        for key, value in own.items()
+        for key, value in asdict(teacher.appearance).items()
         if value
     ]
     words = " ".join(["semi.teacher.mode=single_two_view", *off])

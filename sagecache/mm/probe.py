@@ -12,7 +12,6 @@ from mmengine import dist
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
-from sagecache import structures
 from sagecache.evaluation.pseudo_labels import PseudoLabelReport, judge
 from sagecache.mm.estimator import SemiPoseEstimator
 from sagecache.mm.hooks import unwrap
@@ -21,7 +20,7 @@ from sagecache.mm.samples import upright_views
 from sagecache.project import Project, Recipe
 from sagecache.skeleton.definition import Skeleton
 from sagecache.skeleton.measure import stacked_keypoints
-from sagecache.structures import Instance, PseudoLabels
+from sagecache.structures import Fate, Instance
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +33,9 @@ class ProbeHook(Hook):
     """At each validation and at the end of training: ``probe/…`` scalars of the pseudo labels of a split.
 
     persons: labeled ones, of which at most PERSONS are taken, evenly. size (width, height) of a view, padding
-    as in training. It moves no statistics, draws from no random stream and leaves the network's mode as it
-    was: a training with it gives the weights of one without.
+    as in training. appearance: whether the teachers see the crop as a second view too. It moves no
+    statistics, draws from no random stream and leaves the network's mode as it was: a training with it gives
+    the weights of one without.
     """
 
     priority = "LOW"  # after SemiHook has moved the EMA teacher
@@ -46,12 +46,13 @@ class ProbeHook(Hook):
         skeleton: Skeleton,
         size: tuple[int, int],
         padding: float,
+        appearance: bool,
         normaliser: str,
         interval: int,
     ) -> None:
         chosen = np.unique(np.linspace(0, len(persons) - 1, min(PERSONS, len(persons))).round().astype(int))
         self.persons = [persons[i] for i in chosen]
-        self.skeleton, self.size, self.padding = skeleton, size, padding
+        self.skeleton, self.size, self.padding, self.appearance = skeleton, size, padding, appearance
         self.normaliser, self.interval = normaliser, interval
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
@@ -84,26 +85,19 @@ class ProbeHook(Hook):
         return report
 
     def _judged(self, estimator: SemiPoseEstimator, persons: Sequence[Instance]) -> PseudoLabelReport:
-        views = upright_views(persons, self.size, self.padding)
+        views = upright_views(persons, self.size, self.padding, self.appearance)
         labels = estimator.pseudo_labels(estimator.data_preprocessor.cast_data(views))
         # what a sample of teacher B is taught is the corrected pose
         learned = torch.where(labels.teacher_a[:, None, None], labels.keypoints, labels.corrected)
         return judge(
             learned.double().cpu().numpy(),
             labels.keep.cpu().numpy(),
-            _rescued(labels).cpu().numpy(),
+            (labels.fate == Fate.RESCUED).cpu().numpy(),
             stacked_keypoints(persons, self.skeleton),
             np.array([one.bbox[2:] for one in persons]),
             self.skeleton.flip_indices,
             normaliser=self.normaliser,
         )
-
-
-def _rescued(labels: PseudoLabels) -> torch.Tensor:
-    """(B, K) bool: below the threshold, kept by a floor."""
-    if not hasattr(structures, "Fate"):
-        return torch.zeros_like(labels.keep)
-    return labels.fate == structures.Fate.RESCUED
 
 
 def build_probe(project: Project, recipe: Recipe, model: dict, interval: int) -> ProbeHook | None:
@@ -115,4 +109,5 @@ def build_probe(project: Project, recipe: Recipe, model: dict, interval: int) ->
         logger.warning("split '%s' has no labeled person: pseudo labels will not be judged", recipe.probe)
         return None
     size, normaliser = tuple(codec_of(model)["input_size"]), project.data.evaluation.pck_normaliser
-    return ProbeHook(persons, project.skeleton, size, recipe.views.padding, normaliser, interval)
+    padding, appearance = recipe.views.padding, recipe.views.appearance is not None
+    return ProbeHook(persons, project.skeleton, size, padding, appearance, normaliser, interval)

@@ -99,6 +99,16 @@ def test_views_go_one_by_one():
     assert rungs(recipe(strong=3, unlabeled=0))["views"].advice is None  # not computed
 
 
+def test_two_teachers_become_one_whose_keys_are_taken(tmp_path):
+    project = bright_project(tmp_path / "dots")
+    dual = {"semi.teacher.mode": "dual", "semi.teacher.appearance.decay": 0.9, "views.appearance.colour": 0.2}
+    dual |= {"semi.teacher.appearance.alternate": True}
+    rung = rungs(project.recipe("stage1-full", dual)[0])["teachers"]
+    after, _ = project.recipe("stage1-full", dual | words(rung))  # refused if one key were left
+    assert after.semi.teacher.mode == "single_two_view"
+    assert rungs(after)["teachers"].advice is None and rungs(recipe())["teachers"].advice is None
+
+
 def raised(error: Exception, of: Recipe, model: dict = MODEL, amp: bool = False) -> SagecacheError:
     with pytest.raises(SagecacheError) as caught, memory_advice(of, model, amp):
         raise error

@@ -64,21 +64,29 @@ def test_of_many_persons_an_even_share_is_taken(project, monkeypatch):
     assert [one.key for one in hook.persons] == [keys[0], keys[-1]]
 
 
-def test_weights_statistics_modes_and_random_streams_stay_as_they_are(project):
+DUAL = {
+    "semi.teacher.mode": "dual",
+    "semi.teacher.appearance.own_norm": True,  # it measures what it sees, in training
+    "views.appearance.colour": 0.2,
+}
+
+
+@pytest.mark.parametrize("teachers", [{}, DUAL])
+def test_weights_statistics_modes_and_random_streams_stay_as_they_are(project, teachers):
     """With batch norm in the network and running statistics in the filter, both in training mode."""
     model = replace_network(project)
-    recipe, _ = project.recipe("stage1-full", {"load_from": None})
+    recipe, _ = project.recipe("stage1-full", {"load_from": None, **teachers})
     estimator = run.build_estimator(project, recipe, model, with_terms=False).train()
     hook = build_probe(project, recipe, model, interval=1)
     before = {key: value.clone() for key, value in estimator.state_dict().items()}
     modes = {name: module.training for name, module in estimator.named_modules()}
     assert any("running_mean" in key for key in before) and any("keypoint_filter" in key for key in before)
-    speak, torch_rand = estimator.pseudo_labels, []
+    speak, seen = estimator.pseudo_labels, []
     # as a teacher would that draws something
-    estimator.pseudo_labels = lambda batch: (torch_rand.append(torch.rand(2)), speak(batch))[1]
+    estimator.pseudo_labels = lambda batch: (seen.append(batch.keys()), torch.rand(2), speak(batch))[2]
     torch.manual_seed(5)
     hook.measure(estimator)
-    assert torch_rand
+    assert ("appearance" in seen[0]) == bool(teachers)
     drawn = torch.rand(3)
     assert torch.equal(drawn, (torch.manual_seed(5), torch.rand(3))[1])
     after = estimator.state_dict()
