@@ -10,7 +10,7 @@ nothing through, or everything.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
@@ -75,13 +75,14 @@ class CollapseWatch:
 class CollapseHook(Hook):
     """Reads the means of each log interval off mmengine's history, which is on the host by then.
 
-    The alarm goes to the console and to the run's log; with collapse='stop' it is a SagecacheError.
+    The alarm goes to the console and to the run's log; with collapse='stop' it is a SagecacheError. warm_up:
+    iterations in which the filter keeps everything on purpose: their share is no alarm.
     """
 
     priority = "LOW"  # after IntervalRuntimeInfoHook has written the interval's values
 
-    def __init__(self, settings: GuardSettings, interval: int) -> None:
-        self.watch, self.interval = CollapseWatch(settings), interval
+    def __init__(self, settings: GuardSettings, interval: int, warm_up: int = 0) -> None:
+        self.watch, self.interval, self.warm_up = CollapseWatch(settings), interval, warm_up
 
     def before_train(self, runner) -> None:
         """A resumed run is measured by the peak that it had before."""
@@ -98,8 +99,10 @@ class CollapseHook(Hook):
         if not self.every_n_train_iters(runner, self.interval):
             return
         scalars = runner.message_hub.log_scalars
-        means = (scalars[name].mean(self.interval) if name in scalars else None for name in (PEAK, KEPT))
-        for alarm in self.watch.update(*means):
+        peak, kept = (scalars[n].mean(self.interval) if n in scalars else None for n in (PEAK, KEPT))
+        if runner.iter + 1 - self.interval < self.warm_up:
+            kept = None
+        for alarm in self.watch.update(peak, kept):
             text = f"iteration {runner.iter + 1}: for {self.watch.settings.patience} log intervals {alarm}"
             if self.watch.settings.collapse == "stop":
                 told, _, fix = text.partition(". Try ")
@@ -115,5 +118,8 @@ def watchers(project: Project, recipe: Recipe, model: dict, val_interval: int) -
     probe = build_probe(project, recipe, model, val_interval)
     hooks = [] if probe is None else [probe]
     if recipe.guards.collapse != "off":
-        hooks.append(CollapseHook(recipe.guards, recipe.train_cfg.log_interval))
+        keys, guards = recipe.semi.pseudo_labels, recipe.guards
+        if keys.get("rule") == "softmatch":  # weighs every joint, and drops none
+            guards = replace(guards, kept_high=1.0)
+        hooks.append(CollapseHook(guards, recipe.train_cfg.log_interval, keys.get("warm_up", 0)))
     return hooks

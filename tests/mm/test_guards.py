@@ -6,10 +6,13 @@ import logging
 from types import SimpleNamespace
 
 import pytest
+from dots import write_dots_project
 from mmengine.logging import MessageHub
 
 from sagecache.errors import SagecacheError
-from sagecache.mm.guards import KEPT, PEAK, CollapseHook, CollapseWatch
+from sagecache.mm.guards import KEPT, PEAK, CollapseHook, CollapseWatch, watchers
+from sagecache.mm.probe import ProbeHook
+from sagecache.project import Project
 from sagecache.project.recipe import GuardSettings
 
 NAN = float("nan")
@@ -55,10 +58,10 @@ def test_an_empty_and_a_full_mask(kept, settings, rung):
 class Run:
     """As much of a runner as the hook looks at; values arrive every ten iterations, as they are logged."""
 
-    def __init__(self, name: str, **settings) -> None:
+    def __init__(self, name: str, warm_up: int = 0, **settings) -> None:
         self.message_hub = MessageHub.get_instance(name)
         self.logger, self.iter = logging.getLogger("the run's own log"), 0
-        self.hook = CollapseHook(GuardSettings(patience=2, **settings), interval=10)
+        self.hook = CollapseHook(GuardSettings(patience=2, **settings), interval=10, warm_up=warm_up)
 
     def interval(self, peak: float, kept: float) -> None:
         for _ in range(10):
@@ -82,6 +85,15 @@ def test_it_is_told_once_on_the_console_and_in_the_log_of_the_run(caplog):
     text = console.getMessage()
     assert text.startswith("iteration 40: for 2 log intervals the student's mean peak is 0.3 on")
     assert "was 0.8" in text and "loss='mse'" in text and "ema_decay" in text
+
+
+def test_a_filter_that_warms_up_keeps_everything_and_is_left_alone(caplog):
+    run = Run("guards warm", warm_up=25)
+    for _ in range(4):
+        run.interval(0.8, 1.0)
+    assert caplog.text == ""  # three intervals of warming up, at least in part, and one
+    run.interval(0.8, 1.0)
+    assert "iteration 50: for 2 log intervals 100 % of the joints" in caplog.text
 
 
 def test_a_run_may_be_stopped_by_it():
@@ -113,3 +125,18 @@ def test_without_such_scalars_it_is_silent(caplog):
     hub = MessageHub.get_instance("guards nothing")
     hook.after_train_iter(SimpleNamespace(message_hub=hub, iter=0, logger=logging.getLogger("x")), 0)
     assert caplog.text == ""
+
+
+def test_the_recipe_says_who_watches(tmp_path):
+    project = Project.open(write_dots_project(tmp_path / "dots"))
+
+    def watching(name="stage1-full", **words):
+        return watchers(project, *project.recipe(name, words), val_interval=4)
+
+    probe, alarm = watching(**{"semi.pseudo_labels.warm_up": 30, "train_cfg.log_interval": 7})
+    assert isinstance(probe, ProbeHook) and (alarm.interval, alarm.warm_up) == (7, 30)
+    assert alarm.watch.settings == GuardSettings()
+    (soft,) = watching(**{"semi.pseudo_labels.rule": "softmatch", "data.probe": None})
+    assert soft.watch.settings == GuardSettings(kept_high=1.0)  # it gives every joint some weight
+    assert [type(one) for one in watching(**{"guards.collapse": "off"})] == [ProbeHook]
+    assert watching("stage0") == []
