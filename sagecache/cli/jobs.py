@@ -87,7 +87,7 @@ def require_fresh(project: Project, recipe: Recipe) -> None:
     from sagecache.data.coco import load_coco
     from sagecache.skeleton.category import require_skeleton
 
-    for split in dict.fromkeys([*recipe.data.labeled, recipe.data.val]):
+    for split in dict.fromkeys([*recipe.data.labeled, recipe.data.val, recipe.probe]):
         if split is not None:
             file = project.path(project.split(split).annotations)
             require_skeleton(load_coco(file), project.skeleton, file)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     "--max-iters", type=click.IntRange(1), help="Stop after this many; the schedule stays the recipe's."
 )
 @click.option("--amp", is_flag=True, help="bfloat16 autocast in the forward passes.")
+@click.option("--wandb", is_flag=True, help="Log to Weights & Biases too; WANDB_MODE=offline stays here.")
 @click.option(
     "--seed", type=click.IntRange(0), help="Seed of views, batches and heads. Default: the recipe's."
 )
@@ -43,6 +44,10 @@ def train_command(
     """Train a RECIPE of the project: stage0, ddp-prior, stage1-full, …"""
     from sagecache.project.overrides import parse_overrides
 
+    if options["wandb"]:
+        from sagecache.mm.tracking import require_wandb
+
+        require_wandb()  # before what is missing is made, which may take minutes
     overrides = parse_overrides([*cfg_options, *more_options])
     begun = time.time()
     try:

@@ -18,7 +18,7 @@ from PIL import Image, UnidentifiedImageError
 from sagecache.data.check_records import check_annotations, check_detections, check_images, check_not_empty
 from sagecache.data.coco import image_path, load_coco, load_detections, read_image
 from sagecache.data.findings import Finding, FindingList, count_by_code, fold, some
-from sagecache.data.splits import sequence_keys, shared
+from sagecache.data.splits import is_held_out, sequence_keys, shared
 from sagecache.errors import SagecacheError
 from sagecache.skeleton.definition import Skeleton
 
@@ -76,7 +76,7 @@ def check_splits(
         _check_files(coco, paths[name], facts, log)
         sizes = _sizes(coco, paths[name], facts)
         check_annotations(coco, sizes, log, skeleton)
-        check_not_empty(coco, log, labeled=sources[name].labeled or _held_out(name))
+        check_not_empty(coco, log, labeled=sources[name].labeled or is_held_out(name))
         _check_boxes(sources[name], coco, sizes, log)
     same_file = _same_file(sources)
     across = _check_contents(paths, facts, same_file) + _check_sequences(annotations, same_file)
@@ -212,8 +212,8 @@ def _check_same_file(sources: Mapping[str, SplitSource], pairs: set[tuple[str, s
     """Two readings of one file leak only where one of them measures what the other was learned from."""
     findings = []
     for a, b in sorted(pairs):
-        if _held_out(a) or _held_out(b):
-            leaks = any(sources[name].trained and not _held_out(name) for name in (a, b))
+        if is_held_out(a) or is_held_out(b):
+            leaks = any(sources[name].trained and not is_held_out(name) for name in (a, b))
             message = f"both read {sources[a].annotations.name}"
             message += ": what is measured was trained on" if leaks else ""
             fix = "Give them different images, or the figures are too good" if leaks else None
@@ -242,7 +242,7 @@ def _check_contents(paths: dict[str, dict], facts: dict, same_file: set[tuple[st
             continue
         ids = [ids_by_digest[a][digest][0] for digest in common]
         message = f"{len(ids):,} images are in both; ids in '{a}': {some(ids)}"
-        level = "error" if _held_out(a) or _held_out(b) else "note"
+        level = "error" if is_held_out(a) or is_held_out(b) else "note"
         fix = "Remove them from one of the two" if level == "error" else None
         findings.append(Finding(level, "leak_content", f"{a}, {b}", message, fix=fix))
     return findings
@@ -257,7 +257,7 @@ def _check_sequences(annotations: dict[str, dict], same_file: set[tuple[str, str
         members[split].append(key)
     return [
         Finding(
-            "warning" if _held_out(a) or _held_out(b) else "note",
+            "warning" if is_held_out(a) or is_held_out(b) else "note",
             "leak_sequence",
             f"{a}, {b}",
             f"frames of the same recording in both: {some(common)}",
@@ -266,8 +266,3 @@ def _check_sequences(annotations: dict[str, dict], same_file: set[tuple[str, str
         for (a, b), common in shared(members, fewest=2).items()
         if (a, b) not in same_file
     ]
-
-
-def _held_out(split: str) -> bool:
-    """Splits that measure: nothing of theirs may be seen in training. Told by their names."""
-    return split.lower().startswith(("val", "test"))

@@ -11,7 +11,6 @@ import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from itertools import combinations
-from pathlib import PurePosixPath
 
 from sagecache.data.coco import labeled_keypoints
 from sagecache.errors import SagecacheError
@@ -91,6 +90,11 @@ def sequence_keys(records: Sequence[Mapping]) -> list[str | None]:
     return keys
 
 
+def is_held_out(split: str) -> bool:
+    """Whether a split measures, so that nothing of it may be seen in training. Told by its name."""
+    return split.lower().startswith(("val", "test"))
+
+
 def shared(members: Mapping[str, Sequence[Hashable | None]], fewest: int = 1) -> dict[tuple[str, str], list]:
     """What two splits have in common: {(split, split): values}, pairs without any left out.
 
@@ -108,12 +112,21 @@ def shared(members: Mapping[str, Sequence[Hashable | None]], fewest: int = 1) ->
 
 def _name_prefix(record: Mapping) -> tuple[str | None, int | None]:
     """Prefix of a numbered file name and its number: ('baby3', 12) of 'baby3/frame_0012.jpg'."""
-    path = PurePosixPath((record.get("file_name") or "").replace("\\", "/"))
-    match = re.fullmatch(r"(.*?)(\d{2,})", path.stem)
+    folder, _, name = (record.get("file_name") or "").replace("\\", "/").rpartition("/")
+    match = _NUMBERED.fullmatch(_stem(name))
     if match is None:
         return None, None
     stem = match[1].strip("_-. ")
-    parts = [] if str(path.parent) == "." else [str(path.parent)]
+    parts = [] if folder in ("", ".") else [folder.removeprefix("./")]
     if stem and stem.lower() not in GENERIC_STEMS:
         parts.append(stem)
     return "/".join(parts) or None, int(match[2])
+
+
+_NUMBERED = re.compile(r"(.*?)(\d{2,})", re.DOTALL)
+
+
+def _stem(name: str) -> str:
+    """As pathlib's, which takes seconds for the names of a large split."""
+    stem, dot, _ = name.rpartition(".")
+    return stem if dot and stem else name

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sagecache.errors import SagecacheError
+from sagecache.mm.checkpoint_keys import backbone_alone, mismatch, unwrapped
 from sagecache.mm.compat import activate
 
 logger = logging.getLogger(__name__)
@@ -96,7 +97,7 @@ def network_state(path: Path, network: str) -> dict[str, Tensor]:
 
     Raises SagecacheError where a file of several networks lacks this one.
     """
-    state = read_state(path)
+    state = unwrapped(read_state(path))
     networks = [prefix for prefix in PREFIXES if any(key.startswith(prefix) for key in state)]
     if not networks:
         return state
@@ -107,30 +108,24 @@ def network_state(path: Path, network: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
-def load_network(model: nn.Module, path: Path, network: str = "ema_teacher") -> None:
+def load_network(
+    model: nn.Module, path: Path, network: str = "ema_teacher", *, backbone_serves: bool = False
+) -> None:
     """Load a checkpoint into an mmpose estimator; float16 files become float32.
 
-    Raises SagecacheError that lists missing, unexpected and misshapen keys.
+    backbone_serves: a file with the whole backbone and no pose head is taken too, as the start of a training;
+    what the network has beside it keeps its first values. Raises SagecacheError that lists missing,
+    unexpected and misshapen keys and says what they usually mean.
     """
     state = network_state(path, network)
     own = model.state_dict()
-    misshapen = [
-        f"{key} {tuple(value.shape)} instead of {tuple(own[key].shape)}"
-        for key, value in state.items()
-        if key in own and value.shape != own[key].shape
-    ]
-    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    problems = [
-        f"{label} {len(keys)} keys ({', '.join(keys[:3])}{', …' if len(keys) > 3 else ''})"
-        for label, keys in (("lacks", missing), ("has unknown", unexpected), ("has misshapen", misshapen))
-        if keys
-    ]
-    if problems:
-        raise SagecacheError(
-            "the checkpoint " + "; ".join(problems),
-            file=path,
-            fix="model.py must describe the network that was saved.",
-        )
+    backbone = backbone_alone(state, own) if backbone_serves else None
+    if backbone is not None:
+        if parts := sorted({key.split(".")[0] for key in own.keys() - backbone.keys()}):
+            logger.warning("%s is a backbone alone: %s starts from scratch", path, " and ".join(parts))
+        state = own | backbone
+    if (problem := mismatch(state, own)) is not None:
+        raise SagecacheError(problem[0], file=path, fix=problem[1])
     model.load_state_dict({key: value.to(own[key].dtype) for key, value in state.items()})
 
 

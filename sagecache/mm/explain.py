@@ -8,14 +8,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sagecache.data.coco import read_image
-from sagecache.data.views import warp_image
-from sagecache.geometry.affine import compose, crop_affine, invert_affine, transform_points
+from sagecache.geometry.affine import compose, invert_affine, transform_points
 from sagecache.geometry.heatmap import decode, probability
 from sagecache.mm.checkpoints import load_network
 from sagecache.mm.codecs import codec_of, map_sigma
 from sagecache.mm.outputs import network_maps
 from sagecache.mm.run import build_estimator
+from sagecache.mm.samples import upright_views
 from sagecache.project import Project
 from sagecache.structures import Instance
 
@@ -36,17 +35,10 @@ def explain(
     load_network(estimator.ema_teacher, checkpoint, "ema_teacher")
     estimator.eval()
     size = tuple(codec_of(model)["input_size"])
-    views = [crop_affine(one.bbox, size, recipe.views.padding) for one in instances]
-    crops = [warp_image(read_image(one.path), m, size) for one, m in zip(instances, views, strict=True)]
-    batch = dict(
-        weak=torch.from_numpy(np.stack(crops).transpose(0, 3, 1, 2).copy()),
-        weak_from_image=torch.from_numpy(np.stack(views)).float(),
-        bbox_scale=torch.tensor([(one.bbox[2] * one.bbox[3]) ** 0.5 for one in instances]),
-    )
+    two = recipe.views.appearance is not None
+    batch = upright_views(instances, size, recipe.views.padding, two)
     sigma = map_sigma(codec_of(model))
     student = _decoded(estimator, estimator.student, batch, sigma)
-    if recipe.semi.teacher.mode != "single":
-        batch |= dict(appearance=batch["weak"], appearance_from_image=batch["weak_from_image"])
     if not recipe.uses_unlabeled:
         teacher = _decoded(estimator, estimator.ema_teacher, batch, sigma)
         return {one.key: dict(student=student[i], ema_teacher=teacher[i]) for i, one in enumerate(instances)}

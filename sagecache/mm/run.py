@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +35,7 @@ from sagecache.mm.codecs import codec_of, map_frame
 from sagecache.mm.compat import ddp_wrapper_cfg, init_cpu_distributed
 from sagecache.mm.estimator import SemiPoseEstimator
 from sagecache.mm.evaluate import evaluation_crops, evaluation_loader
+from sagecache.mm.guards import watchers
 from sagecache.mm.hooks import (
     IntervalRuntimeInfoHook,
     JointLogHook,
@@ -45,13 +44,16 @@ from sagecache.mm.hooks import (
     SemiHook,
 )
 from sagecache.mm.labeling import build_labeler, build_mixing, build_style, load_prior
+from sagecache.mm.memory import memory_advice
 from sagecache.mm.metrics import KeypointMetric
 from sagecache.mm.refresh import RefreshHook
 from sagecache.mm.registry import build_student
 from sagecache.mm.samples import EncodedSteps, LabelEncoder
 from sagecache.mm.terms import build_terms
+from sagecache.mm.tracking import log_writers
 from sagecache.models.weights import weights_path
 from sagecache.project import Project, Recipe
+from sagecache.project.leaks import refuse_leaks
 from sagecache.project.runs import (
     FinishedRun,
     changed_since_start,
@@ -85,12 +87,13 @@ class QuietRunner(Runner):
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """What the command line may say beside the recipe. overrides: dotted key -> value."""
+    """What the command line may say beside the recipe. overrides: dotted key -> value. wandb: log to W&B."""
 
     work_dir: Path | None = None
     resume: bool = False
     max_iters: int | None = None
     amp: bool = False
+    wandb: bool = False
     seed: int | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
@@ -118,6 +121,7 @@ def _train(project: Project, name: str, options: TrainOptions, work_dir: Path, r
         raise SagecacheError(
             "the recipe has no train_cfg", file=f"recipe {name}", fix="Set train_cfg = dict(max_iters=…)."
         )
+    refuse_leaks(project, recipe)
     last = newest_readable(work_dir) if options.resume else None
     if last is not None and (how := changed_since_start(work_dir, recipe, model)):
         raise SagecacheError(
@@ -136,7 +140,7 @@ def _train(project: Project, name: str, options: TrainOptions, work_dir: Path, r
     torch.manual_seed(seed)
     estimator = build_estimator(project, recipe, model)
     loader = train_loader(project, recipe, model, seed)
-    sections = _sections(project, recipe, options, work_dir, seed, report)
+    sections = _sections(project, name, recipe, model, options, work_dir, seed, report)
     if recipe.uses_unlabeled and recipe.semi.refresh:
         about = dict(recipe=name, recipe_sha256=recipe_digest(recipe, model), seed=seed)
         refresh = RefreshHook.of(estimator, loader, recipe.semi.refresh, work_dir / "pseudo_labels", about)
@@ -155,7 +159,8 @@ def _train(project: Project, name: str, options: TrainOptions, work_dir: Path, r
     with _way_made(work_dir, last) if runner.rank == 0 else nullcontext():
         if runner.rank == 0 and last is None:
             note_start(work_dir, recipe, model)
-        runner.train()
+        with memory_advice(recipe, model, options.amp):
+            runner.train()
         best = runner.message_hub.runtime_info.get("best_ckpt")
         checkpoint = Path(best) if best else work_dir / f"iter_{runner.iter}.pth"
         if runner.rank == 0 and not checkpoint.is_file():
@@ -199,7 +204,7 @@ def build_estimator(
     student = build_student(model)
     start = start_checkpoint(project, recipe)
     if start is not None:
-        load_network(student, start)
+        load_network(student, start, backbone_serves=True)
     if recipe.channels_last:
         student = student.to(memory_format=torch.channels_last)
     frame = map_frame(codec_of(model))
@@ -308,7 +313,14 @@ def _runner(name: str, sections: Mapping[str, Any]) -> Runner:
 
 
 def _sections(
-    project: Project, recipe: Recipe, options: TrainOptions, work_dir: Path, seed: int, report: Progress
+    project: Project,
+    name: str,
+    recipe: Recipe,
+    model: dict,
+    options: TrainOptions,
+    work_dir: Path,
+    seed: int,
+    report: Progress,
 ) -> dict[str, Any]:
     """What mmengine's Runner takes beside the model, its optimiser and the loader."""
     settings = recipe.train_cfg
@@ -334,6 +346,7 @@ def _sections(
         SemiHook(seed, _rank()),
         ProgressHook(report, settings.log_interval),
         ResumedValidationHook(),
+        *watchers(project, recipe, model, val_interval),
     ]
     if recipe.uses_unlabeled:
         own_hooks.append(JointLogHook(project.skeleton.names, settings.log_interval))
@@ -347,7 +360,7 @@ def _sections(
         launcher="pytorch" if distributed else "none",
         randomness=dict(seed=seed),
         env_cfg=dict(dist_cfg=dict(backend="nccl" if torch.cuda.is_available() else "gloo")) | recipe.env_cfg,
-        visualizer=dict(type="Visualizer", vis_backends=_backends(recipe)),
+        visualizer=dict(type="Visualizer", vis_backends=log_writers(project, name, recipe, options.wandb)),
         log_processor=dict(by_epoch=False),
         default_scope="mmpose",
         cfg=dict(recipe=_plain(recipe), model_wrapper_cfg=ddp_wrapper_cfg() if distributed else None),
@@ -423,14 +436,6 @@ def _try_schedule(scheduler: dict[str, Any]) -> None:
     except (KeyError, TypeError, ValueError, AssertionError) as error:
         told = str(error).strip('"').split("\n")[0]
         raise SagecacheError(f"param_scheduler can't be built: {told}", record=str(scheduler)) from error
-
-
-def _backends(recipe: Recipe) -> list[dict]:
-    """Fresh dicts each time: mmengine writes the run's folder into them."""
-    if recipe.vis_backends:
-        return copy.deepcopy(list(recipe.vis_backends))
-    curves = [dict(type="TensorboardVisBackend")] if find_spec("tensorboard") else []  # an optional extra
-    return [dict(type="LocalVisBackend"), *curves]
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:

@@ -145,6 +145,26 @@ class EvaluationCrops(Dataset):
         return sample
 
 
+def upright_views(
+    instances: Sequence[Instance], size: tuple[int, int], padding: float, appearance: bool = False
+) -> dict[str, torch.Tensor]:
+    """What `SemiPoseEstimator.pseudo_labels` takes, of upright crops in their own colours.
+
+    size (width, height). Returns weak (B, 3, H, W) uint8 RGB, weak_from_image (B, 3, 3), bbox_scale (B,) =
+    sqrt(w h), and with appearance the same crop as the second view of teachers that look at two.
+    """
+    matrices = [crop_affine(one.bbox, size, padding) for one in instances]
+    crops = [warp_image(read_image(one.path), m, size) for one, m in zip(instances, matrices, strict=True)]
+    batch = dict(
+        weak=torch.from_numpy(np.stack(crops).transpose(0, 3, 1, 2).copy()),
+        weak_from_image=torch.from_numpy(np.stack(matrices)).float(),
+        bbox_scale=torch.tensor([(one.bbox[2] * one.bbox[3]) ** 0.5 for one in instances]),
+    )
+    if appearance:
+        batch |= dict(appearance=batch["weak"], appearance_from_image=batch["weak_from_image"])
+    return batch
+
+
 def coco_result(sample: dict) -> dict:
     """A prediction (``PoseDataSample.to_dict()``) as a COCO keypoint result, with its instance number.
 

@@ -249,7 +249,8 @@ class Project:
         """What training a recipe needs, in the order in which it can be made."""
         needs: dict[tuple[str, str], Requirement] = {}
         labeled = list(recipe.data.labeled)
-        for name in [*labeled, recipe.data.val, recipe.data.unlabeled if recipe.uses_unlabeled else None]:
+        unlabeled = recipe.data.unlabeled if recipe.uses_unlabeled else None
+        for name in dict.fromkeys([*labeled, recipe.data.val, recipe.probe, unlabeled]):
             if name is not None:
                 self._need_boxes(needs, name)
         if recipe.uses_unlabeled:

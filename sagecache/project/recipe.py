@@ -10,7 +10,7 @@ from typing import Any, Literal
 from sagecache.data.views import ViewConfig
 from sagecache.errors import SagecacheError
 from sagecache.semi.ema import require_different
-from sagecache.strict import at_least, positive
+from sagecache.strict import at_least, positive, share
 
 MAX_SEED = 10**9  # what a training makes of it must fit into torch's 64 bits
 # What a term reads beside the images; it is asked for before a training starts.
@@ -22,12 +22,14 @@ class RecipeData:
     """Names of splits of ``data.py``. Several labeled splits are joined.
 
     on_missing: what an unlabeled instance without targets is. image_cache_mb: decoded images that a loader
-    process keeps.
+    process keeps. probe: the labeled split on which pseudo labels are judged at each validation; 'val' is
+    the one that ``val`` names, None judges none.
     """
 
     labeled: tuple[str, ...] = ("labeled",)
     unlabeled: str | None = None
     val: str | None = "val"
+    probe: str | None = "val"
     on_missing: Literal["error", "skip"] = "error"
     image_cache_mb: int = 512
 
@@ -170,6 +172,33 @@ class SemiSettings:
 
 
 @dataclass(frozen=True)
+class GuardSettings:
+    """What looks after a training, and how loudly.
+
+    recordings: frames of one recording in what is trained on and in val or test: 'error', or 'warn' where
+    file names only look like it (the same image on both sides is always an error).
+    collapse: what to do once an alarm has stood for ``patience`` log intervals in a row: 'warn' once in the
+    log, 'stop' the run, or 'off'. The alarms: the student's mean peak on unlabeled views is below ``peak``
+    of its highest so far; the share of joints that are learned from is below ``kept_low`` or above
+    ``kept_high`` (0 and 1 never ring).
+    """
+
+    recordings: Literal["error", "warn"] = "error"
+    collapse: Literal["warn", "stop", "off"] = "warn"
+    patience: int = 5
+    peak: float = 0.5
+    kept_low: float = 0.01
+    kept_high: float = 0.995
+
+    def __post_init__(self) -> None:
+        at_least("patience", self.patience, 1)
+        for name in ("peak", "kept_low", "kept_high"):
+            share(name, getattr(self, name))
+        if self.kept_low >= self.kept_high:
+            raise SagecacheError(f"kept_low is {self.kept_low}, it must be below kept_high")
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A page of a project: one training.
 
@@ -188,6 +217,7 @@ class Recipe:
     ema_decay: float = 0.999
     channels_last: bool = False
     semi: SemiSettings = SemiSettings()
+    guards: GuardSettings = GuardSettings()
     prior: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     optim_wrapper: dict[str, Any] = field(default_factory=dict)
@@ -260,6 +290,13 @@ class Recipe:
     def uses_unlabeled(self) -> bool:
         """Without a term no unlabeled image is read, whatever the batch says."""
         return self.data.unlabeled is not None and self.batch.unlabeled > 0 and bool(self.terms)
+
+    @property
+    def probe(self) -> str | None:
+        """The split on which pseudo labels are judged; None where there are none, or nothing to judge by."""
+        if not self.uses_unlabeled:
+            return None
+        return self.data.val if self.data.probe == "val" else self.data.probe
 
     @property
     def summary(self) -> str:

@@ -28,6 +28,8 @@ FREE = (
     "train_cfg.checkpoint_interval",
     "batch.workers",
     "data.image_cache_mb",
+    "data.probe",
+    "guards",
     "seed",
     "vis_backends",
     "default_hooks",

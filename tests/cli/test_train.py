@@ -139,3 +139,19 @@ def test_the_prior_refuses_options_that_it_does_not_follow(folder, words):
     (folder / "ddp_prior.py").write_text('kind = "prior"')
     with pytest.raises(SagecacheError, match=f"knows no {words[0]}.*prior.steps"):
         sagecache(folder, "train", "ddp-prior", *words)
+
+
+def test_wandb_that_is_not_installed_stops_it_before_anything_is_made(folder, monkeypatch):
+    from sagecache.mm import tracking
+
+    monkeypatch.setattr(tracking, "find_spec", lambda name: None)
+    with pytest.raises(SagecacheError, match="--wandb needs the package wandb.*pip install"):
+        sagecache(folder, "train", "stage1-full", "--wandb")
+    assert not (folder / "work_dirs").exists()
+    monkeypatch.undo()
+    told = []
+    monkeypatch.setattr(tracking, "require_wandb", lambda: None)
+    monkeypatch.setattr(actions, "train", lambda project, recipe, **options: told.append(options["wandb"]))
+    sagecache(folder, "train", "stage0", "--wandb")
+    sagecache(folder, "train", "stage0")
+    assert told == [True, False]

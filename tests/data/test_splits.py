@@ -1,6 +1,11 @@
-import pytest
+import re
+from pathlib import PurePosixPath
 
-from sagecache.data.splits import draw_images, sequence_keys, shared, subset
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sagecache.data.splits import _name_prefix, draw_images, is_held_out, sequence_keys, shared, subset
 from sagecache.errors import SagecacheError
 
 
@@ -96,3 +101,23 @@ def test_shared_needs_enough_on_both_sides():
     members = {"train": ["a", "a", "b", "b", None, "c"], "val": ["a", "a", "b", None, "d"], "test": ["e"]}
     assert shared(members) == {("train", "val"): ["a", "b"]}
     assert shared(members, fewest=2) == {("train", "val"): ["a"]}
+
+
+@given(st.text("ab1/._-é ", max_size=12))
+def test_the_prefix_of_a_name_is_cut_as_pathlib_would(name):
+    """Which is too slow for the names of a large split."""
+    path = PurePosixPath(name)
+    found = re.fullmatch(r"(.*?)(\d{2,})", path.stem)
+    prefix, number = _name_prefix({"file_name": name})
+    if name.endswith(("/", ".")) or name.startswith("/") or "//" in name or "/." in name:
+        return  # no file, or not in the form in which names are written
+    assert number == (int(found[2]) if found else None)
+    if found:
+        parts = [] if str(path.parent) == "." else [str(path.parent)]
+        stem = found[1].strip("_-. ")
+        assert prefix == ("/".join([*parts, stem] if stem else parts) or None)
+
+
+def test_splits_that_measure_are_told_by_their_names():
+    assert all(map(is_held_out, ("val", "Test", "val2017", "test_hard", "validation")))
+    assert not any(map(is_held_out, ("labeled", "unlabeled", "train", "a_test")))

@@ -131,16 +131,6 @@ def test_a_schedule_that_cannot_be_built_is_told_in_one_line(scheduler, told):
     assert "\n" not in str(caught.value)
 
 
-def test_log_writers_are_fresh_for_each_run(project):
-    """mmengine writes the run's folder into the dicts that it gets."""
-    recipe = replace(project.recipe("stage0")[0], vis_backends=[dict(type="LocalVisBackend")])
-    first = run._backends(recipe)
-    first[0]["save_dir"] = "elsewhere"
-    assert run._backends(recipe) == recipe.vis_backends == [dict(type="LocalVisBackend")]
-    plain = run._backends(project.recipe("stage0")[0])
-    assert plain and plain is not run._backends(project.recipe("stage0")[0])
-
-
 # -- weights to start with -----------------------------------------------------------------------------
 
 
@@ -322,9 +312,3 @@ def test_validations_are_logged_at_their_step(project):
     (log,) = trained.parent.glob("2*/vis_data/scalars.json")
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     assert [row["step"] for row in rows if "keypoints/AP" in row] == [2, 4]
-
-
-def test_without_tensorboard_there_are_no_curves_and_training_goes_on(project, monkeypatch):
-    monkeypatch.setattr(run, "find_spec", lambda name: None)
-    train(project, "stage0", run.TrainOptions(max_iters=1), lambda *words: None)
-    assert not list(project.work_dir("stage0").rglob("events.out*"))

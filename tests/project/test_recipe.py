@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from sagecache.data.views import ViewConfig
 from sagecache.errors import SagecacheError
-from sagecache.project.recipe import BatchSettings, Recipe, RecipeData, SemiSettings
+from sagecache.project.recipe import BatchSettings, GuardSettings, Recipe, RecipeData, SemiSettings
 from sagecache.strict import build
 
 NAMES = ("consistency", "diffusion", "cmgc_depth", "cmgc_normal")
@@ -169,3 +169,30 @@ def test_a_key_of_the_other_kind_is_refused_for_it_would_do_nothing(values, told
     with pytest.raises(SagecacheError, match=f"page.py: {told}"):
         page(**values)
     assert page(kind="prior", prior=dict(steps=5), seed=3, data=dict(labeled="a")).prior == dict(steps=5)
+
+
+@pytest.mark.parametrize(
+    "values, told",
+    [
+        (dict(collapse="ignore"), "'guards.collapse' can't be 'ignore'"),
+        (dict(patience=0), "patience is 0, it must be at least 1"),
+        (dict(peak=1.5), r"peak is 1.5, it must be in \[0, 1\]"),
+        (dict(kept_low=0.5, kept_high=0.4), "kept_low is 0.5, it must be below kept_high"),
+    ],
+)
+def test_guards_that_could_not_guard_are_refused(values, told):
+    with pytest.raises(SagecacheError, match=told):
+        page(guards=values)
+    assert page().guards == GuardSettings()
+
+
+@pytest.mark.parametrize(
+    "data, probe",
+    [(dict(), "val"), (dict(val="v2"), "v2"), (dict(val=None), None), (dict(probe="truth"), "truth"),
+     (dict(probe=None), None)],
+)  # fmt: skip
+def test_pseudo_labels_are_judged_on_val_unless_said_otherwise(data, probe):
+    semi = SemiSettings(terms=dict(consistency=dict()))
+    of = RecipeData(unlabeled="unlabeled", **data)
+    assert Recipe(data=of, batch=BatchSettings(unlabeled=4), semi=semi).probe == probe
+    assert Recipe(data=of, semi=semi).probe is None  # no pseudo labels to judge
