@@ -91,7 +91,8 @@ class UnlabeledBatch:
 
     student_heatmaps (B, K, h, w): raw output of the student's head on the strong views.
     heatmap_kind: 'logits' | 'heatmap' (see geometry.heatmap.probability).
-    student_keypoints (B, K, 2): soft-argmax, strong-view input pixels, carries the gradient.
+    student_keypoints (B, K, 2): soft-argmax, strong-view input pixels before the view's distortion, carries
+    the gradient.
     student_from_teacher (B, 3, 3): heatmap pixels of pseudo_labels.probability -> of the strong view.
     heatmap_from_strong (3, 3): strong-view input pixels -> heatmap pixels.
     strong_from_image, target_from_image (B, 3, 3): image pixels -> strong-view input / target-map pixels.
@@ -101,6 +102,8 @@ class UnlabeledBatch:
     without a store.
     step: optimiser steps done so far.
     gain: of the targets' depth, where it is known already; terms that need it work it out otherwise.
+    distortion: (forward, inverse) lattices (B, n, n, 2) of strong views that are not affine
+    (geometry.distortion): plain strong view -> the one that the student sees, and back.
     """
 
     student_heatmaps: Tensor
@@ -116,6 +119,7 @@ class UnlabeledBatch:
     targets: dict[str, Tensor]
     step: int
     gain: Gain | None = None
+    distortion: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass(slots=True)

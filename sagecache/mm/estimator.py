@@ -25,6 +25,7 @@ from sagecache.geometry.affine import (
     transform_points,
 )
 from sagecache.geometry.depth import Gain, gain_from_normals
+from sagecache.geometry.distortion import bend_points
 from sagecache.geometry.heatmap import probability, soft_argmax
 from sagecache.mm.codecs import MapFrame
 from sagecache.mm.outputs import head_maps, map_kind, network_maps
@@ -183,9 +184,12 @@ class SemiPoseEstimator(BaseModel):
             return images, labels, None
         strong_from_image = unlabeled["strong_from_image"].flatten(0, 1)
         scale = unlabeled["bbox_scale"].repeat_interleave(unlabeled["strong"].shape[1])
+        keypoints, distortion = transform_points(strong_from_image, labels.keypoints), _distortion(unlabeled)
+        if distortion is not None:
+            keypoints = bend_points(keypoints, distortion[0], (images.shape[-1], images.shape[-2]))
         mixed = self.mixing(
             images,
-            transform_points(strong_from_image, labels.keypoints),
+            keypoints,
             labels.confidence,
             labels.keep,
             linear_scale(strong_from_image) * scale,
@@ -239,21 +243,25 @@ class SemiPoseEstimator(BaseModel):
         seen_first = "appearance_from_image" if "appearance" in unlabeled else "weak_from_image"
         image_from_teacher = invert_affine(repeat(unlabeled[seen_first]))
         to_map, from_map = self.heatmap_from_input, invert_affine(self.heatmap_from_input)
-        targets = dequantise(unlabeled)
+        targets, size = dequantise(unlabeled), (unlabeled["strong"].shape[-1], unlabeled["strong"].shape[-2])
+        keypoints, distortion = transform_points(from_map, peaks), _distortion(unlabeled)
+        if distortion is not None:
+            keypoints = bend_points(keypoints, distortion[1], size)
         return UnlabeledBatch(
             student_heatmaps=heatmaps,
             heatmap_kind=kind,
-            student_keypoints=transform_points(from_map, peaks),
+            student_keypoints=keypoints,
             student_from_teacher=compose(to_map, strong_from_image, image_from_teacher, from_map),
             heatmap_from_strong=to_map,
             strong_from_image=strong_from_image,
-            strong_size=(unlabeled["strong"].shape[-1], unlabeled["strong"].shape[-2]),
+            strong_size=size,
             target_from_image=repeat(unlabeled["target_from_image"]) if targets else strong_from_image,
             bbox_scale=repeat(unlabeled["bbox_scale"]),
             pseudo_labels=labels,
             targets={name: repeat(value) for name, value in targets.items()},
             step=self.step,
             gain=self._gain(targets, repeat),
+            distortion=distortion,
         )
 
     @torch.no_grad()
@@ -316,6 +324,13 @@ def _repeated(labels: PseudoLabels, num_strong: int) -> PseudoLabels:
         return labels
     values = ((one.name, getattr(labels, one.name)) for one in fields(labels))
     return PseudoLabels(**{name: value.repeat_interleave(num_strong, dim=0) for name, value in values})
+
+
+def _distortion(unlabeled: dict) -> tuple[Tensor, Tensor] | None:
+    """(forward, inverse) lattices of all strong views."""
+    if "strong_distortion" not in unlabeled:
+        return None
+    return unlabeled["strong_distortion"].flatten(0, 1).unbind(1)
 
 
 def _drop_prior(module: nn.Module, state: dict[str, Tensor], prefix: str, _metadata: dict) -> None:

@@ -275,6 +275,7 @@ def train_loader(project: Project, recipe: Recipe, model: dict, seed: int) -> Da
             num_strong_views=views.num_strong,
             on_missing=recipe.data.on_missing,
             images=images,
+            appearance=views.appearance,
         )
         if unlabeled.skipped:
             logger.warning(_left_out(project, split, unlabeled))

@@ -15,6 +15,13 @@ from torch import Tensor, nn
 
 from sagecache.errors import SagecacheError, nearest
 from sagecache.geometry.affine import compose, is_mirrored, swap_mirrored, transform_points
+from sagecache.geometry.distortion import (
+    bend_points,
+    bent_in_view_mass,
+    covered,
+    local_area,
+    warp_bent_heatmaps,
+)
 from sagecache.geometry.heatmap import gaussian, in_view_mass, log_probability
 from sagecache.geometry.precision import full_precision
 from sagecache.geometry.sampling import inside, warp_heatmaps
@@ -154,14 +161,11 @@ class Consistency(nn.Module):
         Channels of a mirrored strong view are exchanged, weights as well: the student sees a mirrored body.
         """
         labels = batch.pseudo_labels
-        height, width = batch.student_heatmaps.shape[-2:]
-        heatmap_from_image = compose(batch.heatmap_from_strong, batch.strong_from_image)
-        hard, hard_in_view = self._hard_target(batch, heatmap_from_image)
-        points = transform_points(heatmap_from_image, labels.corrected)
-        soft = gaussian(points, (width, height), self.soft_sigma)
+        hard, hard_in_view = self._hard_target(batch)
+        soft, soft_in_view = _drawn(batch, labels.corrected, self.soft_sigma)
         use_a = labels.teacher_a[:, None]
         target = torch.where(use_a[..., None, None], hard, soft)
-        weights = labels.weights * torch.where(use_a, hard_in_view, inside(points, (width, height)))
+        weights = labels.weights * torch.where(use_a, hard_in_view, soft_in_view)
         mirrored = is_mirrored(batch.strong_from_image)
         total = target.sum((-2, -1), keepdim=True).clamp_min(torch.finfo(target.dtype).tiny)
         return (
@@ -169,15 +173,32 @@ class Consistency(nn.Module):
             swap_mirrored(weights, mirrored, self.flip_indices),
         )
 
-    def _hard_target(self, batch: UnlabeledBatch, heatmap_from_image: Tensor) -> tuple[Tensor, Tensor]:
+    def _hard_target(self, batch: UnlabeledBatch) -> tuple[Tensor, Tensor]:
         """Maps (B, K, h, w), not yet normalised, and in view (B, K) bool; channels as in the image."""
-        labels = batch.pseudo_labels
-        if self.target == "heatmap":
-            warped = warp_heatmaps(labels.probability, batch.student_from_teacher)
-            return warped, in_view_mass(warped, batch.student_from_teacher) >= MIN_IN_VIEW
-        height, width = batch.student_heatmaps.shape[-2:]
-        points = transform_points(heatmap_from_image, labels.keypoints)
-        return gaussian(points, (width, height), self.sigma), inside(points, (width, height))
+        if self.target == "keypoints":
+            return _drawn(batch, batch.pseudo_labels.keypoints, self.sigma)
+        maps, matrix = batch.pseudo_labels.probability, batch.student_from_teacher
+        if batch.distortion is None:
+            warped = warp_heatmaps(maps, matrix)
+            return warped, in_view_mass(warped, matrix) >= MIN_IN_VIEW
+        forward, inverse = batch.distortion
+        warped = warp_bent_heatmaps(maps, matrix, inverse)
+        points = transform_points(batch.strong_from_image, batch.pseudo_labels.keypoints)
+        area = local_area(points, forward, batch.strong_size)
+        return warped, bent_in_view_mass(warped, matrix, area) >= MIN_IN_VIEW
+
+
+def _drawn(batch: UnlabeledBatch, keypoints: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+    """Gaussians (B, K, h, w) at keypoints (B, K, 2) of the image, in the strong view; in view (B, K) bool."""
+    height, width = batch.student_heatmaps.shape[-2:]
+    if batch.distortion is None:
+        points = transform_points(compose(batch.heatmap_from_strong, batch.strong_from_image), keypoints)
+        return gaussian(points, (width, height), sigma), inside(points, (width, height))
+    plain = transform_points(batch.strong_from_image, keypoints)
+    bent = bend_points(plain, batch.distortion[0], batch.strong_size)
+    points = transform_points(batch.heatmap_from_strong, bent)
+    in_view = inside(points, (width, height)) & covered(plain, batch.strong_size)
+    return gaussian(points, (width, height), sigma), in_view
 
 
 def _check(key: str, value: str, known: tuple[str, ...]) -> None:
