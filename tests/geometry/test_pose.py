@@ -64,6 +64,7 @@ def test_slopes_stay_bounded_at_degenerate_poses(name):
     """Weighted by its trust no angle pulls harder than a limb of the size of the noise would."""
     points = torch.tensor([DEGENERATE[name]], requires_grad=True)
     angle, trust = pose.joint_angles(points, ELBOW)
+    assert not trust.requires_grad  # or a loss would be lowered by shortening the limb
     (pull,) = torch.autograd.grad((trust * angle).sum(), points)
     assert pull.isfinite().all() and pull.abs().max() <= 2 / pose.JOINT_NOISE
     lengths = pose.limb_lengths(points, torch.tensor([[0, 1], [1, 2]]))

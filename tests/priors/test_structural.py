@@ -22,7 +22,7 @@ from sagecache.geometry.pose import JOINT_NOISE, Limits, angle_limits, limb_limi
 from sagecache.priors import structural
 from sagecache.skeleton import COCO17
 from sagecache.skeleton.stats import compute_stats
-from sagecache.structures import PseudoLabels, UnlabeledBatch
+from sagecache.structures import Fate, PseudoLabels, UnlabeledBatch
 
 FLIP = torch.tensor(COCO17.flip_indices)
 INPUT, MAP, SIGMA = (96, 128), (24, 32), 1.5
@@ -274,15 +274,21 @@ def make_batch(labeled, predicted: Tensor, **options) -> UnlabeledBatch:
     student = swap_mirrored(transform_points(strong, predicted), is_mirrored(strong), FLIP)
     ones = torch.ones(4, 17)
     labels = PseudoLabels(
-        probability=torch.zeros(4, 17, 1, 1), keypoints=truth, confidence=ones, plausibility=ones[:, 0],
-        teacher_a=ones[:, 0] > 0, keep=ones > 0, weights=0 * ones, corrected=truth,
-    )  # fmt: skip
+        probability=torch.zeros(4, 17, 1, 1),
+        keypoints=truth,
+        confidence=ones,
+        plausibility=ones[:, 0],
+        teacher_a=ones[:, 0] > 0,
+        weights=0 * ones,  # the prior takes part all the same
+        fate=torch.full((4, 17), Fate.LOW_CONFIDENCE),
+        corrected=truth,
+    )
     boxes = torch.from_numpy(labeled[1][:4])
     return UnlabeledBatch(
         student_heatmaps=torch.zeros(4, 17, MAP[1], MAP[0]),
         heatmap_kind="logits",
         student_keypoints=student,
-        student_from_weak=torch.eye(3).expand(4, 3, 3),
+        student_from_teacher=torch.eye(3).expand(4, 3, 3),
         heatmap_from_strong=torch.from_numpy(heatmap_affine(INPUT, MAP)).float(),
         strong_from_image=strong,
         target_from_image=torch.eye(3).expand(4, 3, 3),
