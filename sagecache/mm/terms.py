@@ -110,8 +110,8 @@ def check_semi(recipe: Recipe) -> None:
     bent = [name for name in recipe.terms if name.startswith("cmgc") and recipe.views.strong.distorts]
     if bent:
         raise SagecacheError(
-            f"{bent[0]} compares limbs with cached depth and normals, and views.strong bends them: lengths and "
-            "directions no longer fit",
+            f"{bent[0]} compares limbs with cached depth and normals, and views.strong bends them: "
+            "lengths and directions no longer fit",
             file="recipe",
             fix="Set views.strong.radial, tilt and bend to 0, or the weights of these terms.",
         )

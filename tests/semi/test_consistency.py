@@ -8,6 +8,8 @@ from torch.nn import functional as F
 
 from sagecache.errors import SagecacheError
 from sagecache.geometry.affine import augment_affine, crop_affine, heatmap_affine
+from sagecache.geometry.distortion import bend, radial
+from sagecache.geometry.heatmap import decode
 from sagecache.semi.consistency import Consistency, consistency_loss
 from sagecache.structures import PseudoLabels, UnlabeledBatch
 
@@ -327,3 +329,39 @@ def test_settings_are_checked():
     for value in (0.0, -1.0, math.nan, math.inf):
         with pytest.raises(SagecacheError, match=f"soft_sigma is {value}, it must be positive"):
             Consistency(FLIP, SIGMA, soft_sigma=value)
+
+
+# -- views that are not affine ---------------------------------------------------------------------------
+
+
+def bent_batch(strong: Tensor, **changes) -> tuple[UnlabeledBatch, Tensor]:
+    """A batch whose strong view sees through a lens, and where its joints lie there, heatmap pixels."""
+    lens = radial(0.3, 0.05, INPUT)
+    lattices = tuple(torch.from_numpy(one).float()[None] for one in (lens.forward, lens.inverse))
+    seen = torch.from_numpy(
+        bend(move(strong @ CROP, JOINTS)[0].double().numpy(), lens.forward, INPUT)
+    ).float()
+    return batch_for(strong, distortion=lattices, **changes), move(TO_MAP, seen)[None]
+
+
+@pytest.mark.parametrize("target", ["keypoints", "heatmap"])
+@pytest.mark.parametrize("options", [dict(), dict(rotation=20.0, scale=0.9), dict(flip=True)])
+def test_targets_follow_a_lens(target, options):
+    strong = view(**options)
+    batch, expected = bent_batch(strong)
+    maps, weights = Consistency(FLIP, SIGMA, target=target).build_target(batch)
+    if options.get("flip"):
+        expected = expected[:, FLIP]
+    found = decode(maps, SIGMA)[0]
+    straight = decode(Consistency(FLIP, SIGMA, target=target).build_target(batch_for(strong))[0], SIGMA)[0]
+    assert (found - expected).norm(dim=-1).max() < (0.05 if target == "keypoints" else 0.25)
+    assert (straight - expected).norm(dim=-1).max() > 0.5  # the lens does move them
+    assert (weights > 0).all()
+    torch.testing.assert_close(maps.sum((-2, -1)), torch.ones(1, 3))
+
+
+def test_joints_that_a_lens_pushes_out_of_view_are_dropped():
+    batch, expected = bent_batch(view(scale=1.5, shift=(0.3, 0.0)))
+    outside = ~((expected >= 0) & (expected <= torch.tensor(MAP) - 1)).all(-1)
+    _, weights = Consistency(FLIP, SIGMA).build_target(batch)
+    assert outside.any() and torch.equal(weights == 0, outside)
