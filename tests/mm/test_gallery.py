@@ -1,0 +1,191 @@
+"""Pseudo-labels to look at, of networks whose answers are known beforehand."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from dots import true_joints, write_dots_project
+from dots_network import PIXELS, save_checkpoint
+
+from sagecache import structures
+from sagecache.cli.jobs import stats_job
+from sagecache.geometry.affine import apply_affine
+from sagecache.mm.explain import explain
+from sagecache.mm.gallery import Judged, Picked, _steps, look, names_of, spread, views_of
+from sagecache.precompute.runner import run_stats
+from sagecache.project import Project
+from sagecache.project.trained import TrainedRun, trained_run
+from sagecache.structures import Instance
+
+HIDDEN = 8
+DIAGONAL = np.hypot(120, 146)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Project:
+    project = Project.open(write_dots_project(tmp_path_factory.mktemp("dots"), hidden=HIDDEN))
+    page = project.folder / "stage1_full.py"
+    page.write_text(page.read_text() + "views = dict(num_strong=2, strong=dict(rotation=30, flip=0.5))\n")
+    run_stats(stats_job(project))
+    path = project.work_dir("stage1-full") / "best_iter_4.pth"
+    save_checkpoint(project, path, student=(9.0, 9.0), ema_teacher=(0.0, 2.0))
+    return project
+
+
+@pytest.fixture(scope="module")
+def run(project) -> TrainedRun:
+    return trained_run(project, "stage1-full")
+
+
+@pytest.fixture(scope="module")
+def gallery(project, run):
+    return look(project, run, 100)
+
+
+@pytest.fixture(scope="module")
+def truth(project):
+    return {divmod(number, 10): joints for number, joints in true_joints(project.folder, "unlabeled").items()}
+
+
+def test_it_says_what_inspect_says(project, run, gallery):
+    told = explain(project, "stage1-full", run.checkpoint, project.instances("unlabeled"))
+    assert [one.instance.key for one in gallery.judged] == list(told) and gallery.total == len(told) == 6
+    for one in gallery.judged:
+        said = told[one.instance.key]
+        np.testing.assert_allclose(one.keypoints, said["ema_teacher"][:, :2], atol=1e-3)
+        np.testing.assert_array_equal(one.learned, said["keep"])
+        assert one.plausibility == pytest.approx(said["plausibility"], abs=1e-5)
+        assert one.teacher == ("A" if said["teacher_a"] else "nobody")
+
+
+def test_errors_are_those_that_the_teacher_was_given(gallery, truth):
+    for one in gallery.judged:
+        seen = truth[one.instance.key][:, 2] > 0
+        np.testing.assert_allclose(one.errors[seen], 2 * PIXELS[1] / DIAGONAL, atol=1.5 / DIAGONAL)
+        assert np.isnan(one.errors[~seen]).all()
+
+
+def test_every_joint_has_a_fate_that_fits_what_is_learned(gallery, truth):
+    told = {fate for one in gallery.judged for fate in one.fates}
+    assert told <= {"kept", "refused", "low_confidence"} and {"kept", "refused"} <= told
+    for one in gallery.judged:
+        np.testing.assert_array_equal([fate == "kept" for fate in one.fates], one.learned)
+
+
+def test_fates_of_the_labels_themselves_are_told_by_name(monkeypatch):
+    fate = SimpleNamespace(name="KEPT"), SimpleNamespace(name="LOW_CONFIDENCE")
+    monkeypatch.setattr(structures, "Fate", fate, raising=False)
+    labels = SimpleNamespace(fate=torch.tensor([[1, 0, 1]]))
+    assert names_of(labels).tolist() == [["low_confidence", "kept", "low_confidence"]]
+
+
+def test_views_are_those_of_a_step_and_joints_follow_into_them(project, run, gallery, truth):
+    one = gallery.judged[0]
+    seen = views_of(gallery.views, one.index)
+    assert [(view.title, view.student) for view in seen] == [
+        ("weak view", False),
+        ("strong view 1", True),
+        ("strong view 2", True),
+    ]
+    again = views_of(gallery.views, one.index)
+    for view, same in zip(seen, again, strict=True):
+        np.testing.assert_array_equal(view.image, same.image)
+        points = apply_affine(view.view_from_image, truth[one.instance.key][:, :2])
+        inside = ((points > 3) & (points < [92, 124])).all(1)
+        x, y = points[inside].round().astype(int).T
+        bright = view.image[y, x, :2].max(-1)
+        assert inside.sum() > 5 and (bright > 120).mean() > 0.9, "a disc lies where its joint is"
+    assert not np.array_equal(seen[1].image, seen[2].image)
+
+
+def test_detected_boxes_are_measured_by_the_annotations_that_they_show(project, run):
+    x, y, w, h = 168.0, 32.0, 118.0, 140.0
+    detections = [dict(image_id=201, category_id=1, bbox=[x, y, w, h], score=0.9)]
+    file = project.folder / "boxes.json"
+    file.write_text(json.dumps(detections))
+    split = replace(project.data.splits["unlabeled"], boxes=str(file))
+    data = replace(project.data, splits=project.data.splits | {"unlabeled": split})
+    other = Project(project.folder, data, project.model, False)
+    (one,) = look(other, run, 100).judged
+    assert one.instance.annotation_id == 2011 and one.instance.bbox == (x, y, w, h)
+    assert np.isfinite(one.errors).sum() == 17 - HIDDEN
+
+
+def test_statistics_of_the_filter_come_with_the_checkpoint(project, run):
+    from sagecache.mm.explain import trained_estimator
+
+    state = torch.load(run.checkpoint, weights_only=True)
+    own = trained_estimator(project, run.recipe, run.model, run.checkpoint).labeler.state_dict()
+    (name,) = [key for key in own if key.endswith("keypoint_filter.mean")]
+    assert own[name].eq(0).all()
+    state["state_dict"][f"labeler.{name}"] = torch.linspace(0, 1, 17)
+    path = project.folder / "with_statistics.pth"
+    torch.save(state, path)
+    estimator = trained_estimator(project, run.recipe, run.model, path)
+    assert estimator.labeler.state_dict()[name].equal(torch.linspace(0, 1, 17)) and not estimator.training
+
+
+def test_filters_stand_at_the_optimiser_step_of_the_checkpoint(run):
+    assert _steps(run) == 4
+    halved = replace(run, recipe=replace(run.recipe, optim_wrapper=dict(accumulative_counts=2)))
+    assert _steps(halved) == 2
+    named = replace(run, checkpoint=run.checkpoint.with_name("mine.pth"))
+    assert _steps(named) == 0 and _steps(replace(named, iterations=7)) == 7
+
+
+def test_progress_counts_persons(project, run):
+    told = []
+    look(project, run, 3, lambda done, total: told.append((done, total)))
+    assert told == [(3, 3)]
+
+
+@pytest.mark.parametrize("count, positions", [(1, [0]), (3, [0, 4, 9]), (10, range(10)), (99, range(10))])
+def test_spread_reaches_both_ends(count, positions):
+    instances = [Instance(k, 0, None, (0, 0, 1, 1)) for k in range(10)]
+    assert [one.image_id for one in spread(instances, count)] == list(positions)
+
+
+# --- who is shown ----------------------------------------------------------------------------------
+
+
+def person(index: int, learned: int = 5, error: float = np.nan, score: float = 0.5) -> Judged:
+    weights = np.arange(5) < learned
+    zeros = np.zeros((5, 2))
+    confidence, errors = np.full(5, score), np.full(5, error)
+    return Judged(index, None, zeros, zeros, confidence, weights, ("kept",) * 5, 1.0, "A", errors)
+
+
+def indices(judged) -> list[int]:
+    return [one.index for one in judged]
+
+
+def test_worst_and_best_are_by_error_where_the_truth_is_known():
+    judged = [person(k, error=0.1 * ((k * 3) % 7)) for k in range(7)]
+    picked = Picked(judged, 2)
+    assert picked.by_error and indices(picked.worst) == [2, 4] and indices(picked.best) == [0, 5]
+    assert picked.silent == []
+    assert 9 not in indices(Picked([*judged, person(9)], 9).worst), "nobody knows how wrong"
+
+
+def test_without_truth_the_teachers_own_opinion_ranks():
+    picked = Picked([person(k, score=s) for k, s in enumerate((0.5, 0.9, 0.1, 0.3))], 9)
+    assert not picked.by_error and indices(picked.worst) == [2, 3] and indices(picked.best) == [1, 0]
+
+
+def test_nobody_is_shown_twice_and_the_silent_stand_apart():
+    judged = [person(0, learned=0, score=0.2), person(1, error=0.3), person(2, learned=2, score=0.1)]
+    picked = Picked(judged, 4)
+    assert indices(picked.worst) == [1] and picked.best == [] and indices(picked.silent) == [2, 0]
+    empty = Picked([], 4)
+    assert (empty.worst, empty.best, empty.silent, empty.by_error) == ([], [], [], False)
+
+
+def test_the_error_is_of_joints_that_are_learned_from():
+    one = replace(person(0, learned=2), errors=np.array([0.1, 0.3, 9.0, np.nan, 9.0]))
+    assert one.error == pytest.approx(0.2)
+    assert np.isnan(replace(one, errors=np.array([np.nan, np.nan, 1.0, 1, 1])).error)
