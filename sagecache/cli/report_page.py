@@ -54,7 +54,8 @@ def page_of(project: Project, run: TrainedRun, log: RunLog, gallery: Gallery | N
     recipe = run.recipe
     weights = {name: float(options.get("weight", 1.0)) for name, options in recipe.terms.items()}
     ramp_end = recipe.semi.ramp_up * int(recipe.optim_wrapper.get("accumulative_counts", 1))
-    charts, more = charts_of(log.curves, weights, ramp_end, lambda name: fate_style(name).words)
+    fates = {name: style.words for name, style in FATES.items()}
+    charts, more = charts_of(log.curves, weights, ramp_end, fates)
     judged = [] if gallery is None else gallery.judged
     started = "" if log.started is None else f"{log.started:%Y-%m-%d %H:%M}, "
     return Page(

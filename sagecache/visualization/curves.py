@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from sagecache.project.run_log import Curve
@@ -73,7 +74,7 @@ PANELS = (
         low=0.0,
         high=1.0,
     ),
-    _Panel("What the filters did", {"fate/*": ""}, "share of all joints", low=0.0),
+    _Panel("What the filters did", {"fate/*": ""}, "share of all joints; logarithmic axis", log=True),
     _Panel("Learning rate", {"lr": "learning rate"}, low=0.0),
 )
 
@@ -82,17 +83,18 @@ def charts_of(
     curves: Mapping[str, Curve],
     weights: Mapping[str, float],
     ramp_end: int = 0,
-    fate_words: Callable[[str], str] = str,
+    fates: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[list[Chart], list[Chart]]:
     """The panels that have data, and a small chart for every scalar that is in none of them.
 
     weights: of terms, told beside their losses. ramp_end: step at which they are full; 0: from the start.
+    fates: name of a filter's reason -> words, in the order in which they are listed.
     """
     main, used = [], set()
     for panel in PANELS:
-        found = _found(panel, curves)
+        found = _found(panel, curves, fates)
         used |= {name for name, _ in found}
-        lines = [_line(name, words, curves, weights, fate_words) for name, words in found]
+        lines = [_line(name, words, curves, weights, fates) for name, words in found]
         if lines:
             marks = [(ramp_end, "full weight")] if ramp_end and panel.title == "Losses" and weights else []
             main.append(Chart(panel.title, lines, panel.note, panel.log, panel.low, panel.high, marks))
@@ -102,11 +104,13 @@ def charts_of(
     return main, more
 
 
-def _found(panel: _Panel, curves: Mapping[str, Curve]) -> list[tuple[str, str]]:
+def _found(panel: _Panel, curves: Mapping[str, Curve], fates: Mapping[str, str]) -> list[tuple[str, str]]:
+    order = {f"fate/{name}": place for place, name in enumerate(fates)}
     found: list[tuple[str, str]] = []
     for name, words in panel.names.items():
         if name.endswith("*"):
-            found += [(one, "") for one in sorted(curves) if one.startswith(name[:-1])]
+            begun = [one for one in sorted(curves) if one.startswith(name[:-1])]
+            found += [(one, "") for one in sorted(begun, key=lambda one: order.get(one, len(order)))]
         elif name in curves:
             found.append((name, words))
     return found
@@ -117,14 +121,15 @@ def _line(
     words: str,
     curves: Mapping[str, Curve],
     weights: Mapping[str, float],
-    fate_words: Callable[[str], str],
+    fates: Mapping[str, str],
 ) -> Line:
     if name.startswith("loss_"):
         term = name.removeprefix("loss_")
         note = f"× {weights[term]:g}" if term in weights else ""
         return Line("labels (kpt)" if term == "kpt" else _words(term), *curves[name], note)
     if name.startswith("fate/"):
-        return Line(fate_words(name.removeprefix("fate/")), *curves[name])
+        own = name.removeprefix("fate/")
+        return Line(fates.get(own, _words(own)), *curves[name])
     return Line(words or _words(name), *curves[name])
 
 

@@ -11,12 +11,14 @@ import click
 import pytest
 from browser import MISSING, find_browser, open_page
 from dots import write_dots_project
-from dots_network import save_checkpoint
+from dots_network import bright_project, save_checkpoint, train
 from page_check import read_page
 from typed import sagecache
 
 from sagecache.errors import SagecacheError
+from sagecache.mm.run import TrainOptions
 from sagecache.project import Project
+from sagecache.project.run_log import read_run_log
 from sagecache.project.runs import FinishedRun, mark_finished, note_start, recipe_digest
 
 KEEP = [0.5, float("nan"), 0.75]
@@ -89,6 +91,17 @@ def test_a_browser_opens_it_without_a_word_on_the_console(folder, tmp_path):
     summary, _ = report(folder)
     opened = open_page(Project.open(folder).work_dir("stage1-full") / "report.html", tmp_path)
     assert opened.console == [] and opened.dom.count("<article") == summary["shown"]
+
+
+def test_a_training_that_really_ran_is_read_as_it_was(tmp_path):
+    project = bright_project(tmp_path / "dots")
+    train(project, "stage0", TrainOptions(seed=5, overrides={"seed": 5}), lambda *_: None)
+    summary, html = report(project.folder)
+    text = read_page(html).text
+    assert summary["steps"] == 4 and 0 <= summary["PCK@0.05"] <= 1 and summary["AP"] is not None
+    assert "val, step 4" in text and "labels (kpt)" in text and "train stage0 --seed 5" in text
+    curves = read_run_log(project.work_dir("stage0")).curves
+    assert curves["loss_kpt"].steps.tolist() == [1, 2, 3, 4] and curves["keypoints/AP"].steps.tolist() == [4]
 
 
 def test_a_supervised_run_has_curves_and_no_pseudo_labels(folder):

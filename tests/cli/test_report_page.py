@@ -14,7 +14,7 @@ from sagecache.cli.report_page import figures, page_of, steps_of
 from sagecache.data.dataset import UnlabeledViews
 from sagecache.data.views import ViewConfig
 from sagecache.geometry.affine import apply_affine, crop_affine
-from sagecache.mm.gallery import Gallery, Judged
+from sagecache.mm.gallery import Gallery, Judged, views_of
 from sagecache.project import Project
 from sagecache.project.run_log import Curve, RunLog
 from sagecache.project.trained import TrainedRun
@@ -152,6 +152,12 @@ def test_marks_are_where_the_target_is_in_the_source_image(project, run, gallery
         if name.replace("_", " ") in marks:
             np.testing.assert_allclose(marks[name.replace("_", " ")], point, atol=0.06)
     assert len(card.views[0].truth) == 17 and len(marks) > 10
+    (strong,) = (view for view in views_of(gallery.views, one.index) if view.student)
+    points = apply_affine(strong.view_from_image, one.target)
+    assert len(card.views[2].marks) > 2
+    for mark in card.views[2].marks:
+        k = project.skeleton.names.index(mark.title.split(":")[0].replace(" ", "_"))
+        np.testing.assert_allclose((mark.x, mark.y), points[k], atol=0.06)
 
 
 def test_a_split_without_persons_and_a_run_without_a_gallery(project, run, gallery):

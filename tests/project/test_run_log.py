@@ -48,12 +48,13 @@ def test_a_validation_that_names_no_step_is_of_the_last_one_trained(tmp_path):
 
 
 def test_a_resumed_run_is_one_curve_and_what_it_repeats_counts_once(tmp_path):
-    write(tmp_path, "20260101_000000", *(trained(10 * k, loss=k) for k in range(1, 6)))
+    first = [*(trained(10 * k, loss=k) for k in range(1, 6)), trained(55, loss=5.5), validated(55, 0.1)]
+    write(tmp_path, "20260101_000000", *first)
     again = [validated(30, 0.7), *(trained(10 * k, loss=10 * k) for k in (4, 5, 6))]
     write(tmp_path, "20260102_000000", *again)
     log = read_run_log(tmp_path)
     assert points(log.curves["loss"]) == [(10, 1), (20, 2), (30, 3), (40, 40), (50, 50), (60, 60)]
-    assert points(log.curves["keypoints/AP"])[-1][1] == 0.7
+    assert points(log.curves["keypoints/AP"]) == [(30, 0.7)], "what the killed run saw after 30 was undone"
     assert log.started == datetime(2026, 1, 1)
 
 

@@ -45,9 +45,11 @@ def test_losses_carry_their_weights_and_the_end_of_the_ramp():
     assert charts_of(curves("loss_kpt"), {}, ramp_end=50)[0][0].marks == []
 
 
-def test_fates_are_told_in_the_words_of_their_signs():
-    main, _ = charts_of(curves("fate/low_confidence"), {}, fate_words=str.upper)
-    assert main[0].lines[0].name == "LOW_CONFIDENCE"
+def test_fates_are_told_in_the_words_and_the_order_of_their_signs():
+    logged = curves("fate/a", "fate/kept", "fate/low_confidence", "fate/new_one")
+    words = {"kept": "kept", "low_confidence": "below", "a": "first"}
+    (chart,) = charts_of(logged, {}, fates=words)[0]
+    assert [line.name for line in chart.lines] == ["kept", "below", "first", "new one"]
 
 
 def test_last_values():
