@@ -281,10 +281,12 @@ def _overlays(skeleton: Skeleton, run: TrainedRun, gallery: Gallery, one: Judged
         texts.append(told + (f", error {percent(error, 1)}" if math.isfinite(error) else ""))
     everything = np.ones(len(texts), dtype=bool)
     views = [_source_view(run, gallery, one, everything)]
-    for seen in views_of(gallery.views, one.index):
-        joints = apply_affine(seen.view_from_image, one.target if seen.student else one.keypoints)
-        title = f"{seen.title}, student" if seen.student else f"{seen.title}, teacher"
-        views.append(View(title, seen.image, joints, one.learned if seen.student else everything))
+    for seen in views_of(gallery.views, one):
+        joints = apply_affine(seen.view_from_image, one.keypoints if seen.learned is None else one.target)
+        title, marked = f"{seen.title}, teacher", everything
+        if seen.learned is not None:
+            title, marked = f"{seen.title}, student", seen.learned
+        views.append(View(title, seen.image, joints, marked))
     return [overlay(view, skeleton, one.fates, texts) for view in views]
 
 

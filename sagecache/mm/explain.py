@@ -57,20 +57,18 @@ def explain(
 
 
 def trained_estimator(project: Project, recipe: Recipe, model: dict, checkpoint: Path) -> SemiPoseEstimator:
-    """Networks and the labeler's running statistics as a checkpoint has them, without terms, in eval mode.
+    """Networks and running statistics of the filters as a checkpoint has them, without terms, in eval mode.
 
-    A checkpoint of plain mmpose has no statistics: the labeler is then as at a run's start.
+    A checkpoint of plain mmpose has no statistics: they are then as at a run's start.
     """
     estimator = build_estimator(project, replace(recipe, load_from=None), model, with_terms=False)
     for name in (prefix.removesuffix(".") for prefix in PREFIXES):
         if getattr(estimator, name, None) is not None:
             load_network(getattr(estimator, name), checkpoint, name)
-    if estimator.labeler is not None:
-        own = {f"labeler.{key}": value for key, value in estimator.labeler.state_dict().items()}
-        state = own | {key: value for key, value in read_state(checkpoint).items() if key in own}
-        estimator.labeler.load_state_dict(
-            {key.removeprefix("labeler."): value for key, value in state.items()}
-        )
+    state = estimator.state_dict()
+    known = {key for key in state if not key.startswith(PREFIXES)}
+    found = {key: value for key, value in read_state(checkpoint).items() if key in known}
+    estimator.load_state_dict(state | found)
     return estimator.eval()
 
 

@@ -12,15 +12,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from sagecache import structures
 from sagecache.data.dataset import UnlabeledViews, collate
 from sagecache.data.matching import joint_errors, with_annotation
+from sagecache.mm.codecs import codec_of
+from sagecache.mm.estimator import SemiPoseEstimator
 from sagecache.mm.explain import trained_estimator
-from sagecache.mm.registry import codec_of
 from sagecache.project import Project
 from sagecache.project.trained import TrainedRun
-from sagecache.structures import Instance, PseudoLabels
+from sagecache.structures import Fate, Instance, PseudoLabels
 
 BATCH = 32
 TITLES = {"weak": "weak view", "appearance": "appearance view"}
@@ -35,7 +36,8 @@ class Judged:
     what the teacher said, both in image pixels; confidence (K,) in [0, 1]; weights (K,): 0 where a joint is
     not learned from; fates: for each joint what became of it, a name of `Fate` in small letters.
     plausibility in [0, 1]; teacher: 'A', 'B' or 'nobody'. errors (K,): of target, in diagonals of the box,
-    NaN where the truth is not known.
+    NaN where the truth is not known. strong (M, 3, H, W) uint8: the strong views as the student gets them,
+    mixed, and strong_learned (M, K) bool: joints that it learns from in each.
     """
 
     index: int
@@ -48,6 +50,8 @@ class Judged:
     plausibility: float
     teacher: str
     errors: np.ndarray
+    strong: np.ndarray
+    strong_learned: np.ndarray
 
     @property
     def learned(self) -> np.ndarray:
@@ -68,12 +72,15 @@ class Judged:
 
 @dataclass(frozen=True, eq=False)
 class SeenView:
-    """A picture that a network saw: image (H, W, 3) uint8 RGB, and view_from_image (3, 3)."""
+    """A picture that a network saw: image (H, W, 3) uint8 RGB, and view_from_image (3, 3).
+
+    learned (K,) bool: joints that the student learns from in it; None for a view of the teacher.
+    """
 
     title: str
-    student: bool
     image: np.ndarray
     view_from_image: np.ndarray
+    learned: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,11 +164,14 @@ def judge(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     estimator.to(device).step = _steps(run)
     judged: list[Judged] = []
+    torch.manual_seed(0)  # mixing draws from the global generator
     for first in range(0, len(views), BATCH):
         indices = range(first, min(first + BATCH, len(views)))
         batch = collate([views.views(index) for index in indices])
-        labels = estimator.pseudo_labels({name: value.to(device) for name, value in batch.items()})
-        judged += _judged(labels, indices, views.instances, estimator.prior is not None, names_of(labels))
+        batch = {name: value.to(device) for name, value in batch.items()}
+        labels = estimator.pseudo_labels(batch)
+        strong = _strong_views(estimator, batch, labels)
+        judged += _judged(labels, indices, views.instances, estimator.prior is not None, strong)
         if report is not None:
             report(len(judged), len(views))
     return judged
@@ -174,15 +184,32 @@ def _steps(run: TrainedRun) -> int:
     return iterations // int(run.recipe.optim_wrapper.get("accumulative_counts", 1))
 
 
+def _strong_views(
+    estimator: SemiPoseEstimator, batch: dict[str, Tensor], labels: PseudoLabels
+) -> tuple[np.ndarray, np.ndarray]:
+    """Images (B, M, 3, H, W) after mixing, and which joints (B, M, K) are learned from in them."""
+    images, learned = [], []
+    for m in range(batch["strong"].shape[1]):
+        one = {name: batch[name][:, m : m + 1] for name in batch if name.startswith("strong")}
+        mixed, remaining, _ = estimator.strong_images(batch | one, labels)
+        images.append(mixed.cpu().numpy())
+        learned.append(remaining.keep.cpu().numpy())
+    return np.stack(images, 1), np.stack(learned, 1)
+
+
 def _judged(
-    labels: PseudoLabels, indices: range, instances: Sequence[Instance], by_prior: bool, fates: np.ndarray
+    labels: PseudoLabels,
+    indices: range,
+    instances: Sequence[Instance],
+    by_prior: bool,
+    strong: tuple[np.ndarray, np.ndarray],
 ) -> list[Judged]:
     def plain(name: str) -> np.ndarray:
         return getattr(labels, name).cpu().numpy()
 
     keypoints, weights, teacher_a = plain("keypoints"), plain("weights"), plain("teacher_a")
     target = np.where(teacher_a[:, None, None] | (not by_prior), keypoints, plain("corrected"))
-    confidence, plausibility = plain("confidence"), plain("plausibility")
+    confidence, plausibility, fates = plain("confidence"), plain("plausibility"), plain("fate")
     judged = []
     for i, index in enumerate(indices):
         heard = "B" if by_prior and (weights[i] > 0).any() else "nobody"
@@ -194,35 +221,26 @@ def _judged(
                 target[i],
                 confidence[i],
                 weights[i],
-                tuple(fates[i]),
+                tuple(Fate(fate).name.lower() for fate in fates[i].tolist()),
                 float(plausibility[i]),
                 "A" if teacher_a[i] else heard,
                 joint_errors(target[i], instances[index]),
+                strong[0][i],
+                strong[1][i],
             )
         )
     return judged
 
 
-def names_of(labels: PseudoLabels) -> np.ndarray:
-    """(B, K): what became of each joint, in small letters."""
-    if hasattr(labels, "fate"):
-        return np.array([fate.name.lower() for fate in structures.Fate])[labels.fate.cpu().numpy()]
-    keep, by_a = labels.keep.cpu().numpy(), labels.teacher_a.cpu().numpy()[:, None]
-    kept = np.where(by_a, "kept", "by_prior")
-    return np.where(keep, kept, np.where(by_a, "low_confidence", "refused"))
-
-
-def views_of(views: UnlabeledViews, index: int) -> list[SeenView]:
+def views_of(views: UnlabeledViews, one: Judged) -> list[SeenView]:
     """What the teachers and the student see of one person, each view once."""
-    item = views.views(index)
+    item = views.views(one.index)
     seen = [
-        SeenView(title, False, item[name].transpose(1, 2, 0), item[f"{name}_from_image"])
+        SeenView(title, item[name].transpose(1, 2, 0), item[f"{name}_from_image"])
         for name, title in TITLES.items()
         if name in item
     ]
-    strong = zip(item["strong"], item["strong_from_image"], strict=True)
-    number = len(item["strong"])
-    return seen + [
-        SeenView("strong view" + (f" {m + 1}" if number > 1 else ""), True, image.transpose(1, 2, 0), matrix)
-        for m, (image, matrix) in enumerate(strong)
-    ]
+    for m, (image, matrix) in enumerate(zip(one.strong, item["strong_from_image"], strict=True), 1):
+        title = f"strong view {m}" if len(one.strong) > 1 else "strong view"
+        seen.append(SeenView(title, image.transpose(1, 2, 0), matrix, one.strong_learned[m - 1]))
+    return seen

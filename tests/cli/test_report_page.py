@@ -48,7 +48,20 @@ def gallery(project) -> Gallery:
         errors[rng.random(17) < 0.2] = np.nan
         confidence = rng.random(17)
         judged.append(
-            Judged(index, one, points, points + 1, confidence, learned * 0.5, fates, 0.75, "A", errors)
+            Judged(
+                index,
+                one,
+                points,
+                points + 1,
+                confidence,
+                learned * 0.5,
+                fates,
+                0.75,
+                "A",
+                errors,
+                rng.integers(0, 255, (1, 3, 128, 96), np.uint8),
+                learned[None],
+            )
         )
     views = UnlabeledViews(instances, None, (96, 128), 1.25, ViewConfig(), ViewConfig(rotation=20, flip=0.5))
     return Gallery(judged, 40, views)
@@ -152,7 +165,7 @@ def test_marks_are_where_the_target_is_in_the_source_image(project, run, gallery
         if name.replace("_", " ") in marks:
             np.testing.assert_allclose(marks[name.replace("_", " ")], point, atol=0.06)
     assert len(card.views[0].truth) == 17 and len(marks) > 10
-    (strong,) = (view for view in views_of(gallery.views, one.index) if view.student)
+    (strong,) = (view for view in views_of(gallery.views, one) if view.learned is not None)
     points = apply_affine(strong.view_from_image, one.target)
     assert len(card.views[2].marks) > 2
     for mark in card.views[2].marks:

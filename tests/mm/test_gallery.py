@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,11 +11,10 @@ import torch
 from dots import true_joints, write_dots_project
 from dots_network import PIXELS, save_checkpoint
 
-from sagecache import structures
 from sagecache.cli.jobs import stats_job
 from sagecache.geometry.affine import apply_affine
 from sagecache.mm.explain import explain
-from sagecache.mm.gallery import Judged, Picked, _steps, look, names_of, spread, views_of
+from sagecache.mm.gallery import Judged, Picked, _steps, look, spread, views_of
 from sagecache.precompute.runner import run_stats
 from sagecache.project import Project
 from sagecache.project.trained import TrainedRun, trained_run
@@ -77,22 +75,12 @@ def test_every_joint_has_a_fate_that_fits_what_is_learned(gallery, truth):
         np.testing.assert_array_equal([fate == "kept" for fate in one.fates], one.learned)
 
 
-def test_fates_of_the_labels_themselves_are_told_by_name(monkeypatch):
-    fate = SimpleNamespace(name="KEPT"), SimpleNamespace(name="LOW_CONFIDENCE")
-    monkeypatch.setattr(structures, "Fate", fate, raising=False)
-    labels = SimpleNamespace(fate=torch.tensor([[1, 0, 1]]))
-    assert names_of(labels).tolist() == [["low_confidence", "kept", "low_confidence"]]
-
-
 def test_views_are_those_of_a_step_and_joints_follow_into_them(project, run, gallery, truth):
     one = gallery.judged[0]
-    seen = views_of(gallery.views, one.index)
-    assert [(view.title, view.student) for view in seen] == [
-        ("weak view", False),
-        ("strong view 1", True),
-        ("strong view 2", True),
-    ]
-    again = views_of(gallery.views, one.index)
+    seen = views_of(gallery.views, one)
+    assert [view.title for view in seen] == ["weak view", "strong view 1", "strong view 2"]
+    assert [view.learned is None for view in seen] == [True, False, False]
+    again = views_of(look(project, run, 100).views, one)
     for view, same in zip(seen, again, strict=True):
         np.testing.assert_array_equal(view.image, same.image)
         points = apply_affine(view.view_from_image, truth[one.instance.key][:, :2])
@@ -101,6 +89,21 @@ def test_views_are_those_of_a_step_and_joints_follow_into_them(project, run, gal
         bright = view.image[y, x, :2].max(-1)
         assert inside.sum() > 5 and (bright > 120).mean() > 0.9, "a disc lies where its joint is"
     assert not np.array_equal(seen[1].image, seen[2].image)
+
+
+def test_strong_views_are_mixed_as_in_a_step_and_hidden_joints_are_not_learned(project, run):
+    semi = replace(run.recipe.semi, mixing=dict(hide=3, covered="drop"))
+    mixed = look(project, replace(run, recipe=replace(run.recipe, semi=semi)), 100)
+    one, plain = mixed.judged[0], look(project, run, 100).judged[0]
+    assert one.instance == plain.instance and one.learned.all()
+    dropped = ~one.strong_learned
+    assert 0 < dropped.sum() and (dropped.sum(1) <= 17).all() and plain.strong_learned.all()
+    for view, hidden, before in zip(views_of(mixed.views, one)[1:], dropped, plain.strong, strict=True):
+        points = apply_affine(view.view_from_image, one.keypoints)
+        for k in np.flatnonzero(hidden):
+            x, y = points[k].round().astype(int)
+            patch = np.s_[max(y - 2, 0) : y + 3, max(x - 2, 0) : x + 3]
+            assert (view.image[patch] != before.transpose(1, 2, 0)[patch]).any()
 
 
 def test_detected_boxes_are_measured_by_the_annotations_that_they_show(project, run):
@@ -121,7 +124,7 @@ def test_statistics_of_the_filter_come_with_the_checkpoint(project, run):
 
     state = torch.load(run.checkpoint, weights_only=True)
     own = trained_estimator(project, run.recipe, run.model, run.checkpoint).labeler.state_dict()
-    (name,) = [key for key in own if key.endswith("keypoint_filter.mean")]
+    (name,) = [key for key in own if key.endswith("statistics.mean")]
     assert own[name].eq(0).all()
     state["state_dict"][f"labeler.{name}"] = torch.linspace(0, 1, 17)
     path = project.folder / "with_statistics.pth"
@@ -157,7 +160,7 @@ def person(index: int, learned: int = 5, error: float = np.nan, score: float = 0
     weights = np.arange(5) < learned
     zeros = np.zeros((5, 2))
     confidence, errors = np.full(5, score), np.full(5, error)
-    return Judged(index, None, zeros, zeros, confidence, weights, ("kept",) * 5, 1.0, "A", errors)
+    return Judged(index, None, zeros, zeros, confidence, weights, ("kept",) * 5, 1.0, "A", errors, None, None)
 
 
 def indices(judged) -> list[int]:

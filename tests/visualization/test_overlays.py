@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from sagecache.skeleton import COCO17
+from sagecache.structures import Fate
 from sagecache.visualization.draw import LEFT, RIGHT, joint_colours
 from sagecache.visualization.overlays import (
     FATES,
@@ -43,6 +44,10 @@ def test_signs_can_be_told_apart_without_colour():
         "rescued",
         "by_prior",
     }
+
+
+def test_every_fate_of_a_joint_has_a_sign():
+    assert {fate.name.lower() for fate in Fate} <= FATES.keys()
 
 
 def test_a_reason_that_is_not_known_is_shown_under_its_own_name():
