@@ -35,6 +35,20 @@ from sagecache.visualization.page import (
 )
 
 VALIDATED = {"keypoints/PCK@0.05": "PCK@0.05", "keypoints/PCK@0.1": "PCK@0.1", "keypoints/AP": "AP"}
+TEACHERS = {
+    "single": "one, on the weak view",
+    "single_two_view": "one, on the weak and the appearance view",
+    "dual": "two, one for each view",
+}
+# sections of a recipe's ``semi`` that hold options, in the order in which they act
+FILTERS = {
+    "fusion": "fusion of views",
+    "pseudo_labels": "keypoint filter",
+    "instances": "instance gate",
+    "gate": "hybrid gate",
+    "mixing": "mixing",
+    "style": "style of labeled ones",
+}
 SHOWN = 6  # persons of each group
 RIGHT = 0.05  # of the box's diagonal: as PCK@0.05 counts
 CROP_HEIGHT = 320
@@ -133,7 +147,7 @@ def _notes(run: TrainedRun, log: RunLog) -> list[str]:
 def _details(run: TrainedRun, log: RunLog) -> list[Fact]:
     recipe = run.recipe
     data, batch, optimizer = recipe.data, recipe.batch, recipe.optim_wrapper.get("optimizer", {})
-    labeled = f"{batch.labeled} a step, from {', '.join(data.labeled)}"
+    labeled = f"{batch.labeled} a step, from {', '.join(data.labeled)}" if batch.labeled else "none"
     views = counted(recipe.views.num_strong, "strong view")
     unlabeled = f"{batch.unlabeled} a step, from {data.unlabeled}, {views} each"
     facts = [
@@ -150,10 +164,13 @@ def _details(run: TrainedRun, log: RunLog) -> list[Fact]:
     if recipe.uses_unlabeled:
         semi = recipe.semi
         facts += [
+            Fact("teacher", TEACHERS[semi.teacher.mode]),
             Fact("ramp-up", f"{semi.ramp_up} steps" if semi.ramp_up else "none"),
-            Fact("keypoint filter", _options(semi.pseudo_labels) or "as its defaults say"),
-            Fact("hybrid gate", _options(semi.gate) or "as its defaults say"),
+            Fact("coupling", f"{semi.coupling:g}" if semi.coupling else "none"),
+            Fact("refresh", f"after {counted(semi.refresh, 'epoch')}" if semi.refresh else "in every step"),
         ]
+        stated = [(words, _options(getattr(semi, name))) for name, words in FILTERS.items()]
+        facts += [Fact(words, options) for words, options in stated if options]
     return facts
 
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import datetime
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
 from dots import write_dots_project
 
-from sagecache.cli.report_page import figures, page_of, steps_of
+from sagecache.cli.report_page import FILTERS, TEACHERS, figures, page_of, steps_of
 from sagecache.data.dataset import UnlabeledViews
 from sagecache.data.views import ViewConfig
 from sagecache.geometry.affine import apply_affine, crop_affine
 from sagecache.mm.gallery import Gallery, Judged, views_of
 from sagecache.project import Project
+from sagecache.project.recipe import SemiSettings, TeacherSettings
 from sagecache.project.run_log import Curve, RunLog
 from sagecache.project.trained import TrainedRun
 
@@ -185,5 +187,16 @@ def test_the_run_is_told_with_its_terms(project, run):
     assert page.terms == [("consistency", "1", "")], "a term of weight 0 is none"
     assert told["started from"] == "stage0" and told["keypoint filter"] == "threshold 0.5"
     assert told["unlabeled images"] == "3 a step, from unlabeled, 1 strong view each"
+    assert told["teacher"] == "one, on the weak view" and "mixing" not in told
     assert ("seconds a step", "1.00") in [(fact.label, fact.value) for fact in page.figures]
     assert page.subtitle == f"2026-11-21 22:09, {run.work_dir}" and Path(run.work_dir).name in page.subtitle
+
+
+def test_every_section_of_options_and_every_mode_has_words(project, run):
+    sections = {one.name for one in fields(SemiSettings) if getattr(SemiSettings(), one.name) == {}}
+    assert sections - {"terms"} == set(FILTERS)
+    assert set(get_args(get_type_hints(TeacherSettings)["mode"])) == set(TEACHERS)
+    semi = replace(run.recipe.semi, mixing=dict(hide=2), coupling=0.5, refresh=1)
+    facts = page_of(project, replace(run, recipe=replace(run.recipe, semi=semi)), EMPTY, None).details
+    told = {fact.label: fact.value for fact in facts}
+    assert (told["mixing"], told["coupling"], told["refresh"]) == ("hide 2", "0.5", "after 1 epoch")
