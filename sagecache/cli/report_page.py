@@ -299,7 +299,7 @@ def _overlays(skeleton: Skeleton, run: TrainedRun, gallery: Gallery, one: Judged
     everything = np.ones(len(texts), dtype=bool)
     views = [_source_view(run, gallery, one, everything)]
     for seen in views_of(gallery.views, one):
-        joints = apply_affine(seen.view_from_image, one.keypoints if seen.learned is None else one.target)
+        joints = seen.follow(one.keypoints if seen.learned is None else one.target)
         title, marked = f"{seen.title}, teacher", everything
         if seen.learned is not None:
             title, marked = f"{seen.title}, student", seen.learned

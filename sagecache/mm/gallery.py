@@ -16,6 +16,8 @@ from torch import Tensor
 
 from sagecache.data.dataset import UnlabeledViews, collate
 from sagecache.data.matching import joint_errors, with_annotation
+from sagecache.geometry.affine import apply_affine
+from sagecache.geometry.distortion import bend, covered
 from sagecache.mm.codecs import codec_of
 from sagecache.mm.estimator import SemiPoseEstimator
 from sagecache.mm.explain import trained_estimator
@@ -72,7 +74,8 @@ class Judged:
 
 @dataclass(frozen=True, eq=False)
 class SeenView:
-    """A picture that a network saw: image (H, W, 3) uint8 RGB, and view_from_image (3, 3).
+    """A picture that a network saw: image (H, W, 3) uint8 RGB and view_from_image (3, 3); bent: the lattice
+    of what distorts it after that (`geometry.distortion`), None where nothing does.
 
     learned (K,) bool: joints that the student learns from in it; None for a view of the teacher.
     """
@@ -81,6 +84,15 @@ class SeenView:
     image: np.ndarray
     view_from_image: np.ndarray
     learned: np.ndarray | None = None
+    bent: np.ndarray | None = None
+
+    def follow(self, points: np.ndarray) -> np.ndarray:
+        """Points (K, 2) of the image in pixels of the view; NaN where it is not known how the view bends."""
+        size = self.image.shape[1], self.image.shape[0]
+        moved = apply_affine(self.view_from_image, points.astype(float))
+        if self.bent is None:
+            return moved
+        return np.where(covered(moved, size)[:, None], bend(moved, self.bent, size), np.nan)
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,6 +158,7 @@ def unlabeled_views(run: TrainedRun, instances: Sequence[Instance]) -> Unlabeled
         views.weak,
         views.strong,
         num_strong_views=views.num_strong,
+        appearance=views.appearance,
     )
 
 
@@ -240,7 +253,9 @@ def views_of(views: UnlabeledViews, one: Judged) -> list[SeenView]:
         for name, title in TITLES.items()
         if name in item
     ]
-    for m, (image, matrix) in enumerate(zip(one.strong, item["strong_from_image"], strict=True), 1):
-        title = f"strong view {m}" if len(one.strong) > 1 else "strong view"
-        seen.append(SeenView(title, image.transpose(1, 2, 0), matrix, one.strong_learned[m - 1]))
+    bent = item.get("strong_distortion")
+    for m, (image, matrix) in enumerate(zip(one.strong, item["strong_from_image"], strict=True)):
+        title = f"strong view {m + 1}" if len(one.strong) > 1 else "strong view"
+        lattice = None if bent is None else bent[m, 0]
+        seen.append(SeenView(title, image.transpose(1, 2, 0), matrix, one.strong_learned[m], lattice))
     return seen

@@ -12,11 +12,13 @@ from dots import true_joints, write_dots_project
 from dots_network import PIXELS, save_checkpoint
 
 from sagecache.cli.jobs import stats_job
+from sagecache.data.views import ViewConfig
 from sagecache.geometry.affine import apply_affine
 from sagecache.mm.explain import explain
 from sagecache.mm.gallery import Judged, Picked, _steps, look, spread, views_of
 from sagecache.precompute.runner import run_stats
 from sagecache.project import Project
+from sagecache.project.recipe import TeacherSettings
 from sagecache.project.trained import TrainedRun, trained_run
 from sagecache.structures import Instance
 
@@ -89,6 +91,31 @@ def test_views_are_those_of_a_step_and_joints_follow_into_them(project, run, gal
         bright = view.image[y, x, :2].max(-1)
         assert inside.sum() > 5 and (bright > 120).mean() > 0.9, "a disc lies where its joint is"
     assert not np.array_equal(seen[1].image, seen[2].image)
+
+
+def test_joints_follow_into_bent_views_and_both_views_of_two_are_shown(project, run, truth):
+    """By the pixels: in a bent view too a disc lies where its joint is said to be."""
+    views = replace(
+        run.recipe.views,
+        strong=ViewConfig(radial=0.3, tilt=0.3, bend=0.05),
+        appearance=ViewConfig(colour=0.2),
+    )
+    semi = replace(run.recipe.semi, teacher=TeacherSettings("single_two_view"))
+    gallery = look(project, replace(run, recipe=replace(run.recipe, views=views, semi=semi)), 100)
+    moved = 0.0
+    for one in gallery.judged:
+        seen = views_of(gallery.views, one)
+        assert [view.title for view in seen][:3] == ["weak view", "appearance view", "strong view 1"]
+        assert seen[1].learned is None and not np.array_equal(seen[0].image, seen[1].image)
+        joints = truth[one.instance.key]
+        for view in seen[2:]:
+            points = view.follow(joints[:, :2])
+            inside = ((points > 3) & (points < [92, 124])).all(1) & (joints[:, 2] > 0)
+            x, y = points[inside].round().astype(int).T
+            assert inside.sum() > 3 and (view.image[y, x, :2].max(-1) > 120).mean() > 0.9
+            straight = apply_affine(view.view_from_image, joints[:, :2])
+            moved = max(moved, np.abs(points - straight)[inside].max())
+    assert moved > 4, "otherwise a matrix would have done"
 
 
 def test_strong_views_are_mixed_as_in_a_step_and_hidden_joints_are_not_learned(project, run):
