@@ -6,16 +6,19 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
+import numpy as np
+
 from sagecache.project.run_log import Curve
 from sagecache.visualization.charts import Chart, Line
 
 # Shown joint by joint in a table, or the sum of what is shown.
 _ELSEWHERE = ("joints/", "probe/precision/", "probe/kept/")
 _SUM = ("loss",)
+WIDE = 20.0  # values this many times apart need a logarithmic axis
 
 
 class _Panel(NamedTuple):
-    """names: logged name -> words; a name that ends in * stands for all that begin so."""
+    """names: logged name -> words; a name that ends in * stands for all that begin so. log: where it helps."""
 
     title: str
     names: Mapping[str, str]
@@ -37,7 +40,7 @@ PANELS = (
         "of the EMA teacher, on the labeled validation split",
         low=0.0,
     ),
-    _Panel("Losses", {"loss_*": ""}, "times weight and ramp; logarithmic axis", log=True),
+    _Panel("Losses", {"loss_*": ""}, "times weight and ramp", log=True),
     _Panel(
         "Joints learned from",
         {"keep_mean": "kept", "rescued_share": "rescued"},
@@ -74,7 +77,7 @@ PANELS = (
         low=0.0,
         high=1.0,
     ),
-    _Panel("What the filters did", {"fate/*": ""}, "share of all joints; logarithmic axis", log=True),
+    _Panel("What the filters did", {"fate/*": ""}, "share of all joints", log=True),
     _Panel("Learning rate", {"lr": "learning rate"}, low=0.0),
 )
 
@@ -97,11 +100,20 @@ def charts_of(
         lines = [_line(name, words, curves, weights, fates) for name, words in found]
         if lines:
             marks = [(ramp_end, "full weight")] if ramp_end and panel.title == "Losses" and weights else []
-            main.append(Chart(panel.title, lines, panel.note, panel.log, panel.low, panel.high, marks))
+            log = panel.log and _spread(lines) > WIDE
+            note = f"{panel.note}; logarithmic axis" if log else panel.note
+            main.append(Chart(panel.title, lines, note, log, panel.low, panel.high, marks))
     rest = [name for name in curves if name not in used and name not in _SUM]
     rest = [name for name in rest if not name.startswith(_ELSEWHERE)]
     more = [Chart(_words(name), [Line(_words(name), *curves[name])]) for name in sorted(rest)]
     return main, more
+
+
+def _spread(lines: Sequence[Line]) -> float:
+    """The largest over the smallest value above 0."""
+    values = np.concatenate([line.values for line in lines])
+    values = values[np.isfinite(values) & (values > 0)]
+    return float(values.max() / values.min()) if len(values) else 1.0
 
 
 def _found(panel: _Panel, curves: Mapping[str, Curve], fates: Mapping[str, str]) -> list[tuple[str, str]]:

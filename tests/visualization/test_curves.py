@@ -35,14 +35,23 @@ def test_what_no_panel_names_has_a_chart_of_its_own_but_not_joints_and_sums():
 
 
 def test_losses_carry_their_weights_and_the_end_of_the_ramp():
-    main, _ = charts_of(curves("loss_kpt", "loss_consistency"), {"consistency": 0.25}, ramp_end=50)
+    logged = curves("loss_kpt", "loss_consistency")
+    logged["loss_consistency"].values[0] = 0.01
+    main, _ = charts_of(logged, {"consistency": 0.25}, ramp_end=50)
     (losses,) = main
     assert [(line.name, line.note) for line in losses.lines] == [
         ("consistency", "× 0.25"),
         ("labels (kpt)", ""),
     ]
-    assert losses.log and losses.marks == [(50, "full weight")]
+    assert losses.log and "logarithmic" in losses.note and losses.marks == [(50, "full weight")]
     assert charts_of(curves("loss_kpt"), {}, ramp_end=50)[0][0].marks == []
+
+
+def test_losses_of_one_size_have_a_plain_axis():
+    (losses,) = charts_of(curves("loss_kpt", "loss_consistency"), {})[0]
+    assert not losses.log and "logarithmic" not in losses.note
+    nothing = {"loss_a": Curve(np.array([1]), np.array([np.nan]))}
+    assert not charts_of(nothing, {})[0][0].log
 
 
 def test_fates_are_told_in_the_words_and_the_order_of_their_signs():
