@@ -18,7 +18,7 @@ WIDE = 20.0  # values this many times apart need a logarithmic axis
 
 
 class _Panel(NamedTuple):
-    """names: logged name -> words; a name that ends in * stands for all that begin so. log: where it helps."""
+    """names: logged name -> words; a name that ends in * stands for all that begin so. log: where needed."""
 
     title: str
     names: Mapping[str, str]
