@@ -1,6 +1,7 @@
 # make demo   from nothing to a trained, evaluated model and its pictures
 # make test   lint, import contracts, the whole test suite (offline once installed)
 # make torture   200 kills of local runs and 20 on Ray; every store must then be the undisturbed one
+# make browser   a browser for the tests of `sagecache report`'s page (Debian's package, as root; 100 MB, 20 s)
 # make lint   ruff and the import contracts; `make format` mends what ruff can
 # make bench  measure all that is claimed of the store, 15 minutes at most; writes benchmarks/RESULTS.md
 #             `make bench-quick` prints rough figures in a minute
@@ -19,7 +20,7 @@ BENCH_INSTALLED := $(VENV)/.installed-bench
 SOURCES := sagecache configs tools benchmarks tests
 
 .DELETE_ON_ERROR:
-.PHONY: demo test torture lint format bench bench-quick wheel clean install
+.PHONY: demo test browser torture lint format bench bench-quick wheel clean install
 
 demo: $(INSTALLED)
 	$(BIN)/sagecache demo
@@ -27,6 +28,14 @@ demo: $(INSTALLED)
 # One thread a process: two pytest workers and the processes that tests start share two cores.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+# Without one these tests are skipped, with this reason.
+BROWSERS := chromium-headless-shell chrome-headless-shell chromium chromium-browser google-chrome google-chrome-stable
+browser:
+	@for name in $(BROWSERS); do command -v $$name && exit; done; \
+	test "$$(id -u)" = 0 && command -v apt-get > /dev/null && apt-get update -qq && \
+	apt-get install -qq -y --no-install-recommends chromium-headless-shell > /dev/null && \
+	command -v chromium-headless-shell || echo "no browser: the page is not tested in one"
 
 torture: $(INSTALLED)
 	OMP_NUM_THREADS=1 PYTHONPATH=.:tests $(BIN)/python tests/torture.py

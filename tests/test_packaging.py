@@ -81,6 +81,8 @@ def tracked(*patterns: str) -> set[Path]:
 
 def test_the_wheel_holds_every_module_and_asset(wheel):
     files = tracked("sagecache/**/*.py", "sagecache/synth/assets/*", "sagecache/models/weights/*.safetensors")
+    files |= tracked("sagecache/visualization/page.*")
+    assert {path.name for path in files} >= {"page.html.j2", "page.css", "page.js"}
     names = set(wheel.namelist())
     for path in files:
         member = path.relative_to(ROOT).as_posix()

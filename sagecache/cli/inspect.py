@@ -171,23 +171,9 @@ def _require_boxes(project: Project, split: str, image_id: int, with_boxes: set[
 
 def _with_annotation(project: Project, split: str, one: Instance) -> Instance:
     """A detected instance shows the annotation that it overlaps best, where the split has any."""
-    from dataclasses import replace
+    from sagecache.data.matching import with_annotation
 
-    if one.keypoints is not None:
-        return one
-    annotated = [a for a in project.instances(split, "annotations") if a.image_id == one.image_id]
-    best = max(annotated, key=lambda a: _iou(a.bbox, one.bbox), default=None)
-    if best is None or _iou(best.bbox, one.bbox) < 0.3:
-        return one
-    return replace(one, keypoints=best.keypoints)
-
-
-def _iou(a: tuple[float, ...], b: tuple[float, ...]) -> float:
-    """Intersection over union of two xywh boxes."""
-    width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
-    height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
-    shared = max(width, 0) * max(height, 0)
-    return shared / max(a[2] * a[3] + b[2] * b[3] - shared, 1e-9)
+    return one if one.keypoints is not None else with_annotation(one, project.instances(split, "annotations"))
 
 
 def _reader(project: Project, split: str) -> StoreReader | None:

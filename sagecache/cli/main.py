@@ -26,6 +26,7 @@ COMMANDS = {
     "eval": "evaluate",
     "export": "train",
     "inspect": "inspect",
+    "report": "report",
     "teachers": "teachers",
     "doctor": "doctor",
 }

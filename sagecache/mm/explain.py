@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,13 @@ import torch
 
 from sagecache.geometry.affine import compose, invert_affine, transform_points
 from sagecache.geometry.heatmap import decode, probability
-from sagecache.mm.checkpoints import load_network
+from sagecache.mm.checkpoints import PREFIXES, load_network, read_state
 from sagecache.mm.codecs import codec_of, map_sigma
+from sagecache.mm.estimator import SemiPoseEstimator
 from sagecache.mm.outputs import network_maps
 from sagecache.mm.run import build_estimator
 from sagecache.mm.samples import upright_views
-from sagecache.project import Project
+from sagecache.project import Project, Recipe
 from sagecache.structures import Instance
 
 Explained = dict[str, object]
@@ -30,10 +32,7 @@ def explain(
     learns from no unlabeled images, and so has neither: the two poses alone.
     """
     recipe, model = project.recipe(recipe_name, {"load_from": None})
-    estimator = build_estimator(project, recipe, model, with_terms=False)
-    load_network(estimator.student, checkpoint, "student")
-    load_network(estimator.ema_teacher, checkpoint, "ema_teacher")
-    estimator.eval()
+    estimator = trained_estimator(project, recipe, model, checkpoint)
     size = tuple(codec_of(model)["input_size"])
     two = recipe.views.appearance is not None
     batch = upright_views(instances, size, recipe.views.padding, two)
@@ -55,6 +54,22 @@ def explain(
         )
         for i, one in enumerate(instances)
     }
+
+
+def trained_estimator(project: Project, recipe: Recipe, model: dict, checkpoint: Path) -> SemiPoseEstimator:
+    """Networks and running statistics of the filters as a checkpoint has them, without terms, in eval mode.
+
+    A checkpoint of plain mmpose has no statistics: they are then as at a run's start.
+    """
+    estimator = build_estimator(project, replace(recipe, load_from=None), model, with_terms=False)
+    for name in (prefix.removesuffix(".") for prefix in PREFIXES):
+        if getattr(estimator, name, None) is not None:
+            load_network(getattr(estimator, name), checkpoint, name)
+    state = estimator.state_dict()
+    known = {key for key in state if not key.startswith(PREFIXES)}
+    found = {key: value for key, value in read_state(checkpoint).items() if key in known}
+    estimator.load_state_dict(state | found)
+    return estimator.eval()
 
 
 def _decoded(estimator, network, batch: dict, sigma: float) -> np.ndarray:

@@ -214,7 +214,7 @@ def build_estimator(
         semi = dict(
             labeler=build_labeler(project, recipe, frame.sigma),
             terms=build_terms(project, recipe, frame.sigma, prior) if with_terms else {},
-            mixing=build_mixing(project, recipe) if with_terms else None,
+            mixing=build_mixing(project, recipe),
             style=build_style(recipe),
             prior=prior if recipe.semi.gate.get("teacher_b") == "diffusion" else None,
             teacher=recipe.semi.teacher,

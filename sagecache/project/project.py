@@ -315,7 +315,9 @@ class Project:
 
 
 # Commands that act on a project; one that names its project already does not match.
-_OWN_COMMAND = re.compile(r"\bsagecache (?=(?:data|precompute|cache|train|eval|export|inspect|teachers)\b)")
+_OWN_COMMAND = re.compile(
+    r"\bsagecache (?=(?:data|precompute|cache|train|eval|export|inspect|report|teachers)\b)"
+)
 
 
 def read_skeleton(path: Path) -> Skeleton:

@@ -60,23 +60,31 @@ def shortfall(run: FinishedRun, recipe: Any, model: Mapping[str, Any]) -> str:
 
 def note_start(work_dir: Path, recipe: Any, model: Mapping[str, Any]) -> None:
     """Write down what a run trains, for those that go on with it."""
-    (work_dir / STARTED).write_text(json.dumps(_plain(recipe, model), indent=1) + "\n")
+    (work_dir / STARTED).write_text(json.dumps(as_noted(recipe, model), indent=1) + "\n")
+
+
+def noted_start(work_dir: Path) -> dict[str, Any] | None:
+    """What `note_start` wrote, {'recipe': …, 'model': …}; None where the run says nothing."""
+    try:
+        return json.loads((work_dir / STARTED).read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def changed_since_start(work_dir: Path, recipe: Any, model: Mapping[str, Any]) -> str:
     """'' where the run in work_dir is of this recipe (or says nothing), else what differs, old -> new."""
-    try:
-        started = json.loads((work_dir / STARTED).read_text())
-    except (OSError, ValueError):
+    started = noted_start(work_dir)
+    if started is None:
         return ""
-    differences = diff(started, _plain(recipe, model))
+    differences = diff(started, as_noted(recipe, model))
     kept = [
         one for one in differences if not f"{one[0]}.".startswith(tuple(f"recipe.{key}." for key in FREE))
     ]
     return describe(kept) if kept else ""
 
 
-def _plain(recipe: Any, model: Mapping[str, Any]) -> dict[str, Any]:
+def as_noted(recipe: Any, model: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe and its model in JSON's types."""
     return _finite(json.loads(json.dumps(dict(recipe=asdict(recipe), model=model), default=str)))
 
 

@@ -13,7 +13,7 @@ from dots import true_joints, write_dots_project
 from dots_network import save_checkpoint
 from typed import sagecache
 
-from sagecache.cli.inspect import _iou, _with_annotation
+from sagecache.cli.inspect import _with_annotation
 from sagecache.errors import SagecacheError
 from sagecache.project import Project
 
@@ -172,10 +172,3 @@ def test_a_detected_box_shows_the_annotation_that_it_covers(folder):
     )
     nowhere = replace(detected, bbox=(130.0, 0.0, 40.0, 30.0))
     assert _with_annotation(project, "unlabeled", nowhere).keypoints is None
-
-
-@pytest.mark.parametrize(
-    "other, share", [((0, 0, 4, 2), 1.0), ((2, 0, 4, 2), 1 / 3), ((4, 0, 4, 2), 0.0), ((1, 1, 2, 2), 2 / 10)]
-)
-def test_overlap_of_boxes(other, share):
-    assert _iou((0, 0, 4, 2), other) == _iou(other, (0, 0, 4, 2)) == pytest.approx(share)
