@@ -1,4 +1,4 @@
-"""SAGE-Pose: one EMA teacher that looks at two views, labels made anew each epoch, limbs hidden and exchanged.
+"""SAGE-Pose: one EMA teacher that looks at two views, limbs hidden and exchanged, structure.
 
 What each choice is worth in this world: docs/results.md; what the design asked for: docs/sage-pose.md.
 """
@@ -13,7 +13,16 @@ views = dict(
     appearance=dict(),
     weak=dict(rotation=30, scale=0.1, flip=0.5),
     strong=dict(
-        rotation=45, scale=0.3, shift=0.08, flip=0.5, colour=0.35, grey=0.2, blur=0.28, noise=8, cutout=2, fill=1
+        rotation=45,
+        scale=0.3,
+        shift=0.08,
+        flip=0.5,
+        colour=0.35,
+        grey=0.2,
+        blur=0.28,
+        noise=8,
+        cutout=2,
+        fill=1,
     ),
     num_strong=1,
 )
