@@ -151,7 +151,11 @@ def show(content: Mapping[str, Any]) -> None:
     """Tables of arms and of questions, and what must be known of them."""
     from sagecache.cli.ablate_table import arm_table, footnotes, group_table
 
-    emit_table(f"ablation {content['name']}", *arm_table(content))
+    columns, rows = arm_table(content)
+    shown = [i for i, column in enumerate(columns) if column != "what it asks"]  # too wide for a console
+    emit_table(
+        f"ablation {content['name']}", [columns[i] for i in shown], [[row[i] for i in shown] for row in rows]
+    )
     columns, rows = group_table(content)
     if rows:
         emit_table("", columns, rows)

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sagecache.errors import counted
 from sagecache.evaluation.bootstrap import ArmBootstrap, Estimate
 from sagecache.evaluation.keypoints import KeypointReport
 
@@ -132,14 +133,16 @@ def group_table(content: Mapping[str, Any]) -> tuple[Row, list[Row]]:
     rows = []
     for name, group in content["groups"].items():
         for arm, difference in group["differences"].items():
-            rows.append([name, group["asks"], f"{arm} - {group['first']}", *_both(difference)])
+            if difference is not None:
+                rows.append([name, group["asks"], f"{arm} - {group['first']}", *_both(difference)])
     for name, one in content["contrasts"].items():
-        rows.append([name, one["asks"], _formula(one["weights"]), *_both(one["estimate"])])
+        if one["estimate"] is not None:
+            rows.append([name, one["asks"], _formula(one["weights"]), *_both(one["estimate"])])
     return ["ablation", "question", "difference", "PCK@0.05, 95% interval", "AP, 95% interval"], rows
 
 
-def _both(difference: Mapping | None) -> Row:
-    return [_interval((difference or {}).get(metric)) for metric in JUDGED]
+def _both(difference: Mapping) -> Row:
+    return [_interval(difference[metric]) for metric in JUDGED]
 
 
 def _formula(weights: Mapping[str, float]) -> str:
@@ -151,15 +154,19 @@ def _formula(weights: Mapping[str, float]) -> str:
 
 
 def _by_seed(estimate: Mapping | None) -> str:
-    return "" if estimate is None else ", ".join(f"{100 * one:+.1f}" for one in estimate["by_seed"].values())
+    return "" if estimate is None else ", ".join(_signed(100 * one) for one in estimate["by_seed"].values())
 
 
 def _interval(estimate: Mapping | None) -> str:
-    return "" if not _known(estimate) else "{:+.1f} [{:+.1f}, {:+.1f}]".format(*_percent(estimate))
+    return "" if not _known(estimate) else "{} [{}, {}]".format(*map(_signed, _percent(estimate)))
 
 
 def _share(estimate: Mapping | None) -> str:
     return "" if not _known(estimate) else "{:.0f}% [{:.0f}, {:.0f}]".format(*_percent(estimate))
+
+
+def _signed(value: float) -> str:
+    return f"{round(value, 1) + 0.0:+.1f}"  # no -0.0
 
 
 def _known(estimate: Mapping | None) -> bool:
@@ -194,7 +201,8 @@ def _about_intervals(seeds: int) -> str:
     )
     return (
         "Intervals: bootstrap over test images and over seeds, each with labels of its own, the same draws "
-        f"for both arms; the seeds' part as wide as Student's with {seeds - 1} degrees of freedom{coarse}."
+        f"for both arms; the seeds' part as wide as Student's with {counted(seeds - 1, 'degree')} of "
+        f"freedom{coarse}."
     )
 
 

@@ -30,7 +30,7 @@ TAIL = 0.025  # of a 95 % interval, on each side
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure, its 95 % interval, and the figure of each seed; NaN where it can't be had."""
+    """A figure, NaN where it can't be had, its 95 % interval (endless where unknown), and each seed's figure."""
 
     value: float
     low: float
@@ -76,11 +76,14 @@ class ArmBootstrap:
         return self.contrast({arm: 1.0})
 
     def gap_closed(self, arm: str, floor: str, ceiling: str) -> Estimate:
-        """(arm - floor) / (ceiling - floor); the ratio of means over seeds, not the mean of ratios."""
+        """(arm - floor) / (ceiling - floor); the ratio of means over seeds, not the mean of ratios.
+
+        Its interval is infinite where the ceiling can't be told from the floor (as Fieller's).
+        """
 
         def ratio(figure: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-            with np.errstate(invalid="ignore", divide="ignore"):
-                return (figure - low) / (high - low)
+            gap = high - low
+            return (figure - low) / np.where(gap > 0, gap, np.nan)
 
         return self._estimate([arm, floor, ceiling], ratio)
 
@@ -91,9 +94,9 @@ class ArmBootstrap:
         figures = [np.stack([self._figures[arm][one] for one in seeds], 1) for arm in arms]  # (1 + n, S)
         weights = seed_weights(len(seeds), self._draws, np.random.default_rng(self._seed + 1))
         samples = function(*(one[1:].mean(1) + (weights * one[0]).sum(1) - one[0].mean() for one in figures))
-        low, high = (
-            np.nanquantile(samples, [TAIL, 1 - TAIL]) if np.isfinite(samples).any() else [math.nan] * 2
-        )
+        low, high = -math.inf, math.inf
+        if np.isfinite(samples).mean() >= 1 - 2 * TAIL:
+            low, high = np.nanquantile(samples, [TAIL, 1 - TAIL])
         value = function(*(one[:1].mean(1) for one in figures))
         by_seed = function(*(one[0] for one in figures))
         return Estimate(
