@@ -30,7 +30,7 @@ TAIL = 0.025  # of a 95 % interval, on each side
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure, NaN where it can't be had, its 95 % interval (endless where unknown), and each seed's figure."""
+    """A figure (NaN: can't be had), its 95 % interval (infinite where unknown), and each seed's figure."""
 
     value: float
     low: float

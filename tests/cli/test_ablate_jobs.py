@@ -54,7 +54,7 @@ def test_what_draws_share_must_be_there_and_what_is_a_draw_s_own_is_made(project
     training = Training("stage1-full", 0)
     with pytest.raises(SagecacheError, match="missing: stats of labeled.*precompute stats$"):
         prepare(project, project, training)
-    drawn = project.redrawn(1, 2)
+    drawn = Repetitions(project.folder, 2).project(1)
     prepare(project, drawn, Training("stage1-full", 1))
     assert made == [("1:2", "stats")]
     made.clear()
