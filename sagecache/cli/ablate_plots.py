@@ -7,6 +7,7 @@ missing is left out, and said so.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +66,8 @@ def draw_evidence(
     processes: int | None,
 ) -> list[Path]:
     """Draw each plot that the page asks for; says which are left out and why. Returns the files."""
-    disturbed = [(arm, DISTURBED_BY[name]) for name in wanted if name in DISTURBED_BY for arm in wanted[name]]
+    drawn = {name: arms for name, arms in wanted.items() if all(evidence.runs.get(arm) for arm in arms)}
+    disturbed = [(arm, DISTURBED_BY[name]) for name in drawn if name in DISTURBED_BY for arm in drawn[name]]
     judge_all(title, repetitions, evidence.runs, disturbed, evidence.split, processes)
     files = []
     for name, arms in wanted.items():
@@ -86,18 +88,31 @@ def check_plots(wanted: Mapping[str, Sequence[str]]) -> None:
 
 
 def read_scalars(work_dir: Path) -> dict[str, dict[int, float]]:
-    """What a run logged: name -> step -> value. Of steps that a resumed run repeated the last ones count."""
+    """What a run logged: name -> step -> value. Of steps that a resumed run repeated the last ones count.
+
+    A work dir keeps the logs of former runs too: a log that begins at the beginning is of another run.
+    """
     found: dict[str, dict[int, float]] = {}
+    begins: float = math.inf
     for log in sorted(work_dir.glob("*/vis_data/scalars.json")):
-        for line in log.read_text().splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:  # the line that a killed run did not finish
-                continue
+        rows = [row for row in map(_row, log.read_text().splitlines()) if "step" in row]
+        first = min((row["step"] for row in rows if "iter" in row), default=math.inf)  # others are of val
+        if first <= begins < math.inf:
+            found = {}
+        begins = min(begins, first)
+        for row in rows:
             for name, value in row.items():
-                if isinstance(value, (int, float)) and "step" in row:
+                if isinstance(value, (int, float)):
                     found.setdefault(name, {})[row["step"]] = value
     return found
+
+
+def _row(line: str) -> dict[str, Any]:
+    """{} for the line that a killed run did not finish."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return {}
 
 
 def _logged(project: Project, training: Training, *names: str) -> list[dict[int, float]]:

@@ -62,9 +62,14 @@ def draw(evidence, monkeypatch, **wanted) -> list:
 
 def test_a_resumed_run_s_later_log_counts_and_a_cut_line_does_not(project):
     training = ARMS["single"]
-    log(project, training, "20260101_000000", [{"step": s, "a": s} for s in (10, 20, 30)])
-    log(project, training, "20260101_000100", [{"step": 30, "a": 7}, {"step": 40, "a": 8, "text": "x"}])
-    page = next((training.work_dir(project) / "20260101_000100").rglob("scalars.json"))
+
+    def rows(*values: tuple[int, float]) -> list[dict]:
+        return [{"step": step, "iter": step, "a": value, "text": "x"} for step, value in values]
+
+    log(project, training, "20260101_000000", rows((10, 1), (20, 2), (50, 3)))  # a former run, longer
+    log(project, training, "20260101_000100", [{"step": 0, "val": 1}, *rows((10, 10), (20, 20), (30, 30))])
+    log(project, training, "20260101_000200", rows((30, 7), (40, 8)))
+    page = next((training.work_dir(project) / "20260101_000200").rglob("scalars.json"))
     page.write_text(page.read_text() + '{"step": 50, "a"')
     assert read_scalars(training.work_dir(project))["a"] == {10: 10, 20: 20, 30: 7, 40: 8}
 
