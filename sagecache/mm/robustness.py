@@ -19,7 +19,7 @@ from sagecache.data.dataset import Draw, LabeledViews
 from sagecache.data.views import ViewConfig
 from sagecache.errors import SagecacheError, nearest
 from sagecache.mm.checkpoints import load_network
-from sagecache.mm.registry import build_student, codec_of
+from sagecache.mm.registry import build_student
 from sagecache.mm.samples import EvaluationCrops
 from sagecache.project import Project
 from sagecache.structures import Instance
@@ -85,11 +85,10 @@ class DisturbedCrops(EvaluationCrops):
     """
 
     def __init__(self, project: Project, instances: Sequence[Instance], kind: str, strength: float) -> None:
-        size, padding = tuple(codec_of(project.model)["input_size"]), project.data.evaluation.padding
-        super().__init__(instances, size, padding, project.skeleton)
-        config = view_config(kind, strength)
-        self.views = LabeledViews(self.instances, size, padding, config, project.skeleton)
-        self.patch = round(strength * size[1]) if kind == "hidden" else 0
+        padding, config = project.data.evaluation.padding, view_config(kind, strength)
+        super().__init__(instances, project.model, padding, project.skeleton)
+        self.views = LabeledViews(self.instances, self.size, padding, config, project.skeleton)
+        self.patch = round(strength * self.size[1]) if kind == "hidden" else 0
 
     def __getitem__(self, index: int) -> dict:
         item, instance = self.views[Draw(index, (SEED, index))], self.instances[index]

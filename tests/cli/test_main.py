@@ -50,7 +50,7 @@ def test_a_mistyped_command_is_told_the_nearest(monkeypatch, capsys):
     assert (code, out) == (
         2,
         "",
-    ) and "No command 'trian': did you mean 'train'? Known: ablate, cache, data" in err
+    ) and "No command 'trian': did you mean 'train'? Known: ablate, cache" in err
     assert run(monkeypatch, capsys, "--no-such-option")[0] == 2
 
 
