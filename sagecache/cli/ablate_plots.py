@@ -23,7 +23,6 @@ from sagecache.errors import SagecacheError, nearest
 if TYPE_CHECKING:
     from sagecache.project import Project
 
-POINTS = 40  # of a curve over steps
 LAST = 0.25  # share of a run that 'at its end' means
 
 
@@ -115,26 +114,23 @@ def _row(line: str) -> dict[str, Any]:
         return {}
 
 
-def _logged(project: Project, training: Training, *names: str) -> list[dict[int, float]]:
+def _logged(project: Project, training: Training, names: Sequence[str], *, needed: str) -> list[dict]:
+    """step -> value of each name, {} where nothing was logged: the probe leaves out what it can't measure."""
     scalars = read_scalars(training.work_dir(project))
-    for name in names:
-        if name not in scalars:
-            raise NothingToShow(f"{training.work_dir(project)} has no '{name}' in its log")
-    return [scalars[name] for name in names]
+    if needed not in scalars:
+        raise NothingToShow(f"{training.work_dir(project)} has no '{needed}' in its log")
+    return [scalars.get(name, {}) for name in names]
 
 
 def _net_use(evidence: Evidence, arms: Sequence[str], path: Path) -> list[Path]:
     from sagecache.visualization.evidence import Panel, draw_curves
 
-    last = max(_logged(*_some_run(evidence, arms), "probe/kept")[0])
-    steps = np.linspace(0, last, POINTS)
+    names = ("probe/kept", "probe/precision")
+    steps = sorted(_logged(*_some_run(evidence, arms), names, needed=names[0])[0])
 
     def curves(project: Project, training: Training) -> list[np.ndarray]:
-        kept, precision = _logged(project, training, "probe/kept", "probe/precision")
-        both = [
-            np.interp(steps, sorted(one), [one[step] for step in sorted(one)]) for one in (kept, precision)
-        ]
-        return [both[0] * both[1], *both]
+        kept, right = (_at(steps, one) for one in _logged(project, training, names, needed=names[0]))
+        return [np.where(kept > 0, kept * right, 0.0), kept, right]
 
     found = evidence.per_seed(arms, curves)  # arm -> (S, 3, N)
     titles = ("right labels in use", "kept", "right among kept")
@@ -147,35 +143,36 @@ def _net_use(evidence: Evidence, arms: Sequence[str], path: Path) -> list[Path]:
     return draw_curves(path, "Net use of pseudo-labels", panels)
 
 
+def _at(steps: Sequence[int], values: Mapping[int, float]) -> np.ndarray:
+    """Values at steps, between those logged on a straight line; NaN where nothing was logged."""
+    if not values:
+        return np.full(len(steps), np.nan)
+    return np.interp(steps, sorted(values), [values[step] for step in sorted(values)])
+
+
 def _selection(evidence: Evidence, arms: Sequence[str], path: Path) -> list[Path]:
     from sagecache.visualization.evidence import Panel, draw_bars
 
-    names = _some_run(evidence, arms)[0].skeleton.names
+    joints = _some_run(evidence, arms)[0].skeleton.names
 
     def at_the_end(project: Project, training: Training) -> list[list[float]]:
-        rows = []
-        for kind in ("kept", "precision"):
-            rows.append(
-                [
-                    _mean_of_last(one)
-                    for one in _logged(project, training, *(f"probe/{kind}/{n}" for n in names))
-                ]
-            )
-        return rows
+        names = [f"probe/{kind}/{joint}" for kind in ("kept", "precision") for joint in joints]
+        values = [_mean_of_last(one) for one in _logged(project, training, names, needed=names[0])]
+        return [values[: len(joints)], values[len(joints) :]]
 
     found = evidence.per_seed(arms, at_the_end)  # arm -> (S, 2, K)
     panels = [
-        Panel(title, names, {arm: 100 * rows[:, k] for arm, rows in found.items()}, y_label="%")
+        Panel(title, joints, {arm: 100 * rows[:, k] for arm, rows in found.items()}, y_label="%")
         for k, title in enumerate(("kept, by joint", "right among kept, by joint"))
     ]
     return draw_bars(path, "Which joints the filter keeps, at the end of training", panels)
 
 
 def _mean_of_last(values: Mapping[int, float]) -> float:
-    """NaN entries (nothing was kept) are left out."""
+    if not values:
+        return math.nan
     begin = (1 - LAST) * max(values)
-    chosen = [value for step, value in values.items() if step >= begin and np.isfinite(value)]
-    return float(np.mean(chosen)) if chosen else float("nan")
+    return float(np.mean([value for step, value in values.items() if step >= begin]))
 
 
 def _some_run(evidence: Evidence, arms: Sequence[str]) -> tuple[Project, Training]:

@@ -75,30 +75,31 @@ def test_a_resumed_run_s_later_log_counts_and_a_cut_line_does_not(project):
 
 
 def test_net_use_is_kept_times_right(project, evidence, panels, monkeypatch):
-    for arm, kept in (("single", 0.5), ("dual", 0.8)):
-        rows = [{"step": s, "probe/kept": kept, "probe/precision": p} for s, p in ((0, 0.5), (100, 0.9))]
-        log(project, ARMS[arm], "one", rows)
+    precision = {50: 0.5, 100: 0.9}
+    rows = [{"step": s, "probe/kept": 0.8, "probe/precision": p} for s, p in precision.items()]
+    log(project, ARMS["single"], "one", rows)
+    log(project, ARMS["dual"], "one", [{"step": 50, "probe/kept": 0.0}, {"step": 100, "probe/kept": 0.0}])
     draw(evidence, monkeypatch, net_use=["single", "dual"])
     net, kept, right = panels["Net use of pseudo-labels"]
-    np.testing.assert_allclose(net.series["dual"][0][[0, -1]], [40, 72])
-    np.testing.assert_allclose(kept.series["single"], 50)
-    np.testing.assert_allclose(right.series["single"][0][[0, -1]], [50, 90])
-    assert (net.x[0], net.x[-1]) == (0, 100)
+    np.testing.assert_allclose(net.series["single"], [[40, 72]])
+    np.testing.assert_allclose(right.series["single"], [[50, 90]])
+    np.testing.assert_allclose(kept.series["dual"], 0)
+    np.testing.assert_allclose(net.series["dual"], 0)
+    assert np.isnan(right.series["dual"]).all() and list(net.x) == [50, 100]
 
 
 def test_selection_is_the_end_of_training_by_joint(project, evidence, panels, monkeypatch):
-    def row(step, kept):
-        return {"step": step} | {
-            f"probe/{kind}/{name}": kept + 0.01 * k if kind == "kept" else float("nan")
-            for kind in ("kept", "precision") for k, name in enumerate(COCO17.names)
-        }  # fmt: skip
+    def row(step, kept):  # of a joint that is never kept the probe knows no precision
+        own = {f"probe/kept/{name}": kept + 0.01 * k for k, name in enumerate(COCO17.names)}
+        return own | {"step": step, "probe/precision/nose": 0.5}
 
     for arm in ARMS:
         log(project, ARMS[arm], "one", [row(10, 0.9), row(80, 0.2), row(100, 0.4)])
     draw(evidence, monkeypatch, selection=list(ARMS))
     kept, right = panels["Which joints the filter keeps, at the end of training"]
     np.testing.assert_allclose(kept.series["dual"][0], 30 + np.arange(17))  # steps 80 and 100
-    assert np.isnan(right.series["dual"]).all() and list(kept.x) == list(COCO17.names)
+    np.testing.assert_array_equal(right.series["dual"][0], [50] + 16 * [np.nan])
+    assert list(kept.x) == list(COCO17.names)
 
 
 def test_drift_counts_predicted_bodies_beyond_the_true(project, evidence, panels, monkeypatch):
