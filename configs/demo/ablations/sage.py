@@ -1,6 +1,6 @@
-"""The ablations of SAGE-Pose, a question each, at equal steps and with the same strong views.
+"""The ablations of SAGE-Pose: a question each, at equal steps and with the same strong views.
 
-Arms are recipes with a few keys changed. The arms of a group differ from its first one in what is asked.
+Every arm is the control with what its question asks about changed, and nothing else.
 """
 
 control = "consistency"
@@ -8,27 +8,65 @@ floor = "supervised"
 ceiling = "oracle"
 
 
-def _arm(recipe, asks, overrides=None):
-    return dict(recipe=recipe, asks=asks, overrides=overrides or {})
+def _arm(asks, overrides, recipe="stage1-baseline"):
+    return dict(recipe=recipe, asks=asks, overrides=overrides)
 
+
+# The second view of a teacher that looks at two: the plain crop in other colours.
+_appearance = {"views.appearance.colour": 0.3, "views.appearance.blur": 0.3, "views.appearance.noise": 6.0}
+_dual = {"semi.teacher.mode": "dual", "semi.teacher.appearance.decay": 0.98, **_appearance}
+_akm, _cutmix = {"semi.mixing.akm.joints": 3}, {"semi.mixing.cutmix": 0.5}
+_prior = {"semi.terms.topology.weight": 0.05, "semi.terms.bone.weight": 0.05, "semi.terms.angle.weight": 0.02}
+_dynamic = {"semi.pseudo_labels.rule": "adaptive"}
+_camera, _fda = {"views.strong.radial": 0.25, "views.strong.tilt": 15.0}, {"semi.style.fda": 0.5}
+_instances = {"semi.instances.expected_oks": 0.3, "semi.instances.size": 1.5, "semi.instances.inverted": True}
 
 arms = dict(
-    supervised=_arm("stage1-supervised", "labels alone, as many steps"),
-    consistency=_arm("stage1-baseline", "one EMA teacher, one strong view, fixed threshold"),
-    two_views=_arm("stage1-baseline", "two strong views of each image", {"views.num_strong": 2}),
-    three_views=_arm("stage1-baseline", "three strong views of each image", {"views.num_strong": 3}),
-    all_joints=_arm("stage1-baseline", "no joint is filtered out", {"semi.pseudo_labels.threshold": 0.0}),
-    oracle=_arm("oracle", "true labels of every unlabeled image"),
+    supervised=_arm("labels alone, as many steps", {}, "stage1-supervised"),
+    consistency=_arm("one EMA teacher, one strong view, fixed threshold", {}),
+    two_views_of_one=_arm("one teacher looks twice", {"semi.teacher.mode": "single_two_view", **_appearance}),
+    dual=_arm("two teachers, a view each, fused by joint", _dual),
+    dual_by_instance=_arm("two teachers, fused by instance", {**_dual, "semi.fusion.by": "instance"}),
+    strong_2=_arm("two strong views of each image", {"views.num_strong": 2}),
+    strong_3=_arm("three strong views of each image", {"views.num_strong": 3}),
+    akm=_arm("hard joints are hidden", _akm),
+    akm_cutmix=_arm("hard joints are hidden, limbs exchanged", {**_akm, **_cutmix}),
+    prior=_arm("topology, bone lengths and angles of labeled bodies", _prior),
+    dynamic=_arm("a threshold for each joint, from its running confidence", _dynamic),
+    prior_dynamic=_arm("structural prior and dynamic threshold", {**_prior, **_dynamic}),
+    camera=_arm("strong views bent by lens and tilt", _camera),
+    fda=_arm("labeled images in unlabeled ones' low frequencies", _fda),
+    instances=_arm("whole persons are dropped before joints", _instances),
+    oracle=_arm("true labels of every unlabeled image", {}, "oracle"),
 )
 
 
 def _group(asks, *arms):
-    return dict(asks=asks, arms=arms)
+    return dict(asks=asks, arms=["consistency", *arms])
 
 
 groups = dict(
-    views=_group("Do more strong views teach more?", "consistency", "two_views", "three_views"),
-    filter=_group("Is the filter on joints worth having?", "consistency", "all_joints"),
+    teachers=_group("One teacher or two?", "two_views_of_one", "dual", "dual_by_instance"),
+    views=_group("One, two or three strong views?", "strong_2", "strong_3"),
+    hiding=_group("Does hiding hard joints and exchanging limbs help?", "akm", "akm_cutmix"),
+    structure=_group("Does the structural prior help?", "prior"),
+    threshold=_group("Dynamic or fixed threshold?", "dynamic"),
+    domain=_group("Do a camera's distortions and others' spectra help?", "camera", "fda"),
+    filters=_group("Instances then joints, or joints alone?", "instances"),
+)
+contrasts = dict(
+    structure_x_threshold=dict(
+        asks="Does the prior help more under a dynamic threshold?",
+        weights=dict(prior_dynamic=1, prior=-1, dynamic=-1, consistency=1),
+    )
 )
 
-evidence = dict(stability=["consistency", "two_views", "three_views"])
+evidence = dict(
+    net_use=["consistency", "two_views_of_one", "dual"],
+    hard_joints=["consistency", "dual", "dual_by_instance"],
+    stability=["consistency", "strong_2", "strong_3"],
+    hidden=["consistency", "akm", "akm_cutmix"],
+    selection=["consistency", "dynamic"],
+    drift=["supervised", "consistency", "prior"],
+    camera=["consistency", "camera"],
+)
