@@ -70,8 +70,11 @@ def _has_result(project: Project, training: Training, split: str) -> bool:
 def prepare(whole: Project, own: Project, training: Training) -> None:
     """Make what a training reads but runs. It happens before any training, so none makes it beside another.
 
-    In a project of one's own what all draws share must be there; what is the draw's alone is made.
+    In a project of one's own what all draws share must be there; what is the draw's alone is made. Raises
+    SagecacheError too for what is there and was made of other labels or with other settings.
     """
+    from sagecache.cli.jobs import require_fresh
+
     ensure_shared = []
     for one in (*starts(own, training), training):
         recipe, _ = own.recipe(one.recipe, one.overrides)
@@ -85,6 +88,7 @@ def prepare(whole: Project, own: Project, training: Training) -> None:
             else:
                 ensure_shared.append(need)
     ensure(whole, ensure_shared)
+    require_fresh(own, own.recipe(training.recipe, training.overrides)[0])
 
 
 def plan_jobs(

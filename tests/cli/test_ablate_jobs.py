@@ -51,12 +51,14 @@ def test_an_arm_that_others_start_from_is_trained_once(project, monkeypatch):
 def test_what_draws_share_must_be_there_and_what_is_a_draw_s_own_is_made(project, monkeypatch):
     made = []
     monkeypatch.setattr(ablate_jobs, "make", lambda own, need: made.append((own.draw.text, need.kind)))
+    fresh = []
+    monkeypatch.setattr("sagecache.cli.jobs.require_fresh", lambda own, recipe: fresh.append(own.draw.text))
     training = Training("stage1-full", 0)
     with pytest.raises(SagecacheError, match="missing: stats of labeled.*precompute stats$"):
         prepare(project, project, training)
     drawn = Repetitions(project.folder, 2).project(1)
     prepare(project, drawn, Training("stage1-full", 1))
-    assert made == [("1:2", "stats")]
+    assert made == [("1:2", "stats")] and fresh == ["1:2"]  # judged once all is there
     made.clear()
     (project.folder / "data/unlabeled/annotations.json").unlink()
     with pytest.raises(SagecacheError, match="split of unlabeled"):
