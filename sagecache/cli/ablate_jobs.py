@@ -40,8 +40,10 @@ def make_all(
     for training in lacking.values():
         prepare(projects[0], projects[training.draw], training)
     jobs = plan_jobs(repetitions, projects, planned, lacking, split)
-    failed = run_side_by_side(title, jobs, processes)
-    return {name: why for name, why in failed.items() if name in planned}
+    failed = {name: why for name, why in run_side_by_side(title, jobs, processes).items() if name in planned}
+    for name in failed:
+        note(f"{name}, alone: {planned[name].command(projects[planned[name].draw])}")
+    return failed
 
 
 def run_side_by_side(title: str, jobs: Sequence[Job], processes: int | None) -> dict[str, str]:

@@ -10,6 +10,7 @@ import copy
 import functools
 import hashlib
 import json
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,9 +71,9 @@ class Training:
 
     def command(self, project: Project) -> str:
         """How to train it alone."""
-        words = [f"sagecache train {self.recipe} --work-dir {self.work_dir(project)}"]
+        words = [f"sagecache train {self.recipe} --work-dir {shlex.quote(str(self.work_dir(project)))}"]
         words += [f"--max-iters {self.max_iters}"] if self.max_iters else []
-        words += [f"'{key}={value!r}'" for key, value in self.overrides.items()]
+        words += [shlex.quote(f"{key}={value!r}") for key, value in self.overrides.items()]
         return project.command(" ".join(words))
 
 

@@ -183,7 +183,7 @@ def footnotes(content: Mapping[str, Any]) -> list[str]:
     if "images" in content:
         lines.append(
             f"Split `{content['split']}`: {content['images']} images, {content['persons']} persons; mean of "
-            f"{content['seeds']} seeds; percent. OKS area {content['area_rule']}; PCK of "
+            f"{counted(content['seeds'], 'seed')}; percent. OKS area {content['area_rule']}; PCK of "
             f"{content['pck_normaliser']}. Remade by `{content['command']}`."
         )
     lines.append(_about_intervals(content["seeds"]))

@@ -83,6 +83,7 @@ def test_an_arm_that_fails_is_told_and_the_others_are_compared(folder, begun):
     content = json.loads(done.stdout)
     assert list(content["arms"]) == ["start"] and list(content["missing"]) == ["quick, seed 0"]
     assert "optim_wrapper can't be built" in content["missing"]["quick, seed 0"]
+    assert f"quick, seed 0, alone: sagecache --project {folder} train stage0 --work-dir" in done.stderr
     page.write_text(PAGE)
     begun.clear()
     assert json.loads(sagecache(folder, "ablate", "small", "--seeds", "1", "--json").stdout)["missing"] == {}

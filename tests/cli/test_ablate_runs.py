@@ -65,7 +65,7 @@ def test_folders_tell_trainings_apart(project):
     drawn = project.redrawn(2)
     assert ARM.work_dir(drawn) == root / "draw2/ablations" / folders[0].name
     assert [one.recipe for one in starts(project, ARM)] == ["stage0"] and not list(starts(project, START))
-    assert f"train stage1-full --work-dir {folders[0]} 'views.num_strong=2'" in ARM.command(project)
+    assert f"train stage1-full --work-dir {folders[0]} views.num_strong=2" in ARM.command(project)
 
 
 def test_a_run_stands_until_its_page_its_images_or_its_start_change(project):
