@@ -91,7 +91,8 @@ def test_the_wheel_holds_every_module_and_asset(wheel):
 
 
 def test_the_wheel_holds_the_embedded_project_where_it_is_looked_for(wheel, tmp_path):
-    pages = {path.name for path in tracked("configs/demo/*")}
+    demo = ROOT / "configs" / "demo"
+    pages = {path.relative_to(demo).as_posix() for path in tracked("configs/demo/**/*")}
     inside = "sagecache/configs/demo/"
     assert {name.removeprefix(inside) for name in wheel.namelist() if name.startswith(inside)} == pages
     wheel.extractall(tmp_path)

@@ -39,10 +39,10 @@ def ensure(project: Project, requirements: Sequence[Requirement]) -> None:
     for need in requirements:
         if not need.present():
             note(f"{need.kind} '{need.what}' is not there yet: {need.command}")
-            _make(project, need)
+            make(project, need)
 
 
-def _make(project: Project, need: Requirement) -> None:
+def make(project: Project, need: Requirement) -> None:
     makers = {
         "split": lambda: synth(project, need.what),
         "boxes": lambda: detect(project, need.what),

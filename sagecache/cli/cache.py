@@ -389,13 +389,13 @@ def disk_usage(project: Project, splits: Sequence[str]) -> dict:
     by_split = {split: sum(row["bytes"] for row in rows if row["split"] == split) for split in splits}
     detections = {}
     for split in splits:
-        found = sorted((project.cache_root / split).glob("detections*"))
+        found = sorted(project.split_folder(split).glob("detections*"))
         detections[split] = sum(map(folder_bytes, found))
     summary = dict(
         stores=rows,
         splits=by_split,
         detections=detections,
-        statistics=sum(map(folder_bytes, project.cache_root.glob("skeleton_stats.json*"))),
+        statistics=sum(map(folder_bytes, project.stats_file.parent.glob("skeleton_stats.json*"))),
         kept_shards=folder_bytes(project.shard_folder),
     )
     total = sum(by_split.values()) + sum(detections.values()) + summary["statistics"] + summary["kept_shards"]

@@ -41,8 +41,24 @@ def project_option(function: Callable) -> Callable:
 def open_project(folder: str | None) -> Project:
     from sagecache.project import Project
 
-    context = click.get_current_context()
-    return Project.open(folder or context.find_root().params.get("project"))
+    return redrawn(Project.open(folder or _typed("project")))
+
+
+def redrawn(project: Project) -> Project:
+    """The project in the draw that ``sagecache --draw`` names, with the lists of its labels written."""
+    from sagecache.project.draws import Draw, write_label_lists
+
+    if (text := _typed("draw")) is None:
+        return project
+    draw = Draw.parse(text)
+    drawn = project.redrawn(draw.number, draw.labels)
+    write_label_lists(drawn, project)
+    return drawn
+
+
+def _typed(option: str) -> str | None:
+    """An option of ``sagecache`` itself, before the command."""
+    return click.get_current_context().find_root().params.get(option)
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")

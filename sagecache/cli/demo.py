@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sagecache.cli.context import redrawn
 from sagecache.cli.output import emit_table, note
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ def demo_command() -> None:
 
     start = time.monotonic()
     folder = click.get_current_context().find_root().params.get("project")
-    project = Project.open(folder) if folder else Project.demo()  # never what $SAGECACHE_PROJECT names
+    # never what $SAGECACHE_PROJECT names
+    project = redrawn(Project.open(folder) if folder else Project.demo())
     measured = run(project)
     emit_table(f"test split, measured now ({(time.monotonic() - start) / 60:.1f} minutes)", *_table(measured))
     reference = project.folder / "reference.json"

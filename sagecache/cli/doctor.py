@@ -79,7 +79,7 @@ def diagnose(folder: str | None = None) -> list[Finding]:
             *findings,
             Finding("project", folder or "embedded", str(error), ERROR, "Install what is missing."),
         ]
-    roots = {"cache": project.cache_root, "work": project.path(project.data.work_root)}
+    roots = {"cache": project.cache_root, "work": project.work_root}
     findings += [check_disk(name, root) for name, root in roots.items()]
     return [*findings, *check_project(project)]
 

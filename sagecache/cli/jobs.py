@@ -51,7 +51,7 @@ def detect_job(project: Project, split: str) -> DetectJob:
     records = load_coco(project.path(settings.annotations))["images"]
     root = project.path(settings.images)
     images = sorted((record["id"], image_path(root, record)) for record in records)
-    return DetectJob(result=project.cache_root / split / "detections.json", images=images)
+    return DetectJob(result=project.split_folder(split) / "detections.json", images=images)
 
 
 def stats_job(project: Project) -> StatsJob:

@@ -28,6 +28,7 @@ COMMANDS = {
     "inspect": "inspect",
     "report": "report",
     "teachers": "teachers",
+    "ablate": "ablate",
     "doctor": "doctor",
 }
 
@@ -56,9 +57,14 @@ class LazyGroup(click.Group):
 @click.option(
     "--project", type=click.Path(file_okay=False), help="Folder of the project (any command takes it)."
 )
+@click.option(
+    "--draw",
+    metavar="N[:LABELS]",
+    help="Repetition N of the experiment: other labeled images (LABELS of them) and seeds, runs of its own.",
+)
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(__version__, prog_name="sagecache")
-def cli(project: str | None, debug: bool) -> None:
+def cli(project: str | None, draw: str | None, debug: bool) -> None:
     """Fine-tune top-down pose models on few labels: frozen teachers run once, into a cache."""
 
 

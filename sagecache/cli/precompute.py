@@ -170,7 +170,7 @@ def _estimate_detect(project: Project, split: str, options: RunOptions) -> dict:
     from sagecache.precompute.plan import limited
     from sagecache.teachers.registry import build_detector
 
-    result = project.cache_root / split / "detections.json"
+    result = project.split_folder(split) / "detections.json"
     if first := _first(project.split_requirements(split)[:1]):
         return _estimate_row("detect", split, None, result, first)
     job = detect_job(project, split)

@@ -75,7 +75,7 @@ def measure(project: Project, split: str) -> dict:
     require_fresh_store(project, split, build_teacher(project.data.teacher))
     detect(project, split)
     errors = mean_errors(_errors(project, split))
-    boxes = json.loads((project.cache_root / split / "detections.json").read_text())
+    boxes = json.loads((project.split_folder(split) / "detections.json").read_text())
     return dict(
         instances=errors["count"],
         geometry={

@@ -6,6 +6,7 @@ Pages are mmengine configs: ``data.py``, ``model.py`` and one page a recipe. Rea
 from __future__ import annotations
 
 import ast
+import copy
 import os
 import re
 import shlex
@@ -22,6 +23,7 @@ from sagecache.data.coco import (
     load_detections,
 )
 from sagecache.errors import SagecacheError, nearest
+from sagecache.project.draws import Draw, redrawn_splits
 from sagecache.project.recipe import Recipe
 from sagecache.project.runs import finished_run, newest_work_dir, standing_checkpoint
 from sagecache.project.settings import DataSettings, SplitSettings
@@ -56,10 +58,14 @@ class Requirement:
 
 
 class Project:
-    """A folder of configs. ``Project.open()`` is the demo, or $SAGECACHE_PROJECT."""
+    """A folder of configs. ``Project.open()`` is the demo, or $SAGECACHE_PROJECT.
+
+    draw: which repetition of the experiment it is, see `redrawn`.
+    """
 
     def __init__(self, folder: Path, data: DataSettings, model: dict[str, Any], embedded: bool) -> None:
         self.folder, self.data, self.model, self.embedded = folder, data, model, embedded
+        self.draw = Draw()
 
     @classmethod
     def open(cls, folder: str | Path | None = None) -> Project:
@@ -80,8 +86,8 @@ class Project:
             raise SagecacheError(
                 "no data.py, so this is no project", file=folder, fix="Make one: sagecache init DIR."
             )
-        data = build(DataSettings, _read_page(page), page)
-        model = _read_page(folder / "model.py")
+        data = build(DataSettings, read_page(page), page)
+        model = read_page(folder / "model.py")
         if not isinstance(model.get("model"), Mapping):
             raise SagecacheError(
                 "no 'model' in it that is a dict", file=folder / "model.py", fix="Set model = dict(type=…)."
@@ -90,6 +96,22 @@ class Project:
         project.data = replace(
             data, teacher=project._with_paths(data.teacher), detector=project._with_paths(data.detector)
         )
+        return project
+
+    def redrawn(self, number: int, labels: int | None = None) -> Project:
+        """Repetition ``number`` of the experiment: other labeled images, and other seeds in the recipes.
+
+        Each of stats_splits that is rendered gets pictures of its own; one of own data, ``labels`` images
+        drawn from its annotations (without labels it stays). What is made of them, and all runs, lie in
+        folders of the draw; every other split is shared. Draw 0 without labels is the project as it is.
+        """
+        draw = Draw(number, labels)
+        if draw == Draw():
+            return self
+        project = copy.copy(self)
+        own = redrawn_splits(self.data, draw)
+        project.data = replace(self.data, splits={**self.data.splits, **own})
+        project.draw = replace(draw, splits=tuple(own))
         return project
 
     # -- pages ---------------------------------------------------------------------------------
@@ -107,7 +129,9 @@ class Project:
             raise SagecacheError(
                 f"no recipe '{name}'", file=self.folder, fix=nearest(name, self.recipe_names())
             )
-        pages = {"model": self.model, "recipe": _read_page(page)}
+        pages = {"model": self.model, "recipe": read_page(page)}
+        if self.draw.number:
+            pages["recipe"]["seed"] = pages["recipe"].get("seed", 0) + self.draw.number
         known = {field.name for field in fields(Recipe)}
         for key, value in (overrides or {}).items():
             head = key.split(".")[0]
@@ -194,24 +218,41 @@ class Project:
 
     @property
     def stats_file(self) -> Path:
-        return self.cache_root / "skeleton_stats.json"
+        return self._labels_root / "skeleton_stats.json"
 
     @property
     def prior_file(self) -> Path:
-        return self.cache_root / "ddp_prior.safetensors"
+        return self._labels_root / "ddp_prior.safetensors"
+
+    @property
+    def _labels_root(self) -> Path:
+        """The folder of what is made of the labels."""
+        return self.cache_root / self.draw.name if self.draw.splits else self.cache_root
+
+    @property
+    def work_root(self) -> Path:
+        """The folder of all runs."""
+        return self.path(self.data.work_root) / self.draw.name
 
     def detections(self, split: str) -> Path:
         """The detection JSON of a split: the one data.py names, else the one precompute detect writes."""
         boxes = self.split(split).boxes
         own = boxes in ("annotations", "detect")
-        return self.cache_root / split / "detections.json" if own else self.path(boxes)
+        return self.split_folder(split) / "detections.json" if own else self.path(boxes)
+
+    def split_folder(self, split: str) -> Path:
+        """The folder of what is made of a split's images; a store_root elsewhere holds its targets."""
+        return self.cache_root / self._drawn(split)
 
     def geometry_store(self, split: str) -> Path:
         """The folder of a split's target store, on a disk or in an object store."""
         root = self.data.store_root
         if root is None:
-            return self.cache_root / split / "geo"
-        return open_root(root if "://" in root else self.path(root)) / split / "geo"
+            return self.split_folder(split) / "geo"
+        return open_root(root if "://" in root else self.path(root)) / self._drawn(split) / "geo"
+
+    def _drawn(self, split: str) -> str:
+        return f"{self.draw.name}/{split}" if split in self.draw.splits else split
 
     @property
     def shard_folder(self) -> Path:
@@ -237,11 +278,11 @@ class Project:
         return StoreReader(root, partial=partial, kept=kept)
 
     def work_dir(self, recipe: str) -> Path:
-        return self.path(self.data.work_root) / recipe.replace("-", "_")
+        return self.work_root / recipe.replace("-", "_")
 
     def checkpoint(self, recipe: str | None = None) -> Path | None:
         """The checkpoint that stands for a recipe's run, finished or not; without a name, for the newest."""
-        work_dir = self.work_dir(recipe) if recipe else newest_work_dir(self.path(self.data.work_root))
+        work_dir = self.work_dir(recipe) if recipe else newest_work_dir(self.work_root)
         return standing_checkpoint(work_dir) if work_dir else None
 
     # -- what is missing --------------------------------------------------------------------------
@@ -309,20 +350,20 @@ class Project:
 
     def command(self, text: str) -> str:
         """The text with each sagecache command as it must be typed from any folder."""
-        if self.embedded:
-            return text
-        return _OWN_COMMAND.sub(f"sagecache --project {shlex.quote(str(self.folder))} ", text)
+        options = [] if self.embedded else ["--project", shlex.quote(str(self.folder))]
+        options += ["--draw", self.draw.text] if self.draw.text else []
+        return _OWN_COMMAND.sub(" ".join(["sagecache", *options, ""]), text)
 
 
 # Commands that act on a project; one that names its project already does not match.
 _OWN_COMMAND = re.compile(
-    r"\bsagecache (?=(?:data|precompute|cache|train|eval|export|inspect|report|teachers)\b)"
+    r"\bsagecache (?=(?:data|precompute|cache|train|eval|export|inspect|report|teachers|ablate)\b)"
 )
 
 
 def read_skeleton(path: Path) -> Skeleton:
     """The skeleton of an mmpose dataset_info page. Raises SagecacheError where it is none."""
-    page = _read_page(path)
+    page = read_page(path)
     if "dataset_info" not in page:
         raise SagecacheError(
             "no 'dataset_info' in it", file=path, fix="Use a page of mmpose's configs/_base_/datasets."
@@ -330,7 +371,7 @@ def read_skeleton(path: Path) -> Skeleton:
     return Skeleton.from_dataset_info(page["dataset_info"])
 
 
-def _read_page(path: Path) -> dict[str, Any]:
+def read_page(path: Path) -> dict[str, Any]:
     """A config page as plain dicts; names with a leading underscore are the page's own."""
     from mmengine.config import Config
 

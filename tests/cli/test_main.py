@@ -47,7 +47,10 @@ def test_every_command_is_where_the_table_says(name):
 
 def test_a_mistyped_command_is_told_the_nearest(monkeypatch, capsys):
     code, out, err = run(monkeypatch, capsys, "trian", "stage0")
-    assert (code, out) == (2, "") and "No command 'trian': did you mean 'train'? Known: cache, data" in err
+    assert (code, out) == (
+        2,
+        "",
+    ) and "No command 'trian': did you mean 'train'? Known: ablate, cache" in err
     assert run(monkeypatch, capsys, "--no-such-option")[0] == 2
 
 

@@ -1,0 +1,251 @@
+"""The trainings of an ablation: where each lies, whether it stands, and how one is made and scored.
+
+A training stands when its run has ended, with today's settings, and was made from today's images and start
+weights. One that was cut off goes on; anything else is trained anew, and what was there is set aside.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import hashlib
+import json
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sagecache.errors import SagecacheError
+from sagecache.project.runs import changed_since_start, finished_run, recipe_digest
+
+if TYPE_CHECKING:
+    from sagecache.evaluation.keypoints import KeypointReport
+    from sagecache.project import Project, Recipe
+
+MADE_FROM = "made_from.json"
+NETWORK, BOXES = "ema_teacher", "annotations"  # what is scored, the same for all arms
+
+
+@dataclass(frozen=True)
+class Repetitions:
+    """A project's draws. folder: None for the demo."""
+
+    folder: Path | None
+    labels: int | None = None
+
+    @classmethod
+    def of(cls, project: Project, labels: int | None) -> Repetitions:
+        return cls(None if project.embedded else project.folder, labels)
+
+    def project(self, draw: int) -> Project:
+        """Reads the pages; writes the lists of the draw's labels."""
+        from sagecache.project import Project
+        from sagecache.project.draws import write_label_lists
+
+        whole = Project.demo() if self.folder is None else Project.open(self.folder)
+        drawn = whole.redrawn(draw, self.labels)
+        write_label_lists(drawn, whole)
+        return drawn
+
+
+@dataclass(frozen=True)
+class Training:
+    """A recipe with some keys changed, in one draw. max_iters: a trial of so many, apart from all others."""
+
+    recipe: str
+    draw: int
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    max_iters: int | None = None
+
+    def work_dir(self, project: Project) -> Path:
+        """The recipe's own for the page as it is; else one named after what differs."""
+        if not self.overrides and self.max_iters is None:
+            return project.work_dir(self.recipe)
+        name = self.recipe.replace("-", "_")
+        if self.overrides:
+            changed = json.dumps(dict(self.overrides), sort_keys=True, default=str)
+            name += "-" + hashlib.sha256(changed.encode()).hexdigest()[:8]
+        root = project.work_root / "ablations"
+        return (root if self.max_iters is None else root / f"trial_{self.max_iters}") / name
+
+    def command(self, project: Project) -> str:
+        """How to train it alone."""
+        words = [f"sagecache train {self.recipe} --work-dir {shlex.quote(str(self.work_dir(project)))}"]
+        words += [f"--max-iters {self.max_iters}"] if self.max_iters else []
+        words += [shlex.quote(f"{key}={value!r}") for key, value in self.overrides.items()]
+        return project.command(" ".join(words))
+
+
+def starts(project: Project, training: Training) -> Iterator[Training]:
+    """The trainings that this one starts from, first the one that is needed first."""
+    recipe, _ = project.recipe(training.recipe, training.overrides)
+    if recipe.load_from in project.recipe_names():
+        before = Training(recipe.load_from, training.draw)  # of a trial too: never a trial itself
+        yield from starts(project, before)
+        yield before
+
+
+# -- does it stand? ----------------------------------------------------------------------------------
+
+
+def made_from(project: Project, recipe: Recipe) -> dict[str, Any]:
+    """Digests of the annotations that a training reads, and of the weights that it starts from."""
+    from sagecache.mm.run import start_checkpoint
+
+    names = [*recipe.data.labeled, recipe.data.val, recipe.data.unlabeled if recipe.uses_unlabeled else None]
+    files = {name: project.path(project.split(name).annotations) for name in names if name is not None}
+    start = start_checkpoint(project, recipe)
+    return dict(
+        annotations={name: _file_digest(file) for name, file in files.items()},
+        start=None if start is None else _weights_digest(start),
+    )
+
+
+def state(project: Project, training: Training) -> str:
+    """'stands', 'cut' (a run to go on with) or 'none'. What it starts from must stand too."""
+    if any(state(project, start) != "stands" for start in starts(project, training)):
+        return "none"
+    recipe, model = project.recipe(training.recipe, training.overrides)
+    work_dir = training.work_dir(project)
+    noted = read_json(work_dir / MADE_FROM)  # a run of ``sagecache train`` has none: it is taken at its word
+    try:
+        same = noted is None or noted == made_from(project, recipe)
+    except (SagecacheError, OSError):  # weights or annotations are not there
+        return "none"
+    finished = finished_run(work_dir)
+    if finished is not None:
+        enough = finished.iterations >= (training.max_iters or recipe.train_cfg.max_iters)
+        return "stands" if same and enough and finished.recipe == recipe_digest(recipe, model) else "none"
+    cut = any(work_dir.glob("iter_*.pth")) and not changed_since_start(work_dir, recipe, model)
+    return "cut" if cut and same else "none"
+
+
+@functools.lru_cache(maxsize=256)
+def _digest(path: Path, _size: int, _written: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    found = path.stat()
+    return _digest(path, found.st_size, found.st_mtime_ns)
+
+
+def _weights_digest(path: Path) -> str:
+    found = path.stat()
+    return _digest_of_weights(path, found.st_size, found.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=256)
+def _digest_of_weights(path: Path, _size: int, _written: int) -> str:
+    """Of the network that trainings start from: files also hold dates."""
+    from sagecache.mm.checkpoints import network_state
+
+    content = hashlib.sha256()
+    for name, value in sorted(network_state(path, "ema_teacher").items()):
+        content.update(name.encode() + str(tuple(value.shape)).encode() + value.numpy().tobytes())
+    return content.hexdigest()
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def write_json(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(content) + "\n")
+    temporary.replace(path)
+
+
+# -- making it ---------------------------------------------------------------------------------------
+
+
+def train_and_score(
+    repetitions: Repetitions, training: Training, split: str | None, report: Callable[..., None]
+) -> None:
+    """Train what does not stand, score what is not scored; everything it needs must be there."""
+    from sagecache.cli.jobs import check_recipe, require_fresh
+    from sagecache.mm import run
+
+    project = repetitions.project(training.draw)
+    where = state(project, training)
+    if where != "stands":
+        recipe, _ = project.recipe(training.recipe, training.overrides)
+        check_recipe(recipe)
+        require_fresh(project, recipe)
+        work_dir = training.work_dir(project)
+        write_json(work_dir / MADE_FROM, made_from(project, recipe))
+        options = run.TrainOptions(
+            work_dir=work_dir,
+            resume=where == "cut",
+            max_iters=training.max_iters,
+            overrides=dict(training.overrides),
+        )
+        run.train(project, training.recipe, options, report)
+    if split is not None and scored(project, training, split) is None:
+        _score(project, training, split, report)
+
+
+def _score(project: Project, training: Training, split: str, report: Callable[..., None]) -> None:
+    from sagecache.mm.evaluate import score
+
+    own = as_trained(project, training)
+    _, predictions = score(
+        own, checkpoint_of(project, training), split, BOXES, NETWORK, lambda *told: report(*told, "score")
+    )
+    content = dict(made_from=score_made_from(project, training, split), predictions=predictions)
+    write_json(score_file(project, training, split), content)
+
+
+def as_trained(project: Project, training: Training) -> Project:
+    """The project with the model that the training's overrides make of its page."""
+    own = copy.copy(project)
+    own.model = project.recipe(training.recipe, training.overrides)[1]
+    return own
+
+
+def checkpoint_of(project: Project, training: Training) -> Path:
+    work_dir = training.work_dir(project)
+    return work_dir / finished_run(work_dir).checkpoint
+
+
+def score_file(project: Project, training: Training, split: str) -> Path:
+    return training.work_dir(project) / f"scored_{split}.json"
+
+
+def score_made_from(project: Project, training: Training, split: str) -> dict[str, Any]:
+    """All that predictions hang on; how they are judged is asked when the table is made."""
+    return dict(
+        checkpoint=_file_digest(checkpoint_of(project, training)),
+        annotations=_file_digest(project.path(project.split(split).annotations)),
+        padding=project.data.evaluation.padding,
+        model=json.loads(json.dumps(as_trained(project, training).model, default=str)),
+        network=NETWORK,
+        boxes=BOXES,
+    )
+
+
+def scored(project: Project, training: Training, split: str) -> list[dict] | None:
+    """Predictions of a training that stands; None where they are to be made."""
+    content = read_json(score_file(project, training, split))
+    if content is None or content.get("made_from") != score_made_from(project, training, split):
+        return None
+    return content["predictions"]
+
+
+def report_of(project: Project, training: Training, split: str) -> KeypointReport | None:
+    """By today's rules of data.py; None where the training does not stand or is not scored."""
+    from sagecache.data.coco import load_coco
+    from sagecache.evaluation.keypoints import evaluate
+
+    if state(project, training) != "stands" or (predictions := scored(project, training, split)) is None:
+        return None
+    truth, rules = load_coco(project.path(project.split(split).annotations)), project.data.evaluation
+    return evaluate(
+        predictions, truth, project.skeleton, area_rule=rules.area, normaliser=rules.pck_normaliser
+    )
