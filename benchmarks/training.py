@@ -22,8 +22,10 @@ from benchmarks.results import Section, Table, at_most, short
 from benchmarks.scale import LARGE, title
 from benchmarks.timing import Samples
 from sagecache.cli.jobs import crop_rule, stats_job
+from sagecache.mm.build import build_estimator
 from sagecache.mm.estimator import SemiPoseEstimator
-from sagecache.mm.run import build_estimator, build_optimizer, train_loader
+from sagecache.mm.loaders import train_loader
+from sagecache.mm.optimisers import build_optimizer
 from sagecache.mm.samples import unpacked
 from sagecache.precompute.runner import run_stats
 from sagecache.teachers.base import Teacher

@@ -25,10 +25,10 @@ from sagecache.data.dataset import UnlabeledViews, collate  # noqa: E402
 from sagecache.data.sampling import Draw  # noqa: E402
 from sagecache.geometry.affine import is_mirrored, swap_mirrored, transform_points  # noqa: E402
 from sagecache.geometry.sampling import inside  # noqa: E402
+from sagecache.mm.build import build_estimator  # noqa: E402
 from sagecache.mm.codecs import codec_of  # noqa: E402
 from sagecache.mm.estimator import SemiPoseEstimator  # noqa: E402
 from sagecache.mm.outputs import network_maps  # noqa: E402
-from sagecache.mm.run import build_estimator  # noqa: E402
 from sagecache.project import Project, Recipe  # noqa: E402
 
 WRONG = 0.05  # of the box's diagonal, as PCK@0.05

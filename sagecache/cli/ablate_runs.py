@@ -91,7 +91,7 @@ def starts(project: Project, training: Training) -> Iterator[Training]:
 
 def made_from(project: Project, recipe: Recipe) -> dict[str, Any]:
     """Digests of the annotations that a training reads, and of the weights that it starts from."""
-    from sagecache.mm.run import start_checkpoint
+    from sagecache.mm.build import start_checkpoint
 
     names = [*recipe.data.labeled, recipe.data.val, recipe.data.unlabeled if recipe.uses_unlabeled else None]
     files = {name: project.path(project.split(name).annotations) for name in names if name is not None}

@@ -11,11 +11,11 @@ import torch
 
 from sagecache.geometry.affine import compose, invert_affine, transform_points
 from sagecache.geometry.heatmap import decode, probability
+from sagecache.mm.build import build_estimator
 from sagecache.mm.checkpoints import PREFIXES, load_network, read_state
 from sagecache.mm.codecs import codec_of, map_sigma
 from sagecache.mm.estimator import SemiPoseEstimator
 from sagecache.mm.outputs import network_maps
-from sagecache.mm.run import build_estimator
 from sagecache.mm.samples import upright_views
 from sagecache.project import Project, Recipe
 from sagecache.structures import Instance

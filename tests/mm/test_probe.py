@@ -12,6 +12,7 @@ from dots_network import bright_project, save_checkpoint, train
 
 from sagecache.cli.jobs import stats_job
 from sagecache.mm import guards, probe, run
+from sagecache.mm.build import build_estimator
 from sagecache.mm.checkpoints import load_network
 from sagecache.mm.probe import build_probe
 from sagecache.precompute.runner import run_stats
@@ -28,7 +29,7 @@ def project(tmp_path_factory) -> Project:
 def estimator_and_probe(project: Project, shift=(0.0, 0.0), overrides: dict | None = None):
     """An EMA teacher that is off by so many heatmap pixels: 6.5 by 6.5 image pixels each."""
     recipe, model = project.recipe("stage1-full", {"load_from": None, **(overrides or {})})
-    estimator = run.build_estimator(project, recipe, model, with_terms=False)
+    estimator = build_estimator(project, recipe, model, with_terms=False)
     path = save_checkpoint(project, project.folder / "off.pth", ema_teacher=shift)
     load_network(estimator.ema_teacher, path, "ema_teacher")
     return estimator, build_probe(project, recipe, model, interval=1)
@@ -76,7 +77,7 @@ def test_weights_statistics_modes_and_random_streams_stay_as_they_are(project, t
     """With batch norm in the network and running statistics in the filter, both in training mode."""
     model = replace_network(project)
     recipe, _ = project.recipe("stage1-full", {"load_from": None, **teachers})
-    estimator = run.build_estimator(project, recipe, model, with_terms=False).train()
+    estimator = build_estimator(project, recipe, model, with_terms=False).train()
     hook = build_probe(project, recipe, model, interval=1)
     before = {key: value.clone() for key, value in estimator.state_dict().items()}
     modes = {name: module.training for name, module in estimator.named_modules()}

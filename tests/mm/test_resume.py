@@ -11,6 +11,7 @@ from dots_network import bright_project, train
 
 from sagecache.errors import SagecacheError
 from sagecache.mm import run
+from sagecache.mm.metrics import KeypointMetric
 from sagecache.project import Project
 from sagecache.store.lock import FolderLock
 
@@ -121,7 +122,7 @@ def test_a_run_killed_in_a_validation_makes_up_for_it(project, monkeypatch, step
             raise score
         return {"PCK@0.05": score}
 
-    monkeypatch.setattr(run.KeypointMetric, "compute_metrics", measured)
+    monkeypatch.setattr(KeypointMetric, "compute_metrics", measured)
     train(project, "stage0", run.TrainOptions(overrides=words, max_iters=2), lambda *words: None)
     options = dict(overrides=words, max_iters=steps)
     with pytest.raises(KeyboardInterrupt):

@@ -1,0 +1,86 @@
+"""From a recipe to the training model, and to the weights that it starts from."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sagecache.errors import SagecacheError, nearest
+from sagecache.mm.checkpoints import load_network
+from sagecache.mm.codecs import codec_of, map_frame
+from sagecache.mm.estimator import SemiPoseEstimator
+from sagecache.mm.labeling import build_labeler, build_mixing, build_style, load_prior
+from sagecache.mm.registry import build_student
+from sagecache.mm.terms import build_terms
+from sagecache.models.weights import weights_path
+from sagecache.project import Project, Recipe
+from sagecache.project.runs import (
+    finished_run,
+    shortfall,
+)
+
+logger = logging.getLogger(__name__)
+
+
+def build_estimator(
+    project: Project, recipe: Recipe, model: dict, with_terms: bool = True
+) -> SemiPoseEstimator:
+    """Student with its start weights, EMA teacher, pseudo labels and the recipe's terms.
+
+    with_terms False: enough to look at pseudo labels; needs no stores.
+    """
+    student = build_student(model)
+    start = start_checkpoint(project, recipe)
+    if start is not None:
+        load_network(student, start, backbone_serves=True)
+    if recipe.channels_last:
+        student = student.to(memory_format=torch.channels_last)
+    frame = map_frame(codec_of(model))
+    semi: dict[str, Any] = {}
+    if recipe.uses_unlabeled:
+        prior = load_prior(project, recipe)
+        semi = dict(
+            labeler=build_labeler(project, recipe, frame.sigma),
+            terms=build_terms(project, recipe, frame.sigma, prior) if with_terms else {},
+            mixing=build_mixing(project, recipe),
+            style=build_style(recipe),
+            prior=prior if recipe.semi.gate.get("teacher_b") == "diffusion" else None,
+            teacher=recipe.semi.teacher,
+            ramp_up_steps=recipe.semi.ramp_up,
+        )
+    return SemiPoseEstimator(student, frame, ema_decay=recipe.ema_decay, **semi)
+
+
+def start_checkpoint(project: Project, recipe: Recipe) -> Path | None:
+    """The file behind ``load_from``: the committed student, a recipe's best checkpoint, or a path."""
+    if recipe.load_from is None:
+        return None
+    if recipe.load_from == "demo":
+        return weights_path("student")
+    if recipe.load_from in project.recipe_names():
+        found = project.checkpoint(recipe.load_from)
+        if found is None:
+            raise SagecacheError(
+                f"recipe '{recipe.load_from}' is not trained yet",
+                fix=f"Run: {project.train_command(recipe.load_from)}",
+            )
+        _warn_of_another_run(project, recipe.load_from)
+        return found
+    path = project.path(recipe.load_from)
+    if not path.is_file():
+        raise SagecacheError(
+            f"load_from '{recipe.load_from}' is neither a recipe nor a file",
+            file=path,
+            fix=nearest(recipe.load_from, ["demo", *project.recipe_names()]),
+        )
+    return path
+
+
+def _warn_of_another_run(project: Project, name: str) -> None:
+    """A trial (--max-iters, overrides) stands for its recipe until that is trained again."""
+    run = finished_run(project.work_dir(name))
+    if run is not None and (how := shortfall(run, *project.recipe(name))):
+        logger.warning("starting from '%s', which was trained %s", name, how)

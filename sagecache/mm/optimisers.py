@@ -1,0 +1,56 @@
+"""A recipe's ``optim_wrapper`` and ``param_scheduler``, checked before a training starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from mmengine.optim import OptimWrapper, build_optim_wrapper
+from mmengine.registry import PARAM_SCHEDULERS
+from torch import nn
+
+from sagecache.errors import SagecacheError
+
+
+def build_optimizer(student: nn.Module, config: Mapping[str, Any], amp: bool) -> OptimWrapper:
+    """The recipe's optim_wrapper over the student alone: layer decay looks for names in ``backbone.…``."""
+    config = dict(config)
+    if "optimizer" not in config:
+        raise SagecacheError(
+            "the recipe has no optimiser", fix="Set optim_wrapper = dict(optimizer=dict(type=…))."
+        )
+    if amp:
+        # bfloat16 has float32's range: no loss scaling, for which the host would wait in every step
+        config |= dict(type="AmpOptimWrapper", dtype="bfloat16", loss_scale=dict(enabled=False))
+    try:
+        return build_optim_wrapper(student, config)
+    except (AttributeError, KeyError, TypeError, ValueError, AssertionError) as error:
+        raise SagecacheError(f"optim_wrapper can't be built: {error}", record=str(dict(config))) from error
+
+
+def schedule(schedulers: Any, max_iters: int) -> list[dict] | None:
+    """Schedulers by iteration; one without an end runs to the last iteration."""
+    if not schedulers:
+        return None
+    schedulers = [schedulers] if isinstance(schedulers, Mapping) else schedulers
+    if not isinstance(schedulers, (list, tuple)) or not all(isinstance(one, Mapping) for one in schedulers):
+        raise SagecacheError(
+            f"param_scheduler is {schedulers!r}", file="recipe", fix="Set a list of dict(type=…)."
+        )
+    schedulers = [dict(dict(by_epoch=False, end=max_iters), **scheduler) for scheduler in schedulers]
+    for scheduler in schedulers:
+        _try_schedule(scheduler)
+    return schedulers
+
+
+def _try_schedule(scheduler: dict[str, Any]) -> None:
+    """Build it once for nothing: mmengine builds the real one after the first networks are on the device."""
+    if scheduler.get("convert_to_iter_based"):  # needs the length of an epoch
+        return
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0, momentum=0.9)
+    try:
+        PARAM_SCHEDULERS.build(dict(scheduler, optimizer=optimizer))
+    except (KeyError, TypeError, ValueError, AssertionError) as error:
+        told = str(error).strip('"').split("\n")[0]
+        raise SagecacheError(f"param_scheduler can't be built: {told}", record=str(scheduler)) from error
