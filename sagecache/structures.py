@@ -66,7 +66,8 @@ class PseudoLabels:
     probability (B, K, h, w): fused teacher maps in the heatmap pixels of the first view it saw, each summing
     to 1. keypoints (B, K, 2): decoded, source image pixels. confidence (B, K) in [0, 1].
     plausibility (B,): KPS in [0, 1]. teacher_a (B,) bool: sample passes the gate.
-    weights (B, K) in [0, 1]: 0 where a joint is not learned from. fate (B, K) int64: of `Fate`, why.
+    weights (B, K) >= 0: 0 where a joint is not learned from. fate (B, K) int64: of `Fate`, why.
+    places (B, K) >= 0: weights of joints whose place is trusted and whose name, left or right, is not.
     corrected (B, K, 2): pose B in image pixels (equal to keypoints where no prior is given).
     """
 
@@ -77,6 +78,7 @@ class PseudoLabels:
     teacher_a: Tensor
     weights: Tensor
     fate: Tensor
+    places: Tensor
     corrected: Tensor
 
     @property

@@ -103,6 +103,7 @@ class SemiPoseEstimator(BaseModel):
         self.ema_decay, self.ramp_up_steps = ema_decay, ramp_up_steps
         self.sigma, self.step = frame.sigma, 0
         self.last_labels: PseudoLabels | None = None  # of the last step, for those who log
+        self.votes: Tensor | None = None  # fixed ones by unlabeled instance, set by the training
         self.table: LabelTable | None = None  # labels that stand between two refreshes, set by the training
         self.mixing, self.style = mixing, style
         self.hardness = None
@@ -279,12 +280,20 @@ class SemiPoseEstimator(BaseModel):
     @torch.no_grad()
     def pseudo_labels(self, unlabeled: dict) -> PseudoLabels:
         """What the EMA teacher(s) make of the weak views: fused, filtered, gated."""
+        known = self.votes is not None and "index" in unlabeled
         return self.labeler(
             self.teacher_views(unlabeled),
             self.heatmap_from_input,
             unlabeled["bbox_scale"],
             correct=None if self.prior is None else self.prior.correct,
+            fixed_votes=self.votes[unlabeled["index"]] if known else None,
         )
+
+    @torch.no_grad()
+    def facing_votes(self, unlabeled: dict) -> Tensor:
+        """Front or back of each person, (B,) in [-1, 1], by the EMA teacher(s) as they are now."""
+        views = self.teacher_views(unlabeled)
+        return self.labeler.votes(views, self.heatmap_from_input, unlabeled["bbox_scale"])
 
     @torch.no_grad()
     def teacher_views(self, unlabeled: dict) -> list[TeacherView]:

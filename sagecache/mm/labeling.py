@@ -11,6 +11,7 @@ from torch import nn
 
 from sagecache.data.mixing import StrongMixing
 from sagecache.data.style import StyleTransfer
+from sagecache.errors import SagecacheError
 from sagecache.priors.diffusion import DiffusionPrior
 from sagecache.project import Project, Recipe
 from sagecache.semi.coupling import StructuralCoupling
@@ -19,6 +20,7 @@ from sagecache.semi.fusion import ViewFusion
 from sagecache.semi.gating import HybridGate, Plausibility, calibrate_threshold
 from sagecache.semi.instances import InstanceGate
 from sagecache.semi.pseudo_labels import PseudoLabeler
+from sagecache.semi.swaps import FacingVote, SwapCheck
 from sagecache.skeleton.measure import stacked_keypoints
 from sagecache.skeleton.stats import SkeletonStats
 from sagecache.strict import call_with, checked
@@ -31,6 +33,7 @@ SECTIONS: dict[str, tuple[type, tuple[str, ...]]] = {
     "gate": (HybridGate, ()),
     "mixing": (StrongMixing, ("skeleton",)),
     "style": (StyleTransfer, ()),
+    "swaps": (SwapCheck, ("flip_indices",)),
 }
 ALSO = {"pseudo_labels": ("align",)}  # keys that are read here
 
@@ -87,7 +90,19 @@ def build_labeler(project: Project, recipe: Recipe, sigma: float) -> PseudoLabel
         _build(recipe, "fusion", sigma=sigma),
         _build(recipe, "instances", stats=stats, sigma=sigma) if semi.instances else None,
         StructuralCoupling(stats, semi.coupling) if semi.coupling else None,
+        _build_swaps(project, recipe, sigma) if semi.swaps else None,
     )
+
+
+def _build_swaps(project: Project, recipe: Recipe, sigma: float) -> tuple[FacingVote, SwapCheck]:
+    skeleton = project.skeleton
+    if skeleton.torso_joints is None:
+        raise SagecacheError(
+            f"the skeleton '{skeleton.name}' names no shoulders and hips, and semi.swaps needs a torso",
+            fix="Leave semi.swaps out.",
+        )
+    facing = FacingVote(torch.tensor(skeleton.mirrored_joints), torch.tensor(skeleton.torso_joints), sigma)
+    return facing, _build(recipe, "swaps", flip_indices=torch.tensor(skeleton.flip_indices))
 
 
 def build_mixing(project: Project, recipe: Recipe) -> nn.Module | None:

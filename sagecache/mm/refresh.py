@@ -1,10 +1,12 @@
-"""Pseudo-labels of the whole unlabeled split, made anew every few epochs and kept beside the checkpoints."""
+"""What is said of the whole unlabeled split at once, and kept beside the checkpoints: pseudo-labels that are
+made anew every few epochs, and votes on front or back that are taken once.
+"""
 
 from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ from sagecache.store.labels import read_labels, write_labels
 from sagecache.structures import Fate
 
 BATCH = 64
+ROUNDS = 3  # draws that a vote is the mean of
 STREAM = 2  # of a draw's entropy: not the labeled (0) nor the unlabeled (1) stream of a training step
 
 
@@ -57,12 +60,7 @@ class RefreshHook(Hook):
             return  # the next step makes them anew
         path = self._path(iteration)
         arrays, _ = read_labels(path)
-        if arrays.pop("ids").tolist() != self._ids().tolist():
-            raise SagecacheError(
-                "the pseudo-labels are of other instances than today's unlabeled split",
-                file=path,
-                fix="Put the split back, or train anew: leave --resume out.",
-            )
+        self.crops.require_same(arrays.pop("ids"), path)
         unwrap(runner.model).table.fill({name: torch.from_numpy(value) for name, value in arrays.items()})
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
@@ -71,34 +69,59 @@ class RefreshHook(Hook):
 
     def _refresh(self, runner) -> None:
         model = unwrap(runner.model)
-        rank, world = dist.get_rank(), dist.get_world_size()
         self.crops.number = runner.iter // self.every
         table = LabelTable(len(self.crops), model.table.keypoints.shape[1]).to(model.table.keypoints.device)
-        loader = DataLoader(
-            self.crops,
-            batch_size=BATCH,
-            sampler=range(rank, len(self.crops), world),
-            num_workers=self.workers,
-            collate_fn=collate,
-            generator=torch.Generator(),  # a loader draws a seed, and the step's own must stay as it is
-        )
-        for batch in loader:
-            views = model.data_preprocessor.cast_data(batch)
+        for views in self.crops.batches(model, self.workers):
             table.put(views["index"], model.pseudo_labels(views))
         model.table.fill({name: _of_all_processes(value) for name, value in table.arrays().items()})
-        if rank == 0:
+        if dist.get_rank() == 0:
             arrays = {name: value.cpu().numpy() for name, value in model.table.arrays().items()}
-            about = dict(
-                self.provenance, iteration=runner.iter, ema_teacher_sha256=_digest(model.ema_teacher)
-            )
+            about = self.provenance | _moment(runner.iter, model.ema_teacher)
             about["fates"] = {fate.name.lower(): int(fate) for fate in Fate}
-            write_labels(self._path(runner.iter), arrays | {"ids": self._ids()}, about)
+            write_labels(self._path(runner.iter), arrays | {"ids": self.crops.ids()}, about)
 
     def _path(self, iteration: int) -> Path:
         return self.folder / f"iter_{iteration}.zarr"
 
-    def _ids(self) -> np.ndarray:
-        return np.array([one.key for one in self.crops.views.instances], np.int64)
+
+class FacingHook(Hook):
+    """Before the first step each unlabeled person's front or back is voted on by the start weights.
+
+    They stand outside of what the training feeds back into itself, and so can hold the names of left and
+    right (semi.swaps). The mean of ROUNDS draws of the teachers' views. path: where the votes are written; a
+    resumed run reads them. provenance: as for `RefreshHook`.
+    """
+
+    priority = "ABOVE_NORMAL"  # labels that are made before the first step need them
+
+    def __init__(self, views: UnlabeledViews, path: Path, provenance: Mapping, workers: int = 0) -> None:
+        self.crops, self.path, self.workers = _WeakViews(views, provenance["seed"]), path, workers
+        self.provenance = dict(provenance, rounds=ROUNDS)
+
+    def before_train(self, runner) -> None:
+        model = unwrap(runner.model)
+        votes = self._read() if runner.iter else self._vote(model)
+        model.votes = votes.to(model.heatmap_from_input.device)
+
+    def _vote(self, model: nn.Module) -> Tensor:
+        votes = torch.zeros(len(self.crops), device=model.heatmap_from_input.device)
+        training = model.training
+        model.eval()
+        for self.crops.number in range(ROUNDS):
+            for views in self.crops.batches(model, self.workers):
+                votes[views["index"]] += model.facing_votes(views) / ROUNDS
+        model.train(training)
+        votes = _of_all_processes(votes)
+        if dist.get_rank() == 0:
+            arrays = dict(ids=self.crops.ids(), votes=votes.cpu().numpy())
+            about = self.provenance | _moment(0, model.ema_teacher)
+            write_labels(self.path, arrays, about, kind="facing")
+        return votes
+
+    def _read(self) -> Tensor:
+        arrays, _ = read_labels(self.path, kind="facing")
+        self.crops.require_same(arrays["ids"], self.path)
+        return torch.from_numpy(arrays["votes"])
 
 
 class _WeakViews(Dataset):
@@ -107,6 +130,30 @@ class _WeakViews(Dataset):
     def __init__(self, views: UnlabeledViews, seed: int) -> None:
         self.views, self.seed, self.number = copy.copy(views), seed, 0
         self.views.num_strong_views = 0
+
+    def batches(self, model: nn.Module, workers: int) -> Iterator[dict[str, Tensor]]:
+        """This process's share of all instances, on the model's device."""
+        loader = DataLoader(
+            self,
+            batch_size=BATCH,
+            sampler=range(dist.get_rank(), len(self), dist.get_world_size()),
+            num_workers=workers,
+            collate_fn=collate,
+            generator=torch.Generator(),  # a loader draws a seed, and the step's own must stay as it is
+        )
+        yield from map(model.data_preprocessor.cast_data, loader)
+
+    def ids(self) -> np.ndarray:
+        return np.array([one.key for one in self.views.instances], np.int64)
+
+    def require_same(self, ids: np.ndarray, file: Path) -> None:
+        """Raise SagecacheError unless a file is of today's instances."""
+        if ids.tolist() != self.ids().tolist():
+            raise SagecacheError(
+                "is of other instances than today's unlabeled split",
+                file=file,
+                fix="Put the split back, or train anew: leave --resume out.",
+            )
 
     def __len__(self) -> int:
         return len(self.views)
@@ -120,6 +167,10 @@ def _of_all_processes(values: Tensor) -> Tensor:
     total = values.int() if values.dtype == torch.bool else values
     dist.all_reduce(total)
     return total.to(values.dtype)
+
+
+def _moment(iteration: int, ema_teacher: nn.Module) -> dict[str, object]:
+    return dict(iteration=iteration, ema_teacher_sha256=_digest(ema_teacher))
 
 
 def _digest(network: nn.Module) -> str:

@@ -19,6 +19,7 @@ from sagecache.priors.diffusion import DiffusionGuidance, DiffusionPrior
 from sagecache.priors.structural import BoneLength, JointAngle, Topology
 from sagecache.project import Project, Recipe
 from sagecache.semi.consistency import Consistency
+from sagecache.semi.sides import SideAgnostic
 from sagecache.skeleton.stats import SkeletonStats
 from sagecache.strict import call_with, checked
 
@@ -34,6 +35,9 @@ class TermInputs:
 
     def flip_indices(self) -> Tensor:
         return torch.tensor(self.project.skeleton.flip_indices)
+
+    def mirror_pairs(self) -> Tensor:
+        return torch.tensor(self.project.skeleton.mirrored_joints)
 
     def limbs(self) -> Tensor:
         self._check_stores()
@@ -93,6 +97,12 @@ TERMS = {
         reference=TermInputs.reference,
     ),
     "cmgc_normal": TermKind(CMGCNormal, edges=TermInputs.tubes, flip_indices=TermInputs.flip_indices),
+    "sides": TermKind(
+        SideAgnostic,
+        pairs=TermInputs.mirror_pairs,
+        flip_indices=TermInputs.flip_indices,
+        sigma=attrgetter("sigma"),
+    ),
     "bone": TermKind(BoneLength, limits=TermInputs.limb_limits, flip_indices=TermInputs.flip_indices),
     "topology": TermKind(Topology, limits=TermInputs.offset_limits, flip_indices=TermInputs.flip_indices),
     "angle": TermKind(JointAngle, limits=TermInputs.angle_limits, flip_indices=TermInputs.flip_indices),

@@ -133,13 +133,14 @@ class SemiSettings:
     joints of implausible structure lose weight (``semi.coupling``), 0 is off. The dicts are options of
     ``semi.fusion.ViewFusion``, ``semi.filtering.KeypointFilter`` (pseudo_labels),
     ``semi.instances.InstanceGate``, ``semi.gating.HybridGate``, ``data.mixing.StrongMixing``,
-    ``data.style.StyleTransfer``.
+    ``data.style.StyleTransfer``, ``semi.swaps.SwapCheck``.
     """
 
     teacher: TeacherSettings = TeacherSettings()
     fusion: dict[str, Any] = field(default_factory=dict)
     pseudo_labels: dict[str, Any] = field(default_factory=dict)
     instances: dict[str, Any] = field(default_factory=dict)
+    swaps: dict[str, Any] = field(default_factory=dict)
     coupling: float = 0.0
     mixing: dict[str, Any] = field(default_factory=dict)
     style: dict[str, Any] = field(default_factory=dict)

@@ -162,7 +162,7 @@ class Consistency(nn.Module):
         """
         labels = batch.pseudo_labels
         hard, hard_in_view = self._hard_target(batch)
-        soft, soft_in_view = _drawn(batch, labels.corrected, self.soft_sigma)
+        soft, soft_in_view = draw_in_view(batch, labels.corrected, self.soft_sigma)
         use_a = labels.teacher_a[:, None]
         target = torch.where(use_a[..., None, None], hard, soft)
         weights = labels.weights * torch.where(use_a, hard_in_view, soft_in_view)
@@ -176,7 +176,7 @@ class Consistency(nn.Module):
     def _hard_target(self, batch: UnlabeledBatch) -> tuple[Tensor, Tensor]:
         """Maps (B, K, h, w), not yet normalised, and in view (B, K) bool; channels as in the image."""
         if self.target == "keypoints":
-            return _drawn(batch, batch.pseudo_labels.keypoints, self.sigma)
+            return draw_in_view(batch, batch.pseudo_labels.keypoints, self.sigma)
         maps, matrix = batch.pseudo_labels.probability, batch.student_from_teacher
         if batch.distortion is None:
             warped = warp_heatmaps(maps, matrix)
@@ -188,7 +188,7 @@ class Consistency(nn.Module):
         return warped, bent_in_view_mass(warped, matrix, area) >= MIN_IN_VIEW
 
 
-def _drawn(batch: UnlabeledBatch, keypoints: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+def draw_in_view(batch: UnlabeledBatch, keypoints: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
     """Gaussians (B, K, h, w) at keypoints (B, K, 2) of the image, in the strong view; in view (B, K) bool."""
     height, width = batch.student_heatmaps.shape[-2:]
     if batch.distortion is None:

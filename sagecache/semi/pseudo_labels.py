@@ -13,13 +13,20 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from sagecache.geometry.affine import compose, invert_affine, transform_points
+from sagecache.geometry.affine import (
+    compose,
+    invert_affine,
+    is_mirrored,
+    linear_scale,
+    transform_points,
+)
 from sagecache.geometry.heatmap import decode
 from sagecache.semi.coupling import StructuralCoupling
 from sagecache.semi.filtering import FilterDecision, KeypointFilter
 from sagecache.semi.fusion import TeacherView, ViewFusion
 from sagecache.semi.gating import GateDecision, HybridGate, Plausibility
 from sagecache.semi.instances import InstanceGate
+from sagecache.semi.swaps import FacingVote, SwapCheck
 from sagecache.structures import Fate, PseudoLabels
 
 Correct = Callable[[Tensor, Tensor], Tensor]
@@ -30,8 +37,9 @@ class PseudoLabeler(nn.Module):
 
     sigma: the maps' ideal Gaussian, heatmap pixels (scale of the confidence). flip_indices (K,): mirror
     pairs. plausibility: None without labeled statistics; then KPS is the mean confidence of kept joints.
-    fusion: of several views; the default serves one. instances: drops whole persons; coupling: lowers the
-    weights of joints whose limbs or angles no labeled body shows.
+    fusion: of several views; the default serves one. instances: drops whole persons. coupling: lowers the
+    weights of joints whose limbs or angles no labeled body shows. swaps: compare each person's left and
+    right with what another network said of them, and exchange or silence the names.
     """
 
     def __init__(
@@ -44,12 +52,14 @@ class PseudoLabeler(nn.Module):
         fusion: ViewFusion | None = None,
         instances: InstanceGate | None = None,
         coupling: StructuralCoupling | None = None,
+        swaps: tuple[FacingVote, SwapCheck] | None = None,
     ) -> None:
         super().__init__()
         self.sigma, self.gate = sigma, gate
         self.keypoint_filter, self.plausibility = keypoint_filter, plausibility
         self.fusion = fusion or ViewFusion(sigma)
         self.instances, self.coupling = instances, coupling
+        self.facing, self.swaps = swaps or (None, None)
         self.register_buffer("flip_indices", torch.as_tensor(flip_indices), persistent=False)
 
     @torch.no_grad()
@@ -59,23 +69,34 @@ class PseudoLabeler(nn.Module):
         heatmap_from_input: Tensor,
         bbox_scale: Tensor,
         correct: Correct | None = None,
+        fixed_votes: Tensor | None = None,
     ) -> PseudoLabels:
         """views: what the teachers saw of B persons; the first one's heatmap frame is that of the maps.
 
         heatmap_from_input (3, 3): view input -> heatmap pixels. bbox_scale (B,): sqrt(w h) of the boxes,
         image pixels. correct(keypoints, confidence): pose B, in image pixels; required by a gate with a
-        teacher B.
+        teacher B. fixed_votes (B,): what another network's `facing` said of each person; without them names
+        stay as they are.
         """
         fused = self.fusion(views, heatmap_from_input, self.flip_indices)
-        points, confidence = decode(fused.probability, self.sigma)
-        confidence = confidence * fused.agreement
         heatmap_from_image = compose(heatmap_from_input, views[0].view_from_image)
+        points, confidence = decode(fused.probability, self.sigma)
+        confidence, named = confidence * fused.agreement, None
+        if self.swaps is not None and fixed_votes is not None:
+            vote = self._vote(fused.probability, heatmap_from_image, bbox_scale)
+            named = self.swaps(fused.probability, points, confidence, vote, fixed_votes)
+            fused = fused._replace(probability=named.probability)
+            points, confidence = named.points, named.confidence
         keypoints = transform_points(invert_affine(heatmap_from_image), points)
 
         filtered = self.keypoint_filter(confidence)
         trusted = filtered.weight
         if self.fusion.rule == "drop":
             trusted = torch.where(fused.disagree, 0, trusted)
+        places = torch.zeros_like(trusted)
+        if named is not None:
+            places = torch.where(named.silenced, trusted, 0)
+            trusted = torch.where(named.silenced, 0, trusted * named.weight[:, None])
         keep = trusted > 0
         if self.coupling is not None:
             trusted = trusted * self.coupling(keypoints, keep, bbox_scale)
@@ -84,11 +105,15 @@ class PseudoLabeler(nn.Module):
         decision = self.gate(confidence, keep, score, corrected)
         weights = decision.weights * torch.where(decision.teacher_a[:, None], trusted, 1)
         fate = _fate(fused.disagree, filtered, keep, decision)
+        if named is not None:
+            fate = torch.where(named.corrected & (fate == Fate.KEPT), int(Fate.CORRECTED), fate)
+            fate = torch.where(places > 0, int(Fate.SWAPPED), fate)
         if self.instances is not None:
             person = self.instances(
                 fused.probability, heatmap_from_image, keypoints, keep, confidence, bbox_scale
             )
             weights = weights * person.keep[:, None]
+            places = places * person.keep[:, None]
             fate = torch.where(person.keep[:, None], fate, int(Fate.INSTANCE))
         return PseudoLabels(
             probability=fused.probability,
@@ -98,10 +123,22 @@ class PseudoLabeler(nn.Module):
             teacher_a=decision.teacher_a,
             weights=weights,
             fate=fate,
+            places=places,
             # the gate has dropped what is not finite; NaN times a weight of 0 would still be NaN
             corrected=keypoints
             if corrected is None
             else torch.where(corrected.isfinite(), corrected, keypoints),
+        )
+
+    @torch.no_grad()
+    def votes(self, views: Sequence[TeacherView], heatmap_from_input: Tensor, bbox_scale: Tensor) -> Tensor:
+        """Front or back, (B,) in [-1, 1], by `FacingVote`; arguments as in ``forward``."""
+        maps = self.fusion(views, heatmap_from_input, self.flip_indices).probability
+        return self._vote(maps, compose(heatmap_from_input, views[0].view_from_image), bbox_scale)
+
+    def _vote(self, maps: Tensor, heatmap_from_image: Tensor, bbox_scale: Tensor) -> Tensor:
+        return self.facing(
+            maps, bbox_scale * linear_scale(heatmap_from_image), is_mirrored(heatmap_from_image)
         )
 
     def _plausibility(self, keypoints, keep, bbox_scale, confidence) -> Tensor:

@@ -24,13 +24,11 @@ class LabelTable(nn.Module):
 
     def __init__(self, count: int, num_keypoints: int) -> None:
         super().__init__()
-        shapes = dict(
-            keypoints=(num_keypoints, 2), corrected=(num_keypoints, 2), confidence=(num_keypoints,),
-            weights=(num_keypoints,), fate=(num_keypoints,), plausibility=(), teacher_a=(),
-        )  # fmt: skip
+        pose, joints = (num_keypoints, 2), (num_keypoints,)
+        shapes = dict(keypoints=pose, corrected=pose, plausibility=(), teacher_a=())
         kinds = dict(fate=torch.int64, teacher_a=torch.bool)
         for name in KEPT:
-            empty = torch.zeros(count, *shapes[name], dtype=kinds.get(name, torch.float32))
+            empty = torch.zeros(count, *shapes.get(name, joints), dtype=kinds.get(name, torch.float32))
             self.register_buffer(name, empty, persistent=False)
 
     def __len__(self) -> int:

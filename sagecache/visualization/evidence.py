@@ -76,6 +76,7 @@ def _bars(axes: Axes, panel: Panel) -> None:
         axes.bar(at, np.nan_to_num(_over_seeds(rows)[0]), width * 0.92, color=colour, label=arm)
         if len(rows) > 1:
             axes.plot(np.tile(at, len(rows)), rows.ravel(), ".", color="0.15", markersize=3)
+    axes.margins(y=0.25)  # room for the legend
     axes.set_xticks(places, [str(name).replace("_", " ") for name in panel.x])
     if len(panel.x) > 6:
         axes.tick_params(axis="x", labelrotation=60)

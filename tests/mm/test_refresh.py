@@ -12,6 +12,7 @@ from dots_network import bright_project, train
 from sagecache.cli.jobs import stats_job
 from sagecache.errors import SagecacheError
 from sagecache.mm import run
+from sagecache.mm.estimator import SemiPoseEstimator
 from sagecache.precompute.runner import run_stats
 from sagecache.project import Project
 from sagecache.semi.refresh import LabelTable
@@ -69,7 +70,7 @@ def test_labels_are_made_anew_each_epoch_and_a_resumed_run_learns_from_the_same(
 
 def test_steps_learn_from_the_table_and_ask_no_teacher(project, tmp_path, monkeypatch):
     asked, looked = [], []
-    estimator = run.SemiPoseEstimator
+    estimator = SemiPoseEstimator
     of_now, look_up = estimator.pseudo_labels, LabelTable.look_up
     monkeypatch.setattr(
         estimator, "pseudo_labels", lambda *a: (asked.append(len(a[1]["weak"])), of_now(*a))[1]
@@ -86,7 +87,7 @@ def test_labels_of_other_instances_are_refused(project, tmp_path):
     content = json.loads(annotations.read_text())
     content["annotations"] = [one for one in content["annotations"] if one["image_id"] != 204]
     annotations.write_text(json.dumps(content))
-    with pytest.raises(SagecacheError, match="of other instances"):
+    with pytest.raises(SagecacheError, match="is of other instances"):
         work(project, tmp_path / "cut", max_iters=4, resume=True)
 
 

@@ -152,7 +152,8 @@ def batch_of(bodies, strong_from_target, image_from_target=None, jitter=0.0):
     ones = torch.ones(count)
     labels = PseudoLabels(
         probability=torch.zeros(count, 17, 32, 24), keypoints=in_image, confidence=weights, plausibility=ones,
-        teacher_a=ones > 0, fate=torch.zeros_like(weights).long(), weights=weights, corrected=in_image,
+        teacher_a=ones > 0, fate=torch.zeros_like(weights).long(),
+        places=0 * weights, weights=weights, corrected=in_image,
     )  # fmt: skip
     return UnlabeledBatch(
         student_heatmaps=torch.zeros(count, 17, 32, 24),

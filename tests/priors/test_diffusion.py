@@ -303,6 +303,7 @@ def batch_for(prior: DiffusionPrior, view: Tensor) -> UnlabeledBatch:
         plausibility=torch.ones(2),
         teacher_a=torch.ones(2, dtype=torch.bool),
         fate=torch.zeros(2, 17, dtype=torch.int64),
+        places=torch.zeros(2, 17),
         weights=torch.ones(2, 17),
         corrected=truth,
     )

@@ -281,6 +281,7 @@ def make_batch(labeled, predicted: Tensor, **options) -> UnlabeledBatch:
         teacher_a=ones[:, 0] > 0,
         weights=0 * ones,  # the prior takes part all the same
         fate=torch.full((4, 17), Fate.LOW_CONFIDENCE),
+        places=torch.zeros(4, 17),
         corrected=truth,
     )
     boxes = torch.from_numpy(labeled[1][:4])

@@ -195,6 +195,7 @@ def batch_for(view: Tensor, **changes) -> UnlabeledBatch:
         plausibility=torch.ones(1),
         teacher_a=torch.ones(1, dtype=torch.bool),
         fate=torch.zeros(1, 3, dtype=torch.int64),
+        places=torch.zeros(1, 3),
         weights=torch.tensor([[1.0, 0.9, 0.8]]),
         corrected=JOINTS.clone(),
     )

@@ -14,6 +14,7 @@ def labels(count: int, joints: int = 3) -> PseudoLabels:
         plausibility=torch.rand(count),
         teacher_a=torch.rand(count) > 0.5,
         weights=torch.rand(count, joints),
+        places=torch.rand(count, joints),
         fate=torch.randint(9, (count, joints)),
         corrected=torch.rand(count, joints, 2),
     )

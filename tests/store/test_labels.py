@@ -9,7 +9,7 @@ import pytest
 import tensorstore
 
 from sagecache.errors import SagecacheError
-from sagecache.store.labels import FRAME, read_labels, write_labels
+from sagecache.store.labels import PSEUDO_LABELS, read_labels, write_labels
 
 
 def arrays(count: int = 5, joints: int = 3, seed: int = 0) -> dict[str, np.ndarray]:
@@ -22,6 +22,7 @@ def arrays(count: int = 5, joints: int = 3, seed: int = 0) -> dict[str, np.ndarr
         corrected=pose[1],
         confidence=share[0],
         weights=share[1],
+        places=share[1],
         fate=rng.integers(0, 9, (count, joints)),
         plausibility=share[0, :, 0],
         teacher_a=share[0, :, 0] > 0.5,
@@ -38,7 +39,7 @@ def test_what_was_written_is_read_and_by_another_reader_too(tmp_path):
         path = tmp_path / "labels" / "iter_450.zarr" / name
         other = tensorstore.open(dict(driver="zarr3", kvstore=dict(driver="file", path=str(path)))).result()
         np.testing.assert_array_equal(other.read().result(), values)
-        assert json.loads((path / "zarr.json").read_text())["attributes"]["meaning"] == FRAME[name]
+        assert json.loads((path / "zarr.json").read_text())["attributes"]["meaning"] == PSEUDO_LABELS[name]
 
 
 def test_a_second_refresh_of_the_same_moment_replaces_the_first(tmp_path):
@@ -56,7 +57,7 @@ def test_a_second_refresh_of_the_same_moment_replaces_the_first(tmp_path):
 def test_other_arrays_are_refused(tmp_path, change):
     values = arrays()
     change(values)
-    with pytest.raises(ValueError, match="labels are arrays"):
+    with pytest.raises(ValueError, match="pseudo_labels are arrays"):
         write_labels(tmp_path / "one.zarr", values, {})
     assert list(tmp_path.iterdir()) == []
 
