@@ -95,3 +95,16 @@ def test_maps_cannot_be_learned_from_a_table_of_poses(project):
     words = WORDS | {"semi.terms.consistency.target": "heatmap"}
     with pytest.raises(SagecacheError, match="keeps poses and no heatmaps"):
         project.recipe("stage1-full", words)
+
+
+def test_votes_are_taken_once_before_the_first_step_and_read_by_a_resumed_run(project, tmp_path):
+    words = {"semi.swaps.front": 0.2, "semi.terms.sides.weight": 1.0, "semi.refresh": 0}
+    whole = work(project, tmp_path / "whole", words=words, max_iters=4)
+    arrays, about = read_labels(tmp_path / "whole" / "pseudo_labels" / "facing.zarr", kind="facing")
+    assert arrays["ids"].tolist() == [list(one.key) for one in project.instances("unlabeled")]
+    assert np.abs(arrays["votes"]).max() <= 1 and about["iteration"] == 0
+    cut = tmp_path / "cut"
+    work(project, cut, words=words, max_iters=3)
+    resumed = work(project, cut, words=words, max_iters=4, resume=True)
+    one, other = (torch.load(path, weights_only=True)["state_dict"] for path in (whole, resumed))
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)

@@ -9,6 +9,9 @@ from sagecache.semi.filtering import KeypointFilter
 from sagecache.semi.fusion import TeacherView, fuse_flip
 from sagecache.semi.gating import HybridGate
 from sagecache.semi.pseudo_labels import PseudoLabeler
+from sagecache.semi.swaps import FacingVote, SwapCheck
+from sagecache.skeleton import COCO17
+from sagecache.structures import Fate
 
 FLIP = torch.tensor([0, 2, 1])  # nose, left, right
 INPUT, MAP, SIGMA = (96, 128), (48, 64), 1.5
@@ -114,3 +117,60 @@ def test_labels_carry_no_gradient():
     view = weak_view()
     labels = label(labeler(), perfect_teacher(view).requires_grad_(), view)
     assert not labels.probability.requires_grad and not labels.keypoints.requires_grad
+
+
+# -- left and right --------------------------------------------------------------------------------------
+
+PAIRS, TORSO = torch.tensor(COCO17.mirrored_joints), torch.tensor(COCO17.torso_joints)
+PARTNER = torch.tensor(COCO17.flip_indices)
+
+
+def infant() -> Tensor:
+    """(17, 2) image pixels: on its back, head up, its left at the picture's right."""
+    height = torch.tensor([52.0, 48, 50, 70, 88, 104, 116, 138, 160])
+    width = torch.tensor([0.0, 6, 10, 22, 27, 30, 16, 21, 25])
+    points = torch.empty(17, 2)
+    points[0] = torch.tensor([100.0, height[0]])
+    points[PAIRS[:, 0]] = torch.stack([100 + width[1:], height[1:]], -1)
+    points[PAIRS[:, 1]] = torch.stack([100 - width[1:], height[1:]], -1)
+    return points
+
+
+def label_infant(fixed_votes: Tensor | None, flip: bool = False):
+    view = weak_view(flip)
+    matrix = HEATMAP_FROM_WEAK @ view[0]
+    points = infant() @ matrix[:2, :2].T + matrix[:2, 2]
+    points = points[PARTNER] if flip else points
+    y, x = torch.meshgrid(torch.arange(64.0), torch.arange(48.0), indexing="ij")
+    square = (x - points[:, 0, None, None]) ** 2 + (y - points[:, 1, None, None]) ** 2
+    maps = torch.exp(-square / (2 * SIGMA**2))[None]
+    swaps = (FacingVote(PAIRS, TORSO, SIGMA), SwapCheck(PARTNER, weight_back=3.0))
+    module = PseudoLabeler(SIGMA, PARTNER, KeypointFilter(17), HybridGate(), swaps=swaps)
+    views = [TeacherView(maps, "heatmap", view)]
+    assert module.votes(views, HEATMAP_FROM_WEAK, torch.tensor([118.0])).item() > 0.4
+    return module(views, HEATMAP_FROM_WEAK, torch.tensor([118.0]), fixed_votes=fixed_votes)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_names_that_contradict_a_sure_vote_are_exchanged(flip):
+    alike, other = label_infant(torch.tensor([0.9]), flip), label_infant(torch.tensor([-0.9]), flip)
+    assert (alike.keypoints[0] - infant()).abs().max() < 0.6
+    torch.testing.assert_close(other.keypoints, alike.keypoints[:, PARTNER])
+    torch.testing.assert_close(other.probability, alike.probability[:, PARTNER])
+    assert alike.fate.eq(Fate.KEPT).all() and alike.weights.eq(1).all()
+    paired = PARTNER != torch.arange(17)
+    assert torch.equal(other.fate[0] == Fate.CORRECTED, paired) and other.weights.eq(3).all()
+    assert alike.places.eq(0).all() and other.places.eq(0).all()
+
+
+def test_names_that_nobody_is_sure_of_are_silent_and_their_places_are_not():
+    labels = label_infant(torch.tensor([0.05]))
+    paired = PARTNER != torch.arange(17)
+    assert torch.equal(labels.fate[0] == Fate.SWAPPED, paired)
+    assert labels.weights[0].tolist() == (~paired).float().tolist()
+    assert labels.places[0].tolist() == paired.float().tolist()
+
+
+def test_without_a_vote_names_stay_as_they_are():
+    labels = label_infant(None)
+    assert labels.fate.eq(Fate.KEPT).all() and labels.places.eq(0).all()
