@@ -26,6 +26,9 @@ RECIPES = (
     "stage1_cmgc",
     "stage1_ddp_cmgc",
     "stage1_full",
+    "sage_pose",
+    "sage_pose_dual",
+    "unsup_only",
 )
 
 

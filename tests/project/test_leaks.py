@@ -60,6 +60,17 @@ def test_a_test_split_that_no_recipe_names_is_guarded_too(folder, taken):
         check(folder)
 
 
+def test_a_val_that_is_the_labeled_split_itself_is_meant_and_unlabeled_val_is_not(folder, caplog):
+    page = folder / "data.py"
+    original = page.read_text()
+    page.write_text(original + "\nsplits['val'] = splits['labeled']\n")
+    check(folder)
+    assert "the figures would be those of images seen in training" in caplog.text
+    page.write_text(original + "\nsplits['val'] = dict(splits['unlabeled'])\n")
+    with pytest.raises(SagecacheError, match="of 'val', which measures, are in 'unlabeled'"):
+        check(folder)
+
+
 def test_without_unlabeled_images_it_is_a_warning(folder, caplog):
     """Also where the split is one and the same: to see that a network can learn images by heart."""
     share(folder, "labeled", "val")
@@ -68,8 +79,13 @@ def test_without_unlabeled_images_it_is_a_warning(folder, caplog):
     caplog.clear()
     check(folder, "stage0", {"data.val": "labeled"})
     assert "3 images of 'labeled'" in caplog.text or "4 images of 'labeled'" in caplog.text
-    with pytest.raises(SagecacheError, match="Name another split than 'labeled'"):
-        check(folder, "stage1-full", {"data.val": "labeled"})
+    with pytest.raises(SagecacheError, match="Remove them from 'labeled'"):
+        check(folder, "stage1-full")
+
+
+def test_a_recipe_that_measures_on_its_unlabeled_split_is_refused(folder):
+    with pytest.raises(SagecacheError, match="Name another split than 'unlabeled'"):
+        check(folder, "stage1-full", {"data.val": "unlabeled"})
 
 
 def test_an_unread_unlabeled_split_and_shared_training_images_are_no_leak(folder, caplog):
