@@ -16,6 +16,7 @@ from sagecache.mm.checkpoints import PREFIXES, load_network, read_state
 from sagecache.mm.codecs import codec_of, map_sigma
 from sagecache.mm.estimator import SemiPoseEstimator
 from sagecache.mm.outputs import network_maps
+from sagecache.mm.refresh import stored_votes
 from sagecache.mm.samples import upright_views
 from sagecache.project import Project, Recipe
 from sagecache.structures import Instance
@@ -41,6 +42,8 @@ def explain(
     if not recipe.uses_unlabeled:
         teacher = _decoded(estimator, estimator.ema_teacher, batch, sigma)
         return {one.key: dict(student=student[i], ema_teacher=teacher[i]) for i, one in enumerate(instances)}
+    estimator.votes = stored_votes(checkpoint.parent, instances)
+    batch["index"] = torch.arange(len(instances))
     labels = estimator.pseudo_labels(batch)
     teacher = torch.cat([labels.keypoints, labels.confidence[..., None]], -1).numpy()
     return {

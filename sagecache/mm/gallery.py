@@ -21,6 +21,7 @@ from sagecache.geometry.distortion import bend, covered
 from sagecache.mm.codecs import codec_of
 from sagecache.mm.estimator import SemiPoseEstimator
 from sagecache.mm.explain import trained_estimator
+from sagecache.mm.refresh import stored_votes
 from sagecache.project import Project
 from sagecache.project.trained import TrainedRun
 from sagecache.structures import Fate, Instance, PseudoLabels
@@ -176,6 +177,8 @@ def judge(
     estimator = trained_estimator(project, run.recipe, run.model, run.checkpoint)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     estimator.to(device).step = _steps(run)
+    votes = stored_votes(run.work_dir, views.instances)
+    estimator.votes = None if votes is None else votes.to(device)
     judged: list[Judged] = []
     torch.manual_seed(0)  # mixing draws from the global generator
     for first in range(0, len(views), BATCH):

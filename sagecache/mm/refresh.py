@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +23,10 @@ from sagecache.errors import SagecacheError
 from sagecache.mm.hooks import unwrap
 from sagecache.semi.refresh import LabelTable
 from sagecache.store.labels import read_labels, write_labels
-from sagecache.structures import Fate
+from sagecache.structures import Fate, Instance
 
 BATCH = 64
+FACING = Path("pseudo_labels", "facing.zarr")  # below a work dir
 ROUNDS = 3  # draws that a vote is the mean of
 STREAM = 2  # of a draw's entropy: not the labeled (0) nor the unlabeled (1) stream of a training step
 
@@ -122,6 +124,16 @@ class FacingHook(Hook):
         arrays, _ = read_labels(self.path, kind="facing")
         self.crops.require_same(arrays["ids"], self.path)
         return torch.from_numpy(arrays["votes"])
+
+
+def stored_votes(work_dir: Path, instances: Sequence[Instance]) -> Tensor | None:
+    """Votes (N,) that a run took of these instances, NaN of others; None of a run that took none."""
+    path = work_dir / FACING
+    if not path.is_dir():
+        return None
+    arrays, _ = read_labels(path, kind="facing")
+    known = dict(zip(map(tuple, arrays["ids"].tolist()), arrays["votes"].tolist(), strict=True))
+    return torch.tensor([known.get(one.key, math.nan) for one in instances])
 
 
 class _WeakViews(Dataset):

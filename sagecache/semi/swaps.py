@@ -128,13 +128,14 @@ class SwapCheck(nn.Module):
     ) -> SwapDecision:
         """probability (B, K, h, w), points (B, K, 2), confidence (B, K): the label; vote (B,): its own.
 
-        fixed (B,): the vote of the network that says the names.
+        fixed (B,): the vote of the network that says the names; NaN where nobody asked it, and then all stays
+        as it is.
         """
         sure = (fixed > self.front) | (fixed < -self.back)
         exchange = sure & (vote.sign() * fixed.sign() < 0)
         return SwapDecision(
             *(swap_mirrored(value, exchange, self.partner) for value in (probability, points, confidence)),
             corrected=exchange[:, None] & self.paired,
-            silenced=~sure[:, None] & self.paired,
+            silenced=(~sure & fixed.isfinite())[:, None] & self.paired,
             weight=torch.where(sure & (fixed < 0), self.weight_back, 1.0).to(confidence.dtype),
         )

@@ -13,6 +13,7 @@ from sagecache.cli.jobs import stats_job
 from sagecache.errors import SagecacheError
 from sagecache.mm import run
 from sagecache.mm.estimator import SemiPoseEstimator
+from sagecache.mm.refresh import stored_votes
 from sagecache.precompute.runner import run_stats
 from sagecache.project import Project
 from sagecache.semi.refresh import LabelTable
@@ -103,6 +104,10 @@ def test_votes_are_taken_once_before_the_first_step_and_read_by_a_resumed_run(pr
     arrays, about = read_labels(tmp_path / "whole" / "pseudo_labels" / "facing.zarr", kind="facing")
     assert arrays["ids"].tolist() == [list(one.key) for one in project.instances("unlabeled")]
     assert np.abs(arrays["votes"]).max() <= 1 and about["iteration"] == 0
+    asked = [*project.instances("unlabeled")[3:0:-1], *project.instances("val")[:1]]
+    found = stored_votes(tmp_path / "whole", asked)
+    assert found[:3].tolist() == arrays["votes"][3:0:-1].tolist() and found[3].isnan()
+    assert stored_votes(tmp_path / "none", asked) is None
     cut = tmp_path / "cut"
     work(project, cut, words=words, max_iters=3)
     resumed = work(project, cut, words=words, max_iters=4, resume=True)

@@ -152,3 +152,11 @@ def test_bad_values_of_the_check_are_refused_by_name(options):
 def test_a_bad_distance_is_refused_by_name():
     with pytest.raises(SagecacheError, match="apart"):
         FacingVote(PAIRS, TORSO, SIGMA, apart=0.0)
+
+
+def test_persons_that_nobody_was_asked_about_stay_as_they_are():
+    maps = maps_of(1.0, pose())
+    points, confidence = torch.rand(1, 17, 2), torch.rand(1, 17)
+    decision = SwapCheck(FLIP)(maps, points, confidence, torch.tensor([-0.9]), torch.tensor([math.nan]))
+    assert torch.equal(decision.points, points) and decision.weight.tolist() == [1.0]
+    assert not decision.corrected.any() and not decision.silenced.any()
