@@ -12,7 +12,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from sagecache.geometry.affine import linear_scale
 from sagecache.geometry.precision import full_precision
@@ -99,20 +98,20 @@ def _read(prob: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
 
 def _window_centroid(prob: Tensor, radius: int) -> tuple[Tensor, Tensor, Tensor]:
     """Peak position (B, K, 2), values of the window about it (B, K, n), and their mean offset (B, K, 2)."""
-    width = prob.shape[-1]
-    index = prob.detach().flatten(2).argmax(-1)
+    height, width = prob.shape[-2:]
+    flat = prob.flatten(2)
+    index = flat.detach().argmax(-1, keepdim=True)
     peak_x, peak_y = index % width, index // width
-    padded = F.pad(prob, [radius] * 4)
-    stride, side = width + 2 * radius, 2 * radius + 1
-    step = torch.arange(side, device=prob.device)
-    offset_y, offset_x = (grid.flatten() for grid in torch.meshgrid(step, step, indexing="ij"))
-    # in the padded map the window's top left corner has the peak's own coordinates
-    corner = peak_y * stride + peak_x
-    values = padded.flatten(2).gather(2, corner.unsqueeze(-1) + offset_y * stride + offset_x)
+    step = torch.arange(-radius, radius + 1, device=prob.device)
+    offset_y, offset_x = (grid.flatten() for grid in torch.meshgrid(step, step, indexing="ij"))  # (n,) each
+    x, y = peak_x + offset_x, peak_y + offset_y
+    # masked rather than padded: a padded copy of all maps costs more than finding their peaks
+    within = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    values = torch.where(within, flat.gather(2, torch.where(within, y * width + x, index)), 0)
     total = values.sum(-1, keepdim=True).clamp_min(torch.finfo(prob.dtype).tiny)
-    offsets = torch.stack([offset_x, offset_y], -1).to(prob.dtype) - radius  # (n, 2)
+    offsets = torch.stack([offset_x, offset_y], -1).to(prob.dtype)  # (n, 2)
     mean_offset = (values.unsqueeze(-1) * offsets).sum(-2) / total
-    return torch.stack([peak_x, peak_y], -1).to(prob.dtype), values, mean_offset
+    return torch.cat([peak_x, peak_y], -1).to(prob.dtype), values, mean_offset
 
 
 def _window_shrink(radius: int, sigma: float) -> float:
