@@ -3,7 +3,7 @@
 # make torture   200 kills of local runs and 20 on Ray; every store must then be the undisturbed one
 # make browser   a browser for the tests of `sagecache report`'s page (Debian's package, as root; 100 MB, 20 s)
 # make lint   ruff and the import contracts; `make format` mends what ruff can
-# make bench  measure all that is claimed of the store, 15 minutes at most; writes benchmarks/RESULTS.md
+# make bench  measure all that is claimed of the store and of the step, 15 minutes at most; writes benchmarks/RESULTS.md
 #             `make bench-quick` prints rough figures in a minute
 # make wheel  build dist/*.whl
 # make clean  remove .venv and build leftovers; data and checkpoints stay

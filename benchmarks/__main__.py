@@ -19,7 +19,7 @@ from benchmarks.scale import FULL, QUICK
 
 HERE = Path(__file__).resolve().parent
 # In the order of the report; each is a module with measure(material) -> Section.
-NAMES = ("reading", "loading", "encoding", "writing", "precomputing", "opening", "training")
+NAMES = ("reading", "loading", "encoding", "writing", "precomputing", "opening", "training", "semi")
 
 
 def main() -> None:

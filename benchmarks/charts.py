@@ -104,10 +104,25 @@ def training(pyplot, values: dict):
     return figure
 
 
+def semi(pyplot, values: dict):
+    """How much of a step is network passes, and what it does beside them."""
+    ratios = {name: one["ratio"] for name, one in values["steps"].items()}
+    figure, axis = pyplot.subplots(figsize=(6, 0.8 + 0.5 * len(ratios)))
+    names = list(ratios)[::-1]
+    axis.barh(names, [ratios[name] for name in names], color=COLOUR, label="all else")
+    axis.barh(names, [1] * len(names), color=COLD, label="network passes")
+    axis.axvline(1.1, color=OWN_COLOUR, linewidth=0.8)
+    axis.set(xlabel="a training step, its network passes = 1", xlim=(0, None))
+    axis.legend(loc="lower left")
+    figure.tight_layout()
+    return figure
+
+
 CHARTS: dict[str, Callable] = {
     "reading": reading,
     "loading": loading,
     "encoding": encoding,
     "opening": opening,
     "training": training,
+    "semi": semi,
 }

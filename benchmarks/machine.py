@@ -21,6 +21,7 @@ PACKAGES = (
     "datasets",
     "pyarrow",
     "litdata",
+    "kornia",
 )
 
 
