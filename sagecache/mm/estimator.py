@@ -156,7 +156,7 @@ class SemiPoseEstimator(BaseModel):
             images, labels, covered = self.strong_images(unlabeled, labels)
             views.append(images)
         features = self.student.extract_feat(self.normalise(torch.cat(views)))
-        # split rather than sliced: the gradient of slices would fall out of channels_last
+        # split rather than sliced: the gradient of each slice is a whole tensor, zeros elsewhere
         streams = list(zip(*(one.split([len(images) for images in views]) for one in features), strict=True))
         losses = {}
         if labeled is not None:

@@ -306,3 +306,11 @@ def test_the_prior_enters_a_checkpoint_with_the_term_alone(get_state):
     for model in (gated, guided):
         model.load_state_dict(get_state(model), strict=True)
         load_state_dict(model, get_state(model), strict=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_normalising_leaves_the_images_as_they_are(estimator, dtype):
+    images = labeled()["image"].to(dtype)
+    before = images.clone()
+    estimator.normalise(images)
+    torch.testing.assert_close(images, before, rtol=0, atol=0)
