@@ -45,6 +45,7 @@ FILTERS = {
     "fusion": "fusion of views",
     "pseudo_labels": "keypoint filter",
     "instances": "instance gate",
+    "swaps": "swap check",
     "gate": "hybrid gate",
     "mixing": "mixing",
     "style": "style of labeled ones",

@@ -170,7 +170,7 @@ def test_arrays_that_targets_do_not_fit_are_refused(content, store):
     frozen = np.zeros_like(good["depth"])
     frozen.flags.writeable = False
     for out, told in [
-        ({"depth": good["depth"].astype(np.float16)}, "'depth' is float16"),
+        ({"depth": np.zeros_like(good["depth"], np.float16)}, "'depth' is float16"),
         ({"depth": good["depth"][:1]}, "not uint16"),
         ({"depth": frozen}, "not writeable"),
         ({"mask": good["mask"].transpose(0, 2, 1).copy().transpose(0, 2, 1)}, "not contiguous"),
