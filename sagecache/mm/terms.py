@@ -117,6 +117,12 @@ def check_semi(recipe: Recipe) -> None:
                 f"unknown term '{name}' in semi.terms", file="recipe", fix=nearest(name, TERMS)
             )
         TERMS[name].check(name, options)
+    if "sides" in recipe.terms and not recipe.semi.swaps:
+        raise SagecacheError(
+            "semi.terms.sides learns from pairs that semi.swaps has silenced, and there is no semi.swaps",
+            file="recipe",
+            fix="Set semi.swaps = dict(front=0.2), or the term's weight to 0.",
+        )
     bent = [name for name in recipe.terms if name.startswith("cmgc") and recipe.views.strong.distorts]
     if bent:
         raise SagecacheError(

@@ -106,8 +106,10 @@ class PseudoLabeler(nn.Module):
         weights = decision.weights * torch.where(decision.teacher_a[:, None], trusted, 1)
         fate = _fate(fused.disagree, filtered, keep, decision)
         if named is not None:
+            weights = torch.where(named.silenced, 0, weights)  # nor are they learned from teacher B
             fate = torch.where(named.corrected & (fate == Fate.KEPT), int(Fate.CORRECTED), fate)
-            fate = torch.where(places > 0, int(Fate.SWAPPED), fate)
+            silent = (places > 0) | (named.silenced & (fate == Fate.BY_PRIOR))
+            fate = torch.where(silent, int(Fate.SWAPPED), fate)
         if self.instances is not None:
             person = self.instances(
                 fused.probability, heatmap_from_image, keypoints, keep, confidence, bbox_scale

@@ -91,7 +91,7 @@ def test_a_run_stands_until_its_page_its_images_or_its_start_change(project):
     start = START.work_dir(project) / "iter_4.pth"
     import torch
 
-    content = torch.load(start)
+    content = torch.load(start, weights_only=True)
     content["message"] = "written on another day"
     torch.save(content, start)
     assert state(project, ARM) == "stands"  # the same weights

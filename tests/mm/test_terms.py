@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,12 +9,13 @@ import torch
 from dots import write_dots_project
 
 from sagecache.cli.jobs import stats_job
+from sagecache.data.views import ViewConfig
 from sagecache.errors import SagecacheError
 from sagecache.mm.labeling import build_labeler
-from sagecache.mm.terms import TERMS, build_terms
+from sagecache.mm.terms import TERMS, build_terms, check_semi
 from sagecache.precompute.runner import run_stats
 from sagecache.project import Project, Recipe
-from sagecache.project.recipe import SemiSettings
+from sagecache.project.recipe import SemiSettings, ViewSettings
 from sagecache.skeleton import COCO17
 from sagecache.skeleton.stats import compute_stats
 
@@ -28,6 +30,23 @@ def test_a_weight_of_zero_builds_nothing_and_asks_for_nothing():
     assert not silent.uses_geometry and not silent.uses_prior
     kinds = {need.kind for need in Project.open().requirements(silent)}
     assert kinds == {"split"}
+
+
+def test_terms_that_could_learn_nothing_are_refused():
+    sides = recipe(sides=dict(weight=1.0))
+    with pytest.raises(SagecacheError, match="and there is no semi.swaps"):
+        check_semi(sides)
+    check_semi(replace(sides, semi=replace(sides.semi, swaps=dict(front=0.2))))
+
+
+@pytest.mark.parametrize("key", ["radial", "tilt", "bend"])
+def test_geometry_terms_refuse_views_that_are_not_affine(key):
+    bent = ViewSettings(strong=ViewConfig(**{key: 0.05}))
+    for term in ("cmgc_depth", "cmgc_normal"):
+        asked = replace(recipe(**{term: dict(weight=0.1)}), views=bent)
+        with pytest.raises(SagecacheError, match=f"{term} compares limbs .* views.strong bends them"):
+            check_semi(asked)
+    check_semi(replace(recipe(cmgc_depth=dict(weight=0), consistency=dict()), views=bent))
 
 
 def test_options_reach_the_term_and_its_weight_stays_outside():

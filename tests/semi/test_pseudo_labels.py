@@ -136,7 +136,7 @@ def infant() -> Tensor:
     return points
 
 
-def label_infant(fixed_votes: Tensor | None, flip: bool = False):
+def label_infant(fixed_votes: Tensor | None, flip: bool = False, gate: HybridGate | None = None, **options):
     view = weak_view(flip)
     matrix = HEATMAP_FROM_WEAK @ view[0]
     points = infant() @ matrix[:2, :2].T + matrix[:2, 2]
@@ -145,10 +145,10 @@ def label_infant(fixed_votes: Tensor | None, flip: bool = False):
     square = (x - points[:, 0, None, None]) ** 2 + (y - points[:, 1, None, None]) ** 2
     maps = torch.exp(-square / (2 * SIGMA**2))[None]
     swaps = (FacingVote(PAIRS, TORSO, SIGMA), SwapCheck(PARTNER, weight_back=3.0))
-    module = PseudoLabeler(SIGMA, PARTNER, KeypointFilter(17), HybridGate(), swaps=swaps)
+    module = PseudoLabeler(SIGMA, PARTNER, KeypointFilter(17), gate or HybridGate(), swaps=swaps)
     views = [TeacherView(maps, "heatmap", view)]
     assert module.votes(views, HEATMAP_FROM_WEAK, torch.tensor([118.0])).item() > 0.4
-    return module(views, HEATMAP_FROM_WEAK, torch.tensor([118.0]), fixed_votes=fixed_votes)
+    return module(views, HEATMAP_FROM_WEAK, torch.tensor([118.0]), fixed_votes=fixed_votes, **options)
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -169,6 +169,15 @@ def test_names_that_nobody_is_sure_of_are_silent_and_their_places_are_not():
     assert torch.equal(labels.fate[0] == Fate.SWAPPED, paired)
     assert labels.weights[0].tolist() == (~paired).float().tolist()
     assert labels.places[0].tolist() == paired.float().tolist()
+
+
+def test_silent_names_are_not_learned_from_the_prior_s_pose_either():
+    gate = HybridGate(teacher_b="diffusion")
+    gate.threshold_plausibility = 2.0  # nobody reaches it
+    labels = label_infant(torch.tensor([0.05]), gate=gate, correct=lambda keypoints, _: keypoints)
+    paired = PARTNER != torch.arange(17)
+    assert not labels.teacher_a.any() and torch.equal(labels.keep[0], ~paired)
+    assert torch.equal(labels.fate[0] == Fate.SWAPPED, paired)
 
 
 def test_without_a_vote_names_stay_as_they_are():
