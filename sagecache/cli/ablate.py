@@ -29,6 +29,7 @@ class Options:
     processes: int | None = None
     max_iters: int | None = None
     labels: int | None = None
+    amp: bool = False
     plots: Path | None = None
 
 
@@ -41,6 +42,7 @@ class Options:
 @click.option("--processes", type=click.IntRange(1), help="Side by side. Default: GPUs, else physical cores.")
 @click.option("--max-iters", type=click.IntRange(1), help="A trial of the arms, kept apart from whole runs.")
 @click.option("--labels", type=click.IntRange(1), help="Labeled images of a draw. Default: as data.py says.")
+@click.option("--amp", is_flag=True, help="Train the arms with bfloat16 autocast, apart from those without.")
 @click.option(
     "--plots",
     type=click.Path(file_okay=False, path_type=Path),
@@ -93,8 +95,9 @@ def run(project: Project, name: str, options: Options) -> dict[str, Any]:
     ensure(project, project.split_requirements(options.split))
     repetitions = Repetitions.of(project, options.labels)
     projects = {draw: repetitions.project(draw) for draw in range(options.seeds)}
+    everywhere = {"amp": True} if options.amp else {}
     every = {
-        (arm, draw): Training(one.recipe, draw, one.overrides, options.max_iters)
+        (arm, draw): Training(one.recipe, draw, one.overrides | everywhere, options.max_iters)
         for draw in projects  # draw by draw: what a stopped command leaves can be compared
         for arm, one in ablation.arms.items()
     }
@@ -144,6 +147,7 @@ def command(project: Project, name: str, options: Options) -> str:
     words += [f"--split {options.split}"] if options.split != Options.split else []
     words += [f"--max-iters {options.max_iters}"] if options.max_iters else []
     words += [f"--labels {options.labels}"] if options.labels else []
+    words += ["--amp"] if options.amp else []
     return project.command(" ".join(words))
 
 

@@ -39,7 +39,12 @@ if TYPE_CHECKING:
 )
 @click.argument("more_options", nargs=-1, metavar="[KEY=VALUE]...")
 def train_command(
-    recipe: str, project: Project, cfg_options: tuple[str, ...], more_options: tuple[str, ...], **options
+    recipe: str,
+    project: Project,
+    amp: bool,
+    cfg_options: tuple[str, ...],
+    more_options: tuple[str, ...],
+    **options,
 ) -> None:
     """Train a RECIPE of the project: stage0, ddp-prior, stage1-full, …"""
     from sagecache.project.overrides import parse_overrides
@@ -48,7 +53,7 @@ def train_command(
         from sagecache.mm.tracking import require_wandb
 
         require_wandb()  # before what is missing is made, which may take minutes
-    overrides = parse_overrides([*cfg_options, *more_options])
+    overrides = parse_overrides([*cfg_options, *more_options]) | ({"amp": True} if amp else {})
     begun = time.time()
     try:
         actions.train(project, recipe, overrides=overrides, **options)

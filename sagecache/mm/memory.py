@@ -42,7 +42,7 @@ class Rung:
 
 
 @contextmanager
-def memory_advice(recipe: Recipe, model: Mapping[str, Any], amp: bool = False) -> Iterator[None]:
+def memory_advice(recipe: Recipe, model: Mapping[str, Any]) -> Iterator[None]:
     """Turn what torch, numpy and OpenCV say of missing memory into a SagecacheError with the next rung."""
     try:
         yield
@@ -50,7 +50,7 @@ def memory_advice(recipe: Recipe, model: Mapping[str, Any], amp: bool = False) -
         place = _place(error)
         if place is None:
             raise
-        rungs = ladder(recipe, model, amp)
+        rungs = ladder(recipe, model)
         if place == "host":
             rungs = [*_host_rungs(recipe), *rungs]
         told = str(error).strip().split("\n")[0].rstrip(".")
@@ -60,11 +60,11 @@ def memory_advice(recipe: Recipe, model: Mapping[str, Any], amp: bool = False) -
         raise SagecacheError(text, fix=advice) from error
 
 
-def ladder(recipe: Recipe, model: Mapping[str, Any], amp: bool) -> list[Rung]:
+def ladder(recipe: Recipe, model: Mapping[str, Any]) -> list[Rung]:
     """Every rung, from the cheapest on."""
     return [
         _accumulation(recipe),
-        Rung("bfloat16", used="--amp") if amp else Rung("bfloat16", advice=_AMP),
+        Rung("bfloat16", used="--amp") if recipe.amp else Rung("bfloat16", advice=_AMP),
         _checkpointing(model),
         _resolution(model),
         _views(recipe),

@@ -69,7 +69,6 @@ class TrainOptions:
     work_dir: Path | None = None
     resume: bool = False
     max_iters: int | None = None
-    amp: bool = False
     wandb: bool = False
     seed: int | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
@@ -129,7 +128,7 @@ def _train(project: Project, name: str, options: TrainOptions, work_dir: Path, r
         name,
         dict(
             model=estimator,
-            optim_wrapper=build_optimizer(estimator.student, recipe.optim_wrapper, options.amp),
+            optim_wrapper=build_optimizer(estimator.student, recipe.optim_wrapper, recipe.amp),
             train_dataloader=loader,
             load_from=None if last is None else str(last.path),
             resume=last is not None,
@@ -139,7 +138,7 @@ def _train(project: Project, name: str, options: TrainOptions, work_dir: Path, r
     with _way_made(work_dir, last) if runner.rank == 0 else nullcontext():
         if runner.rank == 0 and last is None:
             note_start(work_dir, recipe, model)
-        with memory_advice(recipe, model, options.amp):
+        with memory_advice(recipe, model):
             runner.train()
         best = runner.message_hub.runtime_info.get("best_ckpt")
         checkpoint = Path(best) if best else work_dir / f"iter_{runner.iter}.pth"

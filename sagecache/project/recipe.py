@@ -207,6 +207,8 @@ class Recipe:
     diffusion prior. load_from: a recipe's name (its best checkpoint), 'demo' (the committed student), a
     file, or None. channels_last: keep the weights of convolutions in that memory format (their outputs
     follow), which is faster for convolutional students on CPUs and under AMP (ViTs have little to gain).
+    amp: bfloat16 autocast in the networks' forward passes (weights and geometry stay float32); `train --amp`
+    sets it.
     """
 
     kind: Literal["pose", "prior"] = "pose"
@@ -217,6 +219,7 @@ class Recipe:
     train_cfg: TrainSettings | None = None
     ema_decay: float = 0.999
     channels_last: bool = False
+    amp: bool = False
     semi: SemiSettings = SemiSettings()
     guards: GuardSettings = GuardSettings()
     prior: dict[str, Any] = field(default_factory=dict)

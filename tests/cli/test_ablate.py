@@ -76,6 +76,14 @@ def test_arms_are_trained_on_labels_of_their_own_compared_and_kept(folder, begun
     assert begun == [] and "ablation small" in again.stdout and "quick - start" in again.stdout
 
 
+def test_amp_trains_the_arms_apart_from_those_without(folder, begun):
+    content = json.loads(sagecache(folder, "ablate", "small", "--seeds", "1", "--amp", "--json").stdout)
+    assert content["command"].endswith("ablate small --seeds 1 --amp") and content["missing"] == {}
+    runs = [json.loads(path.read_text())["recipe"] for path in (folder / "work_dirs").rglob("recipe.json")]
+    assert [recipe["amp"] for recipe in runs] == [True, True]
+    assert not (folder / "work_dirs/stage0").exists()
+
+
 def test_an_arm_that_fails_is_told_and_the_others_are_compared(folder, begun):
     page = folder / "ablations/small.py"
     page.write_text(PAGE.replace('.lr": 0.05', '.type": "SDG"'))

@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 from dots import write_dots_project
-from dots_network import save_checkpoint
+from dots_network import bright_project, save_checkpoint
 from typed import sagecache
 
 from sagecache.cli import actions
@@ -134,11 +134,22 @@ def test_export_writes_one_network_without_prefix(folder, tmp_path, network, shi
     assert (tmp_path / "not" / "there" / "plain.pth").is_file()
 
 
-@pytest.mark.parametrize("words", [("--max-iters", "3"), ("--resume",), ("--amp",), ("--work-dir", "x")])
+def test_amp_is_part_of_the_recipe_that_a_run_notes(tmp_path):
+    folder = bright_project(tmp_path / "mine").folder
+    sagecache(folder, "train", "stage0", "--amp", "--max-iters", "2")
+    noted = json.loads((folder / "work_dirs/stage0/recipe.json").read_text())
+    assert noted["recipe"]["amp"] is True
+    with pytest.raises(SagecacheError, match="another recipe .*amp"):
+        sagecache(folder, "train", "stage0", "--resume")
+
+
+@pytest.mark.parametrize("words", [("--max-iters", "3"), ("--resume",), ("--work-dir", "x")])
 def test_the_prior_refuses_options_that_it_does_not_follow(folder, words):
     (folder / "ddp_prior.py").write_text('kind = "prior"')
     with pytest.raises(SagecacheError, match=f"knows no {words[0]}.*prior.steps"):
         sagecache(folder, "train", "ddp-prior", *words)
+    with pytest.raises(SagecacheError, match="'amp' has no effect on a recipe of kind 'prior'"):
+        sagecache(folder, "train", "ddp-prior", "--amp")
 
 
 def test_wandb_that_is_not_installed_stops_it_before_anything_is_made(folder, monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from dots_network import BrightDotsHead, bright_project, train
@@ -33,7 +35,7 @@ def recipe(labeled=16, unlabeled=32, strong=1, **more) -> Recipe:
 
 
 def rungs(of: Recipe, model: dict = MODEL, amp: bool = False) -> dict:
-    return {rung.name: rung for rung in ladder(of, model, amp)}
+    return {rung.name: rung for rung in ladder(replace(of, amp=amp), model)}
 
 
 def words(rung) -> dict:
@@ -110,7 +112,7 @@ def test_two_teachers_become_one_whose_keys_are_taken(tmp_path):
 
 
 def raised(error: Exception, of: Recipe, model: dict = MODEL, amp: bool = False) -> SagecacheError:
-    with pytest.raises(SagecacheError) as caught, memory_advice(of, model, amp):
+    with pytest.raises(SagecacheError) as caught, memory_advice(replace(of, amp=amp), model):
         raise error
     assert "\n" not in str(caught.value) and caught.value.__cause__ is error
     return caught.value
