@@ -81,8 +81,7 @@ class StructuralCoupling(nn.Module):
     """`structural_weight` by the statistics of the labeled split, which are not saved: a file says them.
 
     softness > 0: how forgiving; 1 gives a limb that is too long by a twentieth of sqrt(w h) a weight of
-    exp(-1). A judge of few cases: of the demo's first network it lowers 1 % of the confident joints below one
-    half; a fifth of these were right, of the others 45 %.
+    exp(-1). A judge of few cases: hardly a confident joint of the demo's bodies stands out of its range.
     Raises SagecacheError where too few labeled bodies show any limb.
     """
 

@@ -47,9 +47,7 @@ class InstanceGate(nn.Module):
 
     expected_oks in [0, 1]: least mean over joints of `geometry.confidence.expected_oks`; 0 is off. With
     visibility each joint's is multiplied by `geometry.confidence.visibility`, so that joints without a clear
-    peak count against the person. It is off because it ranks persons a little worse: on the demo's test
-    split, AUROC of true OKS > .5 for three networks .790, .787 and .869 with it, .797, .793 and .877 without,
-    .791, .785 and .869 by mean confidence.
+    peak count against the person. It is off because it ranked the demo's persons no better.
     confidence in [0, 1]: least mean confidence over joints; 0 is off.
     size: 0 is off; else at least 1, the slack of the range: giants and dwarfs, whose median limb relative to
     labeled ones (`skeleton.measure.relative_size`, which missing joints or one torn limb hardly move) lies
