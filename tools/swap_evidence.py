@@ -26,6 +26,7 @@ from sagecache.cli.actions import ensure  # noqa: E402
 from sagecache.data.coco import load_coco  # noqa: E402
 from sagecache.data.dataset import UnlabeledViews, collate  # noqa: E402
 from sagecache.data.sampling import Draw  # noqa: E402
+from sagecache.data.splits import evenly  # noqa: E402
 from sagecache.mm.build import build_estimator  # noqa: E402
 from sagecache.mm.checkpoints import load_network  # noqa: E402
 from sagecache.mm.codecs import codec_of  # noqa: E402
@@ -50,9 +51,7 @@ def main() -> None:
     recipe, model = project.recipe(options.recipe)
     ensure(project, project.requirements(recipe))
     ensure(project, project.split_requirements(options.split))
-    everyone = project.instances(options.split, "annotations")
-    chosen = np.linspace(0, len(everyone) - 1, min(options.count, len(everyone))).astype(int)
-    persons = [everyone[index] for index in chosen]
+    persons = evenly(project.instances(options.split, "annotations"), options.count)
     estimator = build_estimator(project, recipe, model, with_terms=False).eval()
     views = UnlabeledViews(
         persons,

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sagecache.data.dataset import UnlabeledViews, collate
 from sagecache.data.matching import joint_errors, with_annotation
+from sagecache.data.splits import evenly
 from sagecache.geometry.affine import apply_affine
 from sagecache.geometry.distortion import bend, covered
 from sagecache.mm.codecs import codec_of
@@ -110,7 +111,7 @@ def look(project: Project, run: TrainedRun, count: int, report: Callable[..., No
     """At most count persons of the run's unlabeled split, evenly over it, as its checkpoint sees them."""
     split = run.recipe.data.unlabeled
     instances = project.instances(split)
-    chosen = spread(instances, count)
+    chosen = evenly(instances, count)
     if any(one.keypoints is None for one in chosen):
         annotated: dict[int, list[Instance]] = {}
         for one in project.instances(split, "annotations"):
@@ -139,13 +140,6 @@ class Picked:
 
     def _goodness(self, one: Judged) -> float:
         return -one.error if self.by_error else one.score
-
-
-def spread(instances: Sequence[Instance], count: int) -> list[Instance]:
-    """At most count of them, evenly over the list: the same ones each time."""
-    if len(instances) <= count:
-        return list(instances)
-    return [instances[i] for i in np.linspace(0, len(instances) - 1, count).round().astype(int)]
 
 
 def unlabeled_views(run: TrainedRun, instances: Sequence[Instance]) -> UnlabeledViews:
