@@ -1,5 +1,8 @@
 """Precision of the pseudo labels while they are learned from: the same teacher, filter and gate, on persons
-whose joints are known."""
+whose joints are known.
+
+The swap check (``semi.swaps``) takes no part: its votes are of unlabeled persons, and labeled ones have none.
+"""
 
 from __future__ import annotations
 
