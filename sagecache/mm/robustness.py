@@ -17,9 +17,7 @@ import torch
 from sagecache.data.dataset import Draw, LabeledViews
 from sagecache.data.views import ViewConfig
 from sagecache.errors import SagecacheError, nearest
-from sagecache.mm.checkpoints import load_network
-from sagecache.mm.evaluate import evaluation_loader
-from sagecache.mm.registry import build_student
+from sagecache.mm.evaluate import evaluation_loader, network_to_judge
 from sagecache.mm.samples import EvaluationCrops
 from sagecache.project import Project
 from sagecache.structures import Instance
@@ -136,10 +134,7 @@ def disturbed(
     report: Callable[..., None] | None = None,
 ) -> list[Disturbed]:
     """Judge the EMA teacher of a checkpoint on crops of annotated persons, at each strength."""
-    student = build_student(project.model)
-    load_network(student, checkpoint, "ema_teacher")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    student.to(device).eval()
+    student = network_to_judge(project, checkpoint)
     found, joints = [], project.skeleton.num_keypoints
     for number, strength in enumerate(strengths):
         crops = DisturbedCrops(project, instances, kind, strength)
