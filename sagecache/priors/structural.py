@@ -124,25 +124,24 @@ class StructuralTerm(nn.Module):
         return TermOutput((weight * loss).sum() / weight.sum().clamp_min(1), {"outside": outside})
 
 
-class BoneLength(StructuralTerm):
-    """`bone_loss` of the student's keypoints. short in [0, 1]: price of a limb that is too short."""
+class LengthTerm(StructuralTerm):
+    """What is of lengths. short in [0, 1]: price of one that is too short, where too long costs 1."""
 
     def __init__(self, limits: Limits, flip_indices: Tensor, short: float = SHORT) -> None:
         super().__init__(limits, flip_indices)
         share("short", short)
         self.short = short
+
+
+class BoneLength(LengthTerm):
+    """`bone_loss` of the student's keypoints. short in [0, 1]: price of a limb that is too short."""
 
     def measure(self, keypoints: Tensor, present: Tensor, bbox_scale: Tensor) -> tuple[Tensor, Tensor]:
         return bone_loss(keypoints, present, bbox_scale, self.limits, self.short)
 
 
-class Topology(StructuralTerm):
+class Topology(LengthTerm):
     """`topology_loss` of the student's keypoints. short in [0, 1]: price of a joint that is too near."""
-
-    def __init__(self, limits: Limits, flip_indices: Tensor, short: float = SHORT) -> None:
-        super().__init__(limits, flip_indices)
-        share("short", short)
-        self.short = short
 
     def measure(self, keypoints: Tensor, present: Tensor, bbox_scale: Tensor) -> tuple[Tensor, Tensor]:
         return topology_loss(keypoints, present, bbox_scale, self.limits, self.short)
