@@ -26,10 +26,11 @@ from sagecache.cli.actions import ensure  # noqa: E402
 from sagecache.data.coco import load_coco  # noqa: E402
 from sagecache.data.dataset import UnlabeledViews, collate  # noqa: E402
 from sagecache.data.sampling import Draw  # noqa: E402
+from sagecache.data.splits import evenly  # noqa: E402
 from sagecache.mm.build import build_estimator  # noqa: E402
 from sagecache.mm.checkpoints import load_network  # noqa: E402
-from sagecache.mm.codecs import codec_of  # noqa: E402
 from sagecache.mm.estimator import SemiPoseEstimator  # noqa: E402
+from sagecache.mm.loaders import unlabeled_views  # noqa: E402
 from sagecache.project import Project  # noqa: E402
 from sagecache.structures import Instance, PseudoLabels  # noqa: E402
 
@@ -50,20 +51,10 @@ def main() -> None:
     recipe, model = project.recipe(options.recipe)
     ensure(project, project.requirements(recipe))
     ensure(project, project.split_requirements(options.split))
-    everyone = project.instances(options.split, "annotations")
-    chosen = np.linspace(0, len(everyone) - 1, min(options.count, len(everyone))).astype(int)
-    persons = [everyone[index] for index in chosen]
+    persons = evenly(project.instances(options.split, "annotations"), options.count)
     estimator = build_estimator(project, recipe, model, with_terms=False).eval()
-    views = UnlabeledViews(
-        persons,
-        None,
-        tuple(codec_of(model)["input_size"]),
-        recipe.views.padding,
-        recipe.views.weak,
-        recipe.views.strong,
-        num_strong_views=0,
-        appearance=recipe.views.appearance,
-    )
+    views = unlabeled_views(recipe, model, persons)
+    views.num_strong_views = 0  # the teachers' views alone
     with torch.no_grad():
         votes = sum(_each(estimator.facing_votes, views, round_) for round_ in range(ROUNDS)) / ROUNDS
         tables = [("start", _labels(estimator, views, None), _labels(estimator, views, votes))]

@@ -10,19 +10,18 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from sagecache.children import die_with_parent, environment, thread_variables
 from sagecache.cli.output import note
 from sagecache.errors import SagecacheError
 
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 DEVICES = "CUDA_VISIBLE_DEVICES"
 PLAIN_EVERY = 20.0  # seconds between lines where stderr is no terminal
 
@@ -66,7 +65,7 @@ class Machine:
 
     def environment(self, slot: int) -> dict[str, str]:
         """For a child, set before it imports torch."""
-        values = dict.fromkeys(THREAD_VARIABLES, str(self.threads))
+        values = thread_variables(self.threads)
         if self.devices:
             values[DEVICES] = self.devices[slot % len(self.devices)]
         return values
@@ -136,7 +135,7 @@ def _start(job: Job, slot: int, machine: Machine) -> _Child:
     context = multiprocessing.get_context("spawn")  # torch is imported in the child, with its variables set
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(theirs, job), name=job.name)
-    with _environment(machine.environment(slot)):
+    with environment(machine.environment(slot)):
         process.start()
     theirs.close()
     return _Child(job, process, ours, slot)
@@ -168,24 +167,10 @@ def _stop(processes: Sequence[multiprocessing.Process]) -> None:
             process.join()
 
 
-@contextlib.contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
 def _work(connection: Connection, job: Job) -> None:
     """In the child. Ctrl-C is the parent's to hear; where the parent dies, so does this."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    die_with_parent()
     job.log.parent.mkdir(parents=True, exist_ok=True)
     with open(job.log, "a", buffering=1) as log:
         for stream in (sys.stdout, sys.stderr):
@@ -198,11 +183,6 @@ def _work(connection: Connection, job: Job) -> None:
         except BaseException as error:
             traceback.print_exc()
             connection.send(("failed", f"{type(error).__name__}: {error}; see {job.log}"))
-
-
-def _die_with_parent() -> None:
-    wait([multiprocessing.parent_process().sentinel])
-    os._exit(1)
 
 
 # -- what is shown -----------------------------------------------------------------------------------

@@ -241,7 +241,8 @@ def _check_contents(paths: dict[str, dict], facts: dict, same_file: set[tuple[st
         if (a, b) in same_file:
             continue
         ids = [ids_by_digest[a][digest][0] for digest in common]
-        message = f"{len(ids):,} images are in both; ids in '{a}': {some(ids)}"
+        images = "1 image is" if len(ids) == 1 else f"{len(ids):,} images are"
+        message = f"{images} in both; ids in '{a}': {some(ids)}"
         level = "error" if is_held_out(a) or is_held_out(b) else "note"
         fix = "Remove them from one of the two" if level == "error" else None
         findings.append(Finding(level, "leak_content", f"{a}, {b}", message, fix=fix))

@@ -11,16 +11,27 @@ import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from itertools import combinations
+from typing import TypeVar
+
+import numpy as np
 
 from sagecache.data.coco import labeled_keypoints
 from sagecache.errors import SagecacheError
 
+T = TypeVar("T")
 SEQUENCE_FIELDS = ("sequence", "sequence_id", "seq_id", "video", "video_id", "vid_id")
 
 # Stems that say 'a picture' and not which recording it is from.
 GENERIC_STEMS = frozenset(
     "img image images frame frames photo pic picture dsc dscn dscf pxl p color rgb".split()
 )
+
+
+def evenly(items: Sequence[T], count: int) -> list[T]:
+    """At most count of them, evenly over the list from its first to its last: the same ones each time."""
+    if len(items) <= count:
+        return list(items)
+    return [items[i] for i in np.linspace(0, len(items) - 1, count).round().astype(int).tolist()]
 
 
 def draw_images(

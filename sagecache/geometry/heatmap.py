@@ -26,6 +26,8 @@ WINDOW_SIGMAS = 1.25
 HEATMAP_FLOOR = 1e-6
 # A drawn joint whose Gaussian keeps less than this share inside the map loses target mass with it.
 FADE_BELOW = 0.3
+# A warped map that lost more than half of its mass (`in_view_mass`) says little about where the joint is.
+MIN_IN_VIEW = 0.5
 
 
 @full_precision

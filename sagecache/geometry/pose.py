@@ -7,6 +7,7 @@ same quantities. Keypoints come in units of the body, sqrt(w h) of its box; abse
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +25,9 @@ JOINT_NOISE = 0.03
 # How much being shorter than labeled counts against being longer by as much: a limb can look as short as the
 # view has it, so it is weak evidence. Above 0, or a body that shrinks to a point would cost nothing.
 SHORT = 0.25
+# An angle this far outside its range scores exp(-1) with those who judge. Not narrower: labeled bodies leave
+# the range as well where it is of few.
+ANGLE_SOFTNESS = math.radians(10)
 
 
 class Limits(NamedTuple):

@@ -17,10 +17,7 @@ from sagecache.mm.registry import build_student
 from sagecache.mm.terms import build_terms
 from sagecache.models.weights import weights_path
 from sagecache.project import Project, Recipe
-from sagecache.project.runs import (
-    finished_run,
-    shortfall,
-)
+from sagecache.project.runs import finished_run, shortfall
 
 logger = logging.getLogger(__name__)
 

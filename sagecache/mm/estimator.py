@@ -19,9 +19,7 @@ from sagecache.data.targets import dequantise
 from sagecache.geometry.affine import (
     compose,
     invert_affine,
-    is_mirrored,
     linear_scale,
-    swap_mirrored,
     transform_points,
 )
 from sagecache.geometry.depth import Gain, gain_from_normals
@@ -30,6 +28,7 @@ from sagecache.geometry.heatmap import probability, soft_argmax
 from sagecache.mm.codecs import MapFrame
 from sagecache.mm.outputs import head_maps, map_kind, network_maps
 from sagecache.priors.diffusion import DiffusionPrior
+from sagecache.priors.frames import student_keypoints
 from sagecache.project.recipe import TeacherSettings
 from sagecache.semi.ema import (
     initialise_ema,
@@ -206,9 +205,7 @@ class SemiPoseEstimator(BaseModel):
     @torch.no_grad()
     def _remember_errors(self, batch: UnlabeledBatch, covered: Tensor) -> None:
         """How far the student is from kept labels, by joint; hidden joints look hard and are not counted."""
-        labels, view = batch.pseudo_labels, batch.strong_from_image
-        student = transform_points(invert_affine(view), batch.student_keypoints)
-        student = swap_mirrored(student, is_mirrored(view), self.labeler.flip_indices)
+        labels, student = batch.pseudo_labels, student_keypoints(batch, self.labeler.flip_indices)
         self.hardness.update(student, labels.keypoints, labels.keep & ~covered, batch.bbox_scale)
 
     def term_losses(self, batch: UnlabeledBatch) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, Sampler
 
 from sagecache.data.coco import load_coco
@@ -33,6 +34,13 @@ def _lists(items: list[dict]) -> dict[str, list]:
     return {key: [item[key] for item in items] for key in items[0]}
 
 
+def network_to_judge(project: Project, checkpoint: Path, network: str = "ema_teacher") -> nn.Module:
+    """A network of a checkpoint, on the machine's device and ready to predict."""
+    student = build_student(project.model)
+    load_network(student, checkpoint, network)
+    return student.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
 @torch.no_grad()
 def predict(
     project: Project,
@@ -42,10 +50,7 @@ def predict(
     report: Callable[..., None] | None = None,
 ) -> list[dict]:
     """COCO keypoint results (with ``instance`` and ``annotation_id``), one for each instance."""
-    student = build_student(project.model)
-    load_network(student, checkpoint, network)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    student.to(device).eval()
+    student = network_to_judge(project, checkpoint, network)
     results: list[dict] = []
     for batch in evaluation_loader(evaluation_crops(project, instances)):
         results += [coco_result(sample.to_dict()) for sample in student.test_step(batch)]

@@ -16,11 +16,12 @@ from torch import Tensor
 
 from sagecache.data.dataset import UnlabeledViews, collate
 from sagecache.data.matching import joint_errors, with_annotation
+from sagecache.data.splits import evenly
 from sagecache.geometry.affine import apply_affine
 from sagecache.geometry.distortion import bend, covered
-from sagecache.mm.codecs import codec_of
 from sagecache.mm.estimator import SemiPoseEstimator
 from sagecache.mm.explain import trained_estimator
+from sagecache.mm.loaders import unlabeled_views
 from sagecache.mm.refresh import stored_votes
 from sagecache.project import Project
 from sagecache.project.trained import TrainedRun
@@ -110,13 +111,13 @@ def look(project: Project, run: TrainedRun, count: int, report: Callable[..., No
     """At most count persons of the run's unlabeled split, evenly over it, as its checkpoint sees them."""
     split = run.recipe.data.unlabeled
     instances = project.instances(split)
-    chosen = spread(instances, count)
+    chosen = evenly(instances, count)
     if any(one.keypoints is None for one in chosen):
         annotated: dict[int, list[Instance]] = {}
         for one in project.instances(split, "annotations"):
             annotated.setdefault(one.image_id, []).append(one)
         chosen = [with_annotation(one, annotated.get(one.image_id, ())) for one in chosen]
-    views = unlabeled_views(run, chosen)
+    views = unlabeled_views(run.recipe, run.model, chosen)  # an index stands for a draw of its own
     return Gallery(judge(project, run, views, report), len(instances), views)
 
 
@@ -139,28 +140,6 @@ class Picked:
 
     def _goodness(self, one: Judged) -> float:
         return -one.error if self.by_error else one.score
-
-
-def spread(instances: Sequence[Instance], count: int) -> list[Instance]:
-    """At most count of them, evenly over the list: the same ones each time."""
-    if len(instances) <= count:
-        return list(instances)
-    return [instances[i] for i in np.linspace(0, len(instances) - 1, count).round().astype(int)]
-
-
-def unlabeled_views(run: TrainedRun, instances: Sequence[Instance]) -> UnlabeledViews:
-    """The views of a training step, without targets; an index stands for a draw of its own."""
-    views = run.recipe.views
-    return UnlabeledViews(
-        instances,
-        None,
-        tuple(codec_of(run.model)["input_size"]),
-        views.padding,
-        views.weak,
-        views.strong,
-        num_strong_views=views.num_strong,
-        appearance=views.appearance,
-    )
 
 
 @torch.no_grad()

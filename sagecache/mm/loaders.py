@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,32 +27,24 @@ from sagecache.mm.evaluate import evaluation_crops, evaluation_loader
 from sagecache.mm.metrics import KeypointMetric
 from sagecache.mm.samples import EncodedSteps, LabelEncoder
 from sagecache.project import Project, Recipe
+from sagecache.store import JoinedReader, StoreReader
+from sagecache.structures import Instance
 
 logger = logging.getLogger(__name__)
 
 
 def train_loader(project: Project, recipe: Recipe, model: dict, seed: int) -> DataLoader:
     """Labeled and unlabeled streams, a batch of each per step."""
-    size = tuple(codec_of(model)["input_size"])
-    views, skeleton = recipe.views, project.skeleton
+    codec, views, skeleton = codec_of(model), recipe.views, project.skeleton
     instances = [item for split in recipe.data.labeled for item in project.instances(split, "annotations")]
     images = ImageReader(recipe.data.image_cache_mb * 2**20)
+    size = tuple(codec["input_size"])
     labeled = LabeledViews(instances, size, views.padding, views.strong, skeleton, images)
     unlabeled = None
     if recipe.uses_unlabeled:
         split = recipe.data.unlabeled
-        unlabeled = UnlabeledViews(
-            project.instances(split),
-            project.joined_targets(split) if recipe.uses_geometry else None,
-            size,
-            views.padding,
-            views.weak,
-            views.strong,
-            num_strong_views=views.num_strong,
-            on_missing=recipe.data.on_missing,
-            images=images,
-            appearance=views.appearance,
-        )
+        targets = project.joined_targets(split) if recipe.uses_geometry else None
+        unlabeled = unlabeled_views(recipe, model, project.instances(split), targets, images)
         if unlabeled.skipped:
             logger.warning(_left_out(project, split, unlabeled))
     sampler = MixedBatchSampler(
@@ -63,8 +56,31 @@ def train_loader(project: Project, recipe: Recipe, model: dict, seed: int) -> Da
         rank=rank(),
         world_size=world_size(),
     )
-    dataset = EncodedSteps(CachedTargetDataset(labeled, unlabeled), LabelEncoder(codec_of(model), skeleton))
+    dataset = EncodedSteps(CachedTargetDataset(labeled, unlabeled), LabelEncoder(codec, skeleton))
     return build_loader(dataset, sampler, recipe.batch.workers, pin_memory=torch.cuda.is_available())
+
+
+def unlabeled_views(
+    recipe: Recipe,
+    model: dict,
+    instances: Sequence[Instance],
+    targets: StoreReader | JoinedReader | None = None,
+    images: ImageReader | None = None,
+) -> UnlabeledViews:
+    """The views of a training step; without targets for those who look at pseudo-labels alone."""
+    views = recipe.views
+    return UnlabeledViews(
+        instances,
+        targets,
+        tuple(codec_of(model)["input_size"]),
+        views.padding,
+        views.weak,
+        views.strong,
+        num_strong_views=views.num_strong,
+        on_missing=recipe.data.on_missing,
+        images=images,
+        appearance=views.appearance,
+    )
 
 
 def _left_out(project: Project, split: str, views: UnlabeledViews) -> str:

@@ -1,5 +1,8 @@
 """Precision of the pseudo labels while they are learned from: the same teacher, filter and gate, on persons
-whose joints are known."""
+whose joints are known.
+
+The swap check (``semi.swaps``) takes no part: its votes are of unlabeled persons, and labeled ones have none.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from mmengine import dist
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
+from sagecache.data.splits import evenly
 from sagecache.evaluation.pseudo_labels import PseudoLabelReport, judge
 from sagecache.mm.estimator import SemiPoseEstimator
 from sagecache.mm.hooks import unwrap
@@ -50,8 +54,7 @@ class ProbeHook(Hook):
         normaliser: str,
         interval: int,
     ) -> None:
-        chosen = np.unique(np.linspace(0, len(persons) - 1, min(PERSONS, len(persons))).round().astype(int))
-        self.persons = [persons[i] for i in chosen]
+        self.persons = evenly(persons, PERSONS)
         self.skeleton, self.size, self.padding, self.appearance = skeleton, size, padding, appearance
         self.normaliser, self.interval = normaliser, interval
 

@@ -20,15 +20,37 @@ from torch.utils.data import DataLoader, Dataset
 from sagecache.data.dataset import UnlabeledViews, collate
 from sagecache.data.sampling import UNLABELED, Draw
 from sagecache.errors import SagecacheError
+from sagecache.mm.estimator import SemiPoseEstimator
 from sagecache.mm.hooks import unwrap
+from sagecache.project import Recipe
 from sagecache.semi.refresh import LabelTable
 from sagecache.store.labels import read_labels, write_labels
 from sagecache.structures import Fate, Instance
 
 BATCH = 64
-FACING = Path("pseudo_labels", "facing.zarr")  # below a work dir
+LABELS = Path("pseudo_labels")  # below a work dir
+FACING = LABELS / "facing.zarr"
 ROUNDS = 3  # draws that a vote is the mean of
 STREAM = 2  # of a draw's entropy: not the labeled (0) nor the unlabeled (1) stream of a training step
+
+
+def label_hooks(
+    recipe: Recipe, estimator: SemiPoseEstimator, loader: DataLoader, work_dir: Path, provenance: Mapping
+) -> list[Hook]:
+    """What the recipe asks for of the two; gives the estimator the table that a refresh fills.
+
+    loader: of a training, of ``EncodedSteps``.
+    """
+    if not recipe.uses_unlabeled:
+        return []
+    views, hooks = loader.dataset.steps.unlabeled, []
+    if recipe.semi.swaps:
+        hooks.append(FacingHook(views, work_dir / FACING, provenance, loader.num_workers))
+    if recipe.semi.refresh:
+        estimator.table = LabelTable(len(views), len(estimator.labeler.flip_indices))
+        every = recipe.semi.refresh * loader.sampler.steps_an_epoch(UNLABELED)
+        hooks.append(RefreshHook(views, every, work_dir / LABELS, provenance, loader.num_workers))
+    return hooks
 
 
 class RefreshHook(Hook):
@@ -45,16 +67,6 @@ class RefreshHook(Hook):
     ) -> None:
         self.crops, self.every, self.folder = _WeakViews(views, provenance["seed"]), every, folder
         self.workers, self.provenance = workers, dict(provenance, every_iterations=every)
-
-    @classmethod
-    def of(
-        cls, estimator: nn.Module, loader: DataLoader, epochs: int, folder: Path, provenance: Mapping
-    ) -> RefreshHook:
-        """For a training loader of ``EncodedSteps``; gives the estimator its table."""
-        views = loader.dataset.steps.unlabeled
-        estimator.table = LabelTable(len(views), len(estimator.labeler.flip_indices))
-        every = epochs * loader.sampler.steps_an_epoch(UNLABELED)
-        return cls(views, every, folder, provenance, loader.num_workers)
 
     def before_train(self, runner) -> None:
         iteration = runner.iter // self.every * self.every
@@ -109,7 +121,8 @@ class FacingHook(Hook):
         votes = torch.zeros(len(self.crops), device=model.heatmap_from_input.device)
         training = model.training
         model.eval()
-        for self.crops.number in range(ROUNDS):
+        for number in range(ROUNDS):
+            self.crops.number = number
             for views in self.crops.batches(model, self.workers):
                 votes[views["index"]] += model.facing_votes(views) / ROUNDS
         model.train(training)

@@ -13,13 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 from sagecache.data.dataset import Draw, LabeledViews
 from sagecache.data.views import ViewConfig
 from sagecache.errors import SagecacheError, nearest
-from sagecache.mm.checkpoints import load_network
-from sagecache.mm.registry import build_student
+from sagecache.mm.evaluate import evaluation_loader, network_to_judge
 from sagecache.mm.samples import EvaluationCrops
 from sagecache.project import Project
 from sagecache.structures import Instance
@@ -136,15 +134,12 @@ def disturbed(
     report: Callable[..., None] | None = None,
 ) -> list[Disturbed]:
     """Judge the EMA teacher of a checkpoint on crops of annotated persons, at each strength."""
-    student = build_student(project.model)
-    load_network(student, checkpoint, "ema_teacher")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    student.to(device).eval()
+    student = network_to_judge(project, checkpoint)
     found, joints = [], project.skeleton.num_keypoints
     for number, strength in enumerate(strengths):
         crops = DisturbedCrops(project, instances, kind, strength)
         sums = np.zeros((3, joints))
-        for batch in DataLoader(crops, batch_size=64, collate_fn=_lists):
+        for batch in evaluation_loader(crops):
             sums += _judge(student, batch)
         found.append(Disturbed(float(strength), *sums))
         if report is not None:
@@ -162,7 +157,3 @@ def _judge(student: torch.nn.Module, batch: dict[str, list]) -> np.ndarray:
     counts = np.stack(batch["counts"])
     correct = counts & (error <= TOLERANCE * np.array(batch["unit"])[:, None])
     return np.stack([correct.sum(0), counts.sum(0), (confidence * counts).sum(0)]).astype(np.float64)
-
-
-def _lists(items: list[dict]) -> dict[str, list]:
-    return {key: [item[key] for item in items] for key in items[0]}

@@ -29,7 +29,7 @@ from sagecache.mm.hooks import (
 from sagecache.mm.loaders import rank, train_loader, validation_cfg, world_size
 from sagecache.mm.memory import memory_advice
 from sagecache.mm.optimisers import build_optimizer, schedule
-from sagecache.mm.refresh import FACING, FacingHook, RefreshHook
+from sagecache.mm.refresh import label_hooks
 from sagecache.mm.tracking import log_writers
 from sagecache.project import Project, Recipe
 from sagecache.project.leaks import refuse_leaks
@@ -118,12 +118,7 @@ def _train(project: Project, name: str, options: TrainOptions, work_dir: Path, r
     loader = train_loader(project, recipe, model, seed)
     sections = _sections(project, name, recipe, model, options, work_dir, seed, report)
     about = dict(recipe=name, recipe_sha256=recipe_digest(recipe, model), seed=seed)
-    if recipe.uses_unlabeled and recipe.semi.swaps:
-        views = loader.dataset.steps.unlabeled
-        sections["custom_hooks"].append(FacingHook(views, work_dir / FACING, about, loader.num_workers))
-    if recipe.uses_unlabeled and recipe.semi.refresh:
-        refresh = RefreshHook.of(estimator, loader, recipe.semi.refresh, work_dir / "pseudo_labels", about)
-        sections["custom_hooks"].append(refresh)
+    sections["custom_hooks"] += label_hooks(recipe, estimator, loader, work_dir, about)
     runner = _runner(
         name,
         dict(

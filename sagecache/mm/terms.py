@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sagecache.errors import SagecacheError, nearest
 from sagecache.geometry.pose import Limits, angle_limits, limb_limits, offset_limits
-from sagecache.mm.labeling import check_labeling
+from sagecache.mm.labeling import build_style, check_labeling
 from sagecache.mm.reference import check_store, labeled_reference, limb_edges
 from sagecache.priors.cmgc import CMGCDepth, CMGCNormal, LimbReference
 from sagecache.priors.diffusion import DiffusionGuidance, DiffusionPrior
@@ -132,6 +132,12 @@ def check_semi(recipe: Recipe) -> None:
             fix="Set views.strong.radial, tilt and bend to 0, or the weights of these terms.",
         )
     check_labeling(recipe)
+    if not recipe.batch.labeled and build_style(recipe) is not None:
+        raise SagecacheError(
+            "semi.style gives labeled images the look of unlabeled ones, and batch.labeled is 0",
+            file="recipe",
+            fix="Set batch.labeled, or semi.style.fda and semi.style.colour to 0.",
+        )
 
 
 def build_terms(

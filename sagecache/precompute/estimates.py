@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
+from sagecache.data.splits import evenly
 from sagecache.precompute.jobs import DEFAULTS, DetectJob, GeoJob, Progress, RunOptions, StatsJob, no_progress
 from sagecache.precompute.parts import Parts
 from sagecache.precompute.plan import limited
@@ -47,7 +46,7 @@ def estimate_geo(
     missing = total
     if not options.force:
         missing = pending(root, plan.store, plan.fields, plan.fingerprint, job.shard_size)
-    rows = np.unique(np.linspace(0, total - 1, sample).astype(int)).tolist()
+    rows = evenly(range(total), sample)
     geo_shard(plan, teacher, rows[:1], job.batch_size)  # first pass: allocations, kernels chosen
     began = time.perf_counter()
     encoded = geo_shard(plan, teacher, rows, job.batch_size).rows
@@ -68,14 +67,14 @@ def estimate_detect(
     numbers = range(len(parts))
     if not options.force:
         numbers = Parts(result, detect_identity(images, detector, job.part_size), len(parts)).missing()
-    rows = np.unique(np.linspace(0, len(images) - 1, sample).astype(int)).tolist()
-    detect_part([images[rows[0]]], detector, job.batch_size)  # first pass: allocations, kernels chosen
+    chosen = evenly(images, sample)
+    detect_part(chosen[:1], detector, job.batch_size)  # first pass: allocations, kernels chosen
     began = time.perf_counter()
-    found = detect_part([images[row] for row in rows], detector, job.batch_size).detections
-    seconds = (time.perf_counter() - began) / len(rows)
+    found = detect_part(chosen, detector, job.batch_size).detections
+    seconds = (time.perf_counter() - began) / len(chosen)
     missing = sum(len(parts[k]) for k in numbers)
     return Estimate(
-        len(images), missing, round(len(json.dumps(found)) / len(rows) * len(images)), seconds * missing
+        len(images), missing, round(len(json.dumps(found)) / len(chosen) * len(images)), seconds * missing
     )
 
 

@@ -22,16 +22,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sagecache.errors import SagecacheError
-from sagecache.geometry.affine import (
-    compose,
-    invert_affine,
-    is_mirrored,
-    swap_mirrored,
-    transform_points,
-)
 from sagecache.geometry.depth import Gain, gain_from_normals, joint_depth, limb_length_3d, weighted_median
 from sagecache.geometry.precision import full_precision
-from sagecache.geometry.sampling import inside, sample_maps
+from sagecache.geometry.sampling import sample_maps
+from sagecache.priors.frames import labels_in_view, student_keypoints
 from sagecache.structures import TermOutput, UnlabeledBatch
 
 MIN_LIMBS = 3  # of one limb every ratio fits, of two there is no telling which is wrong
@@ -258,16 +252,11 @@ class CMGCNormal(nn.Module):
 def carry_to_target(batch: UnlabeledBatch, flip_indices: Tensor) -> tuple[Tensor, Tensor]:
     """The student's keypoints in target-map pixels, left and right as in the image, and joint weights.
 
-    A joint takes part with the weight of its pseudo-label where that lies within the strong view: of a
-    joint that the augmentation pushed out, the student's maximum says nothing. (B, K, 2) and (B, K).
+    A joint takes part with the weight of its pseudo-label where that lies within the strong view.
+    (B, K, 2) and (B, K).
     """
-    target_from_strong = compose(batch.target_from_image, invert_affine(batch.strong_from_image))
-    keypoints = transform_points(target_from_strong, batch.student_keypoints)
-    keypoints = swap_mirrored(keypoints, is_mirrored(batch.strong_from_image), flip_indices)
-    heatmap_from_image = compose(batch.heatmap_from_strong, batch.strong_from_image)
-    height, width = batch.student_heatmaps.shape[-2:]
-    seen = inside(transform_points(heatmap_from_image, batch.pseudo_labels.keypoints), (width, height))
-    return keypoints, batch.pseudo_labels.weights * seen
+    keypoints = student_keypoints(batch, flip_indices, batch.target_from_image)
+    return keypoints, batch.pseudo_labels.weights * labels_in_view(batch)
 
 
 def _maps(batch: UnlabeledBatch) -> list[Tensor]:

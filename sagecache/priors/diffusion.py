@@ -19,10 +19,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from sagecache.errors import SagecacheError, nearest
-from sagecache.geometry.affine import compose, invert_affine, is_mirrored, swap_mirrored, transform_points
 from sagecache.geometry.precision import full_precision
-from sagecache.geometry.sampling import inside
 from sagecache.priors.denoiser import Denoiser
+from sagecache.priors.frames import labels_in_view, student_keypoints
 from sagecache.skeleton.definition import Skeleton
 from sagecache.structures import TermOutput, UnlabeledBatch
 
@@ -331,13 +330,8 @@ class DiffusionGuidance(nn.Module):
         self.register_buffer("flip_indices", flip, persistent=False)
 
     def forward(self, batch: UnlabeledBatch) -> TermOutput:
-        labels = batch.pseudo_labels
-        points = transform_points(invert_affine(batch.strong_from_image), batch.student_keypoints)
-        points = swap_mirrored(points, is_mirrored(batch.strong_from_image), self.flip_indices)
-        height, width = batch.student_heatmaps.shape[-2:]
-        heatmap_from_image = compose(batch.heatmap_from_strong, batch.strong_from_image)
-        seen = inside(transform_points(heatmap_from_image, labels.keypoints), (width, height))
-        pull = 1 - labels.confidence
+        points, seen = student_keypoints(batch, self.flip_indices), labels_in_view(batch)
+        pull = 1 - batch.pseudo_labels.confidence
         loss = self.prior.guidance_loss(
             points, pull, mask=seen, draws=self.draws, noise=self.noise, weighting=self.weighting
         )

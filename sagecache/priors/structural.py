@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sagecache.errors import SagecacheError
-from sagecache.geometry.affine import invert_affine, is_mirrored, swap_mirrored, transform_points
 from sagecache.geometry.pose import (
     SHORT,
     Limits,
@@ -32,7 +31,7 @@ from sagecache.geometry.pose import (
     limb_lengths,
 )
 from sagecache.geometry.precision import full_precision
-from sagecache.geometry.sampling import inside
+from sagecache.priors.frames import labels_in_view, student_keypoints
 from sagecache.strict import share
 from sagecache.structures import TermOutput, UnlabeledBatch
 
@@ -119,30 +118,30 @@ class StructuralTerm(nn.Module):
 
     def forward(self, batch: UnlabeledBatch) -> TermOutput:
         """outside: share of what was measured that lies beyond its range."""
-        loss, weight = self.measure(*carry_to_image(batch, self.flip_indices), batch.bbox_scale)
+        keypoints = student_keypoints(batch, self.flip_indices)
+        loss, weight = self.measure(keypoints, labels_in_view(batch), batch.bbox_scale)
         outside = ((loss > 0) & (weight > 0)).sum() / (weight > 0).sum().clamp_min(1)
         return TermOutput((weight * loss).sum() / weight.sum().clamp_min(1), {"outside": outside})
 
 
-class BoneLength(StructuralTerm):
-    """`bone_loss` of the student's keypoints. short in [0, 1]: price of a limb that is too short."""
+class LengthTerm(StructuralTerm):
+    """What is of lengths. short in [0, 1]: price of one that is too short, where too long costs 1."""
 
     def __init__(self, limits: Limits, flip_indices: Tensor, short: float = SHORT) -> None:
         super().__init__(limits, flip_indices)
         share("short", short)
         self.short = short
+
+
+class BoneLength(LengthTerm):
+    """`bone_loss` of the student's keypoints. short in [0, 1]: price of a limb that is too short."""
 
     def measure(self, keypoints: Tensor, present: Tensor, bbox_scale: Tensor) -> tuple[Tensor, Tensor]:
         return bone_loss(keypoints, present, bbox_scale, self.limits, self.short)
 
 
-class Topology(StructuralTerm):
+class Topology(LengthTerm):
     """`topology_loss` of the student's keypoints. short in [0, 1]: price of a joint that is too near."""
-
-    def __init__(self, limits: Limits, flip_indices: Tensor, short: float = SHORT) -> None:
-        super().__init__(limits, flip_indices)
-        share("short", short)
-        self.short = short
 
     def measure(self, keypoints: Tensor, present: Tensor, bbox_scale: Tensor) -> tuple[Tensor, Tensor]:
         return topology_loss(keypoints, present, bbox_scale, self.limits, self.short)
@@ -153,15 +152,3 @@ class JointAngle(StructuralTerm):
 
     def measure(self, keypoints: Tensor, present: Tensor, bbox_scale: Tensor) -> tuple[Tensor, Tensor]:
         return angle_loss(keypoints, present, bbox_scale, self.limits)
-
-
-def carry_to_image(batch: UnlabeledBatch, flip_indices: Tensor) -> tuple[Tensor, Tensor]:
-    """The student's keypoints in image pixels, left and right as in the image (B, K, 2), and those present.
-
-    Present (B, K) bool is a joint whose pseudo-label lies within the strong view: of one that the
-    augmentation pushed out, the student's maximum says nothing, and it never lies outside itself.
-    """
-    keypoints = transform_points(invert_affine(batch.strong_from_image), batch.student_keypoints)
-    keypoints = swap_mirrored(keypoints, is_mirrored(batch.strong_from_image), flip_indices)
-    expected = transform_points(batch.strong_from_image, batch.pseudo_labels.keypoints)
-    return keypoints, inside(expected, batch.strong_size)

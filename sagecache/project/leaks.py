@@ -63,8 +63,9 @@ def _told(leak: Leak, unlabeled: str | None) -> str:
             f"frames of {what} are in '{leak.trained}', which is trained on, and in '{leak.measures}', which "
             "measures: neighbouring frames are all but the same image, so the figures would be too good"
         )
-    least = "" if leak.whole else "at least "
-    text = f"{least}{what} of '{leak.measures}', which measures, are in '{leak.trained}', which is trained on"
+    least, are = "" if leak.whole else "at least ", "is" if leak.count == 1 else "are"
+    text = f"{least}{what} of '{leak.measures}', which measures, {are} in '{leak.trained}'"
+    text += ", which is trained on"
     if leak.trained == unlabeled:
         return (
             f"{text}: a teacher that was adapted to an image, even without its labels (transductively), is "

@@ -22,7 +22,7 @@ from sagecache.geometry.distortion import (
     local_area,
     warp_bent_heatmaps,
 )
-from sagecache.geometry.heatmap import gaussian, in_view_mass, log_probability
+from sagecache.geometry.heatmap import MIN_IN_VIEW, gaussian, in_view_mass, log_probability
 from sagecache.geometry.precision import full_precision
 from sagecache.geometry.sampling import inside, warp_heatmaps
 from sagecache.structures import TermOutput, UnlabeledBatch
@@ -30,7 +30,6 @@ from sagecache.structures import TermOutput, UnlabeledBatch
 LOSSES = ("js", "kl", "mse")
 TARGETS = ("heatmap", "keypoints")
 NORMALISE = ("all", "kept")
-MIN_IN_VIEW = 0.5  # a warped map that lost more than half of its mass says little about where the joint is
 
 
 @full_precision

@@ -7,13 +7,12 @@ Nothing here carries a gradient or makes the host wait for the device.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
 from sagecache.errors import SagecacheError
 from sagecache.geometry.pose import (
+    ANGLE_SOFTNESS,
     SHORT,
     Limits,
     all_present,
@@ -28,10 +27,7 @@ from sagecache.geometry.precision import full_precision
 from sagecache.skeleton.stats import SkeletonStats
 from sagecache.strict import positive
 
-# What lies this far outside its range weighs exp(-1). Not narrower: labeled bodies leave it as well where
-# the statistics are of few.
-LIMB_SOFTNESS = 0.05  # units of sqrt(w h)
-ANGLE_SOFTNESS = math.radians(10)  # as in semi.gating
+LIMB_SOFTNESS = 0.05  # units of sqrt(w h): a limb this far outside its range weighs exp(-1)
 LEAST = 1e-3  # a doubted joint stays a kept one, so that normalising by the kept ones doesn't jump
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from sagecache.errors import SagecacheError, nearest
 from sagecache.semi import thresholds
+from sagecache.semi.reduction import over_processes
 from sagecache.strict import share as require_share
 
 RULES = ("fixed", "adaptive", "flexmatch", "freematch", "softmatch")
@@ -56,7 +57,7 @@ class JointStatistics(nn.Module):
         above = (confidence > self.threshold).float()
         sums = torch.stack([confidence.sum(0), confidence.square().sum(0), above.sum(0)])
         count = sums.new_full((1, sums.shape[1]), len(confidence))
-        sums = _over_processes(torch.cat([sums, count]))
+        sums = over_processes(torch.cat([sums, count]))
         mean, square, selected = sums[:3] / sums[3]
         rate = (1 / (self.updates + 1.0)).clamp(min=1 - self.decay)  # a tensor: the host need not wait
         self.mean.lerp_(mean, rate)
@@ -149,9 +150,3 @@ class KeypointFilter(nn.Module):
         if self.percentile:
             floor = floor | thresholds.top_of_joint(confidence, self.percentile)
         return floor & confidence.isfinite()
-
-
-def _over_processes(sums: Tensor) -> Tensor:
-    if distributed.is_available() and distributed.is_initialized():
-        distributed.all_reduce(sums)
-    return sums

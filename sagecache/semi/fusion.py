@@ -16,16 +16,13 @@ from torch import Tensor, nn
 
 from sagecache.errors import SagecacheError, nearest
 from sagecache.geometry.affine import compose, invert_affine, is_mirrored, swap_mirrored
-from sagecache.geometry.heatmap import in_view_mass, probability
+from sagecache.geometry.heatmap import MIN_IN_VIEW, in_view_mass, probability
 from sagecache.geometry.precision import full_precision
 from sagecache.geometry.sampling import warp_heatmaps
 from sagecache.strict import positive
 
 GRANULARITY = ("keypoint", "instance")
 RULES = ("average", "best", "drop")
-MIN_IN_VIEW = (
-    0.5  # a map that lost more than half of its mass on the way says little about where the joint is
-)
 
 
 class TeacherView(NamedTuple):

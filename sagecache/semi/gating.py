@@ -8,7 +8,6 @@ makes the host wait for the device.
 
 from __future__ import annotations
 
-import math
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -16,11 +15,19 @@ import torch
 from torch import Tensor, nn
 
 from sagecache.errors import SagecacheError, nearest
+from sagecache.geometry.pose import (
+    ANGLE_SOFTNESS,
+    Limits,
+    all_present,
+    excess,
+    in_body_units,
+    joint_angles,
+    limb_lengths,
+)
 from sagecache.geometry.precision import full_precision
 from sagecache.skeleton.stats import SkeletonStats
 from sagecache.strict import share
 
-ROM_SOFTNESS = math.radians(10)  # an angle this far outside its range scores exp(-1)
 # A limb's spread is at least this share of its median: the MAD of twenty bodies can be zero by chance.
 MIN_SPREAD = 0.05
 TEACHER_B = ("none", "diffusion")
@@ -62,12 +69,12 @@ def plausibility(
     keypoints (B, K, 2) and bbox_scale (B,), sqrt(w h), in pixels of one frame; present (B, K) bool;
     confidence (B, K) in [0, 1]; weights (3,) of the parts (conf, len, rom), >= 0. Returns (B,).
     """
-    present = present.to(keypoints.dtype)
+    points = in_body_units(keypoints, present, bbox_scale)
     parts = torch.stack(
         [
             *_mean(confidence, present),
-            *_mean(_limb_score(keypoints, bbox_scale, statistics), _all_present(present, statistics.edges)),
-            *_mean(_angle_score(keypoints, statistics), _all_present(present, statistics.triplets)),
+            *_mean(_limb_score(points, statistics), all_present(present, statistics.edges)),
+            *_mean(_angle_score(points, statistics), all_present(present, statistics.triplets)),
         ],
         -1,
     ).unflatten(-1, (3, 2))
@@ -76,33 +83,24 @@ def plausibility(
     return (score * share).sum(-1) / share.sum(-1).clamp_min(torch.finfo(share.dtype).tiny)
 
 
-def _limb_score(keypoints: Tensor, bbox_scale: Tensor, statistics: PoseStatistics) -> Tensor:
-    ends = keypoints[:, statistics.edges]  # (B, L, 2, 2)
-    length = (ends[:, :, 0] - ends[:, :, 1]).norm(dim=-1) / bbox_scale[:, None]
+def _limb_score(points: Tensor, statistics: PoseStatistics) -> Tensor:
+    length = limb_lengths(points, statistics.edges)
     z = ((length - statistics.limb_median) / statistics.limb_spread).relu()
     return torch.exp(-z.square() / 2)
 
 
-def _angle_score(keypoints: Tensor, statistics: PoseStatistics) -> Tensor:
-    a, vertex, b = keypoints[:, statistics.triplets].unbind(2)  # (B, T, 2) each
-    u, v = a - vertex, b - vertex
-    cross = u[..., 0] * v[..., 1] - u[..., 1] * v[..., 0]
-    angle = torch.atan2(cross.abs(), (u * v).sum(-1))
-    excess = (statistics.angle_low - angle).relu() + (angle - statistics.angle_high).relu()
-    return torch.exp(-(excess / ROM_SOFTNESS).square())
+def _angle_score(points: Tensor, statistics: PoseStatistics) -> Tensor:
+    angle, trust = joint_angles(points, statistics.triplets)
+    angle = torch.where(trust > 0, angle, 0)  # joints in one place: a collapsed pose is not plausible
+    limits = Limits(statistics.triplets, statistics.angle_low, statistics.angle_high)
+    return torch.exp(-(sum(excess(angle, limits)) / ANGLE_SOFTNESS).square())
 
 
-def _all_present(present: Tensor, joints: Tensor) -> Tensor:
-    """present (B, K) of 0 and 1, joints (M, n) -> (B, M)."""
-    return present[:, joints].prod(-1)
-
-
-def _mean(values: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Weighted mean over the last axis, and 1 where there is anything to average (0 elsewhere)."""
-    total = weights.sum(-1)
-    # where, not a product: an absent joint may hold NaN
-    kept = torch.where(weights > 0, values * weights, 0).sum(-1)
-    return kept / total.clamp_min(1), (total > 0).to(values.dtype)
+def _mean(values: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean over the last axis of what counts, and 1 where there is any of that (0 elsewhere)."""
+    total = counts.sum(-1)
+    # where, not a product: an absent joint's confidence may be NaN
+    return torch.where(counts, values, 0).sum(-1) / total.clamp_min(1), (total > 0).to(values.dtype)
 
 
 class Plausibility(nn.Module):

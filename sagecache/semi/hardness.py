@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from sagecache.errors import SagecacheError
 from sagecache.geometry.precision import full_precision
+from sagecache.semi.reduction import over_processes
 
 FARTHEST = 1.0  # one box: how far beyond a joint is lost makes no difference
 
@@ -39,9 +40,7 @@ class JointHardness(nn.Module):
         distance = (student - label).norm(dim=-1) / bbox_scale[:, None]
         counts = keep & distance.isfinite()
         distance = torch.where(counts, distance, 0).clamp_max(FARTHEST)
-        sums = torch.stack([distance.sum(0), counts.sum(0).to(distance.dtype)])
-        if distributed.is_available() and distributed.is_initialized():
-            distributed.all_reduce(sums)
+        sums = over_processes(torch.stack([distance.sum(0), counts.sum(0).to(distance.dtype)]))
         seen = sums[1] > 0
         rate = (1 / (self.updates + 1.0)).clamp(min=1 - self.decay) * seen
         self.error.lerp_((sums[0] / sums[1].clamp_min(1)).to(self.error.dtype), rate)

@@ -12,19 +12,17 @@ import json
 import multiprocessing
 import os
 import shutil
-import threading
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from multiprocessing.connection import wait
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from sagecache.children import die_with_parent, environment, thread_variables
 from sagecache.errors import SagecacheError
 from sagecache.skeleton.definition import COCO17
 from sagecache.store.lock import FolderLock
@@ -36,7 +34,6 @@ PARTS = ".parts"  # records of finished pictures, until annotations.json holds t
 FAR_FACTOR = 4.0  # depth saturates at this many times the people's median depth, to keep 16 bits fine
 JPEG_QUALITY = 95
 RENDERER = 1  # count it up when the code makes other pictures of the same look and seed
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 @dataclass(frozen=True)
@@ -172,10 +169,10 @@ def _run(job, missing, count, workers, progress) -> None:
     if not missing:
         return
     # spawn: a forked child would inherit threads of torch and embree; and even one worker is a child, so
-    # that every picture is made under the same thread settings
+    # that every picture is made under the same thread settings: one thread, as one process a core is faster
     context = multiprocessing.get_context("spawn")
     with (
-        _single_threaded_children(),
+        environment(thread_variables(1)),
         ProcessPoolExecutor(min(workers, len(missing)), context, _start_worker, (job,)) as pool,
     ):
         tasks = [pool.submit(_make, index) for index in missing]
@@ -196,34 +193,13 @@ def _run(job, missing, count, workers, progress) -> None:
             raise
 
 
-@contextmanager
-def _single_threaded_children():
-    """Children started inside run their linear algebra on one thread: one process a core is faster."""
-    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
 _WORKER: dict = {}
 
 
 def _start_worker(job: _Job) -> None:
     cv2.setNumThreads(1)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    die_with_parent()  # a pool's children wait for work for ever when their parent is killed
     _WORKER.update(body=Body.load(), job=job)
-
-
-def _die_with_parent() -> None:
-    """A pool's children wait for work for ever when their parent is killed: end with it instead."""
-    wait([multiprocessing.parent_process().sentinel])
-    os._exit(1)
 
 
 def _make(index: int) -> None:

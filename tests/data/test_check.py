@@ -150,7 +150,7 @@ def test_the_same_picture_in_two_splits_is_a_leak(tmp_path):
     )
     leaks = [f for f in check_splits(sources) if f.code == "leak_content"]
     assert [(f.level, f.split) for f in leaks] == [("note", "labeled, unlabeled"), ("error", "labeled, test")]
-    assert leaks[1].message == "1 images are in both; ids in 'labeled': 2"
+    assert leaks[1].message == "1 image is in both; ids in 'labeled': 2"
 
 
 @pytest.mark.parametrize(

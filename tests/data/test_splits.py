@@ -5,7 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sagecache.data.splits import _name_prefix, draw_images, is_held_out, sequence_keys, shared, subset
+from sagecache.data.splits import (
+    _name_prefix,
+    draw_images,
+    evenly,
+    is_held_out,
+    sequence_keys,
+    shared,
+    subset,
+)
 from sagecache.errors import SagecacheError
 
 
@@ -17,6 +25,18 @@ def coco_of(count, labeled=None, name="{:012d}.jpg"):
         for i in range(1, count + 1)
     ]
     return {"images": images, "annotations": annotations, "info": "kept"}
+
+
+@pytest.mark.parametrize("count, positions", [(1, [0]), (3, [0, 4, 9]), (10, range(10)), (99, range(10))])
+def test_an_even_choice_reaches_both_ends(count, positions):
+    letters = "abcdefghij"
+    assert evenly(letters, count) == [letters[k] for k in positions]
+
+
+@given(st.integers(0, 500), st.integers(1, 600))
+def test_an_even_choice_takes_no_item_twice(total, count):
+    chosen = evenly(range(total), count)
+    assert len(chosen) == min(total, count) and chosen == sorted(set(chosen))
 
 
 def test_draws_are_nested_repeatable_and_differ_by_seed():

@@ -15,12 +15,11 @@ from sagecache.cli.jobs import stats_job
 from sagecache.data.views import ViewConfig
 from sagecache.geometry.affine import apply_affine
 from sagecache.mm.explain import explain
-from sagecache.mm.gallery import Judged, Picked, _steps, look, spread, views_of
+from sagecache.mm.gallery import Judged, Picked, _steps, look, views_of
 from sagecache.precompute.runner import run_stats
 from sagecache.project import Project
 from sagecache.project.recipe import TeacherSettings
 from sagecache.project.trained import TrainedRun, trained_run
-from sagecache.structures import Instance
 
 HIDDEN = 8
 DIAGONAL = np.hypot(120, 146)
@@ -172,12 +171,6 @@ def test_progress_counts_persons(project, run):
     told = []
     look(project, run, 3, lambda done, total: told.append((done, total)))
     assert told == [(3, 3)]
-
-
-@pytest.mark.parametrize("count, positions", [(1, [0]), (3, [0, 4, 9]), (10, range(10)), (99, range(10))])
-def test_spread_reaches_both_ends(count, positions):
-    instances = [Instance(k, 0, None, (0, 0, 1, 1)) for k in range(10)]
-    assert [one.image_id for one in spread(instances, count)] == list(positions)
 
 
 # --- who is shown ----------------------------------------------------------------------------------

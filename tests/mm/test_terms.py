@@ -15,7 +15,7 @@ from sagecache.mm.labeling import build_labeler
 from sagecache.mm.terms import TERMS, build_terms, check_semi
 from sagecache.precompute.runner import run_stats
 from sagecache.project import Project, Recipe
-from sagecache.project.recipe import SemiSettings, ViewSettings
+from sagecache.project.recipe import BatchSettings, RecipeData, SemiSettings, ViewSettings
 from sagecache.skeleton import COCO17
 from sagecache.skeleton.stats import compute_stats
 
@@ -37,6 +37,18 @@ def test_terms_that_could_learn_nothing_are_refused():
     with pytest.raises(SagecacheError, match="and there is no semi.swaps"):
         check_semi(sides)
     check_semi(replace(sides, semi=replace(sides.semi, swaps=dict(front=0.2))))
+
+
+def test_a_style_for_no_labeled_image_is_refused():
+    alone = Recipe(
+        data=RecipeData(unlabeled="unlabeled"),
+        batch=BatchSettings(labeled=0, unlabeled=8),
+        semi=SemiSettings(terms=dict(consistency=dict()), style=dict(fda=0.5)),
+    )
+    with pytest.raises(SagecacheError, match="semi.style .* and batch.labeled is 0"):
+        check_semi(alone)
+    check_semi(replace(alone, batch=BatchSettings(labeled=8, unlabeled=8)))
+    check_semi(replace(alone, semi=replace(alone.semi, style=dict(fda=0.0, colour=0.0))))
 
 
 @pytest.mark.parametrize("key", ["radial", "tilt", "bend"])

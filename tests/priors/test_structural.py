@@ -20,6 +20,7 @@ from sagecache.geometry.affine import (
 from sagecache.geometry.heatmap import gaussian, probability, soft_argmax
 from sagecache.geometry.pose import JOINT_NOISE, Limits, angle_limits, limb_limits, offset_limits
 from sagecache.priors import structural
+from sagecache.priors.frames import labels_in_view
 from sagecache.skeleton import COCO17
 from sagecache.skeleton.stats import compute_stats
 from sagecache.structures import Fate, PseudoLabels, UnlabeledBatch
@@ -334,7 +335,7 @@ def test_joints_that_left_the_strong_view_take_no_part(stats, labeled, torn):
     """By where the teacher saw them: the student's own maximum never lies outside."""
     truth = torch.from_numpy(labeled[0][:4, :, :2])
     batch = make_batch(labeled, torn, shift=(0.5, 0.1))
-    _, present = structural.carry_to_image(batch, FLIP)
+    present = labels_in_view(batch)
     inside = transform_points(batch.strong_from_image, truth)
     expected = ((inside >= 0) & (inside <= torch.tensor(INPUT) - 1)).all(-1)
     assert torch.equal(present, expected) and 0.1 < present.float().mean() < 0.9

@@ -47,7 +47,7 @@ def test_val_among_unlabeled_images_is_refused_with_the_reason_and_the_command(f
         check(folder)
     error = caught.value
     assert error.file == folder / "data.py" and error.record.startswith("image 301 (")
-    assert "1 image of 'val', which measures, are in 'unlabeled'" in error.message
+    assert "1 image of 'val', which measures, is in 'unlabeled'" in error.message
     assert "transductively" in error.message
     command = f"sagecache --project {folder} data check --split val --split unlabeled"
     assert command in error.fix and "Remove them from 'unlabeled'" in error.fix
@@ -75,7 +75,7 @@ def test_without_unlabeled_images_it_is_a_warning(folder, caplog):
     """Also where the split is one and the same: to see that a network can learn images by heart."""
     share(folder, "labeled", "val")
     check(folder, "stage0")
-    assert "are in 'labeled', which is trained on" in caplog.text
+    assert "is in 'labeled', which is trained on" in caplog.text
     caplog.clear()
     check(folder, "stage0", {"data.val": "labeled"})
     assert "3 images of 'labeled'" in caplog.text or "4 images of 'labeled'" in caplog.text

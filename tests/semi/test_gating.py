@@ -59,6 +59,12 @@ def test_angles_fade_outside_their_range(degrees, score):
     assert kps(pose, weights=(0, 0, 1)) == pytest.approx(score, rel=1e-4)
 
 
+def test_joints_in_one_place_have_no_plausible_angle():
+    heap = [[20.0, 30.0]] * 3
+    assert kps(heap, weights=(0, 0, 1)) < 1e-9
+    assert kps([[20.0, 30.0], [20.0, 30.0], [60.0, 30.0]], weights=(0, 0, 1)) < 1e-9
+
+
 def test_absent_joints_drop_out_with_their_limbs_and_angles():
     pose = [[0.0, 50.0], [0.0, 0.0], [math.nan, math.nan]]
     assert kps(pose, confidence=(0.6, 0.8, math.nan), present=(1, 1, 0)) == pytest.approx((0.7 + 1) / 2)

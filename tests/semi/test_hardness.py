@@ -6,7 +6,7 @@ import torch
 from host import Operations
 
 from sagecache.errors import SagecacheError
-from sagecache.semi import hardness
+from sagecache.semi import reduction
 from sagecache.semi.hardness import JointHardness
 
 
@@ -68,10 +68,10 @@ def test_processes_count_together_in_one_reduction(monkeypatch):
     def group(exchange):
         return SimpleNamespace(is_available=lambda: True, is_initialized=lambda: True, all_reduce=exchange)
 
-    monkeypatch.setattr(hardness, "distributed", group(lambda sums: sent.append(sums.clone())))
+    monkeypatch.setattr(reduction, "distributed", group(lambda sums: sent.append(sums.clone())))
     JointHardness(3).update(*other)
     assert len(sent) == 1
-    monkeypatch.setattr(hardness, "distributed", group(lambda sums: sums.add_(sent[0])))
+    monkeypatch.setattr(reduction, "distributed", group(lambda sums: sums.add_(sent[0])))
     module.update(*mine)
     torch.testing.assert_close(module.error, expected.error)
     assert torch.equal(module.updates, expected.updates)
