@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from sagecache.geometry.affine import compose, invert_affine, is_mirrored, swap_mirrored, transform_points
-from sagecache.geometry.sampling import inside
+from sagecache.geometry.strong_view import points_on_map
 from sagecache.structures import UnlabeledBatch
 
 
@@ -31,8 +31,6 @@ def labels_in_view(batch: UnlabeledBatch) -> Tensor:
     """Joints whose pseudo-label lies on the student's map, (B, K) bool, left and right as in the image.
 
     Of a joint that the augmentation pushed out, the student's maximum says nothing, and it never lies
-    outside itself. A view's distortion is not followed.
+    outside itself.
     """
-    heatmap_from_image = compose(batch.heatmap_from_strong, batch.strong_from_image)
-    height, width = batch.student_heatmaps.shape[-2:]
-    return inside(transform_points(heatmap_from_image, batch.pseudo_labels.keypoints), (width, height))
+    return points_on_map(batch, batch.pseudo_labels.keypoints)[1]

@@ -14,17 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from sagecache.errors import SagecacheError, nearest
-from sagecache.geometry.affine import compose, is_mirrored, swap_mirrored, transform_points
-from sagecache.geometry.distortion import (
-    bend_points,
-    bent_in_view_mass,
-    covered,
-    local_area,
-    warp_bent_heatmaps,
-)
+from sagecache.geometry.affine import is_mirrored, swap_mirrored, transform_points
+from sagecache.geometry.distortion import bent_in_view_mass, local_area, warp_bent_heatmaps
 from sagecache.geometry.heatmap import MIN_IN_VIEW, gaussian, in_view_mass, log_probability
 from sagecache.geometry.precision import full_precision
-from sagecache.geometry.sampling import inside, warp_heatmaps
+from sagecache.geometry.sampling import warp_heatmaps
+from sagecache.geometry.strong_view import points_on_map
 from sagecache.structures import TermOutput, UnlabeledBatch
 
 LOSSES = ("js", "kl", "mse")
@@ -197,14 +192,8 @@ class Consistency(nn.Module):
 
 def draw_in_view(batch: UnlabeledBatch, keypoints: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
     """Gaussians (B, K, h, w) at keypoints (B, K, 2) of the image, in the strong view; in view (B, K) bool."""
+    points, in_view = points_on_map(batch, keypoints)
     height, width = batch.student_heatmaps.shape[-2:]
-    if batch.distortion is None:
-        points = transform_points(compose(batch.heatmap_from_strong, batch.strong_from_image), keypoints)
-        return gaussian(points, (width, height), sigma), inside(points, (width, height))
-    plain = transform_points(batch.strong_from_image, keypoints)
-    bent = bend_points(plain, batch.distortion[0], batch.strong_size)
-    points = transform_points(batch.heatmap_from_strong, bent)
-    in_view = inside(points, (width, height)) & covered(plain, batch.strong_size)
     return gaussian(points, (width, height), sigma), in_view
 
 

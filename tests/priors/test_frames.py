@@ -2,10 +2,12 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
 
+from sagecache.geometry.distortion import bend, radial
 from sagecache.priors.frames import labels_in_view, student_keypoints
 
 FLIP = torch.tensor([0, 2, 1])
@@ -24,6 +26,7 @@ def batch_of(strong_from_image, student=None, labels=None):
         heatmap_from_strong=torch.diag(torch.tensor([0.25, 0.25, 1])),
         strong_from_image=strong_from_image[None],
         strong_size=SIZE,
+        distortion=None,
         pseudo_labels=None if labels is None else SimpleNamespace(keypoints=torch.tensor([labels])),
     )
 
@@ -84,3 +87,17 @@ def test_the_map_ends_at_the_centres_of_its_outer_cells():
 def test_labels_that_are_nowhere_are_not_in_view():
     labels = [[float("nan"), 5], [float("inf"), 5], [5.0, 5]]
     assert labels_in_view(batch_of(PLAIN, labels=labels)).tolist() == [[False, False, True]]
+
+
+def test_labels_that_a_lens_pushes_off_the_map_are_not_in_view():
+    """Or brings in: what counts is the view that the student sees."""
+    labels = [[48.0, 64], [3.0, 5], [-2.0, 5]]
+    for k1, seen in ((0.4, [True, False, False]), (-0.4, [True, True, True])):
+        lens = radial(k1, 0.0, SIZE)
+        lattices = [torch.from_numpy(one).float()[None] for one in (lens.forward, lens.inverse)]
+        moved = bend(np.array(labels), lens.forward, SIZE)
+        assert ((moved >= 0) & (moved <= np.array(SIZE) - 1)).all(-1).tolist() == seen
+        batch = batch_of(PLAIN, labels=labels)
+        assert labels_in_view(batch).tolist() == [[True, True, False]]
+        batch.distortion = tuple(lattices)
+        assert labels_in_view(batch).tolist() == [seen]
