@@ -28,7 +28,7 @@ from sagecache.geometry.heatmap import probability, soft_argmax
 from sagecache.mm.codecs import MapFrame
 from sagecache.mm.outputs import head_maps, map_kind, network_maps
 from sagecache.priors.diffusion import DiffusionPrior
-from sagecache.priors.frames import student_keypoints
+from sagecache.priors.frames import labels_in_view, student_keypoints
 from sagecache.project.recipe import TeacherSettings
 from sagecache.semi.ema import (
     initialise_ema,
@@ -204,9 +204,12 @@ class SemiPoseEstimator(BaseModel):
 
     @torch.no_grad()
     def _remember_errors(self, batch: UnlabeledBatch, covered: Tensor) -> None:
-        """How far the student is from kept labels, by joint; hidden joints look hard and are not counted."""
+        """How far the student is from kept labels, by joint; hidden ones and those that left the view look
+        hard and are not counted.
+        """
         labels, student = batch.pseudo_labels, student_keypoints(batch, self.labeler.flip_indices)
-        self.hardness.update(student, labels.keypoints, labels.keep & ~covered, batch.bbox_scale)
+        shown = labels_in_view(batch) & ~covered
+        self.hardness.update(student, labels.keypoints, labels.keep & shown, batch.bbox_scale)
 
     def term_losses(self, batch: UnlabeledBatch) -> dict[str, Tensor]:
         """Weighted losses under ``loss_<term>``, and what terms and gate counted."""

@@ -33,9 +33,9 @@ class JointHardness(nn.Module):
     def update(self, student: Tensor, label: Tensor, keep: Tensor, bbox_scale: Tensor) -> None:
         """student and label (B, K, 2) and bbox_scale (B,), sqrt(w h), in pixels of one view and one naming.
 
-        keep (B, K) bool: joints with a label, less those that were covered in the student's view: a joint
-        would look hard because it is hidden, and be hidden more often for that. Of all processes together
-        in one reduction; positions that are not finite don't count.
+        keep (B, K) bool: joints with a label, less those that were covered in the student's view or lie
+        outside it: a joint would look hard because it can't be seen, and be hidden more often for that. Of
+        all processes together in one reduction; positions that are not finite don't count.
         """
         distance = (student - label).norm(dim=-1) / bbox_scale[:, None]
         counts = keep & distance.isfinite()

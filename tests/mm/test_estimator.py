@@ -8,8 +8,11 @@ import torch
 from mmengine.runner.checkpoint import get_state_dict, load_state_dict
 from torch import nn
 
+from sagecache.data.hiding import AdaptiveMasking
+from sagecache.data.mixing import StrongMixing
 from sagecache.errors import SagecacheError
-from sagecache.geometry.affine import augment_affine
+from sagecache.geometry.affine import augment_affine, transform_points
+from sagecache.geometry.distortion import bend_points, radial
 from sagecache.mm.codecs import codec_of, map_frame
 from sagecache.mm.estimator import SemiPoseEstimator
 from sagecache.mm.registry import build_student
@@ -314,3 +317,34 @@ def test_normalising_leaves_the_images_as_they_are(estimator, dtype):
     before = images.clone()
     estimator.normalise(images)
     torch.testing.assert_close(images, before, rtol=0, atol=0)
+
+
+# -- mixing ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bent", [False, True])
+def test_joints_that_left_the_strong_view_do_not_look_hard(bent):
+    """A perfect student: the maximum of its map lies at the border at best."""
+    estimator = build(mixing=StrongMixing(COCO17, akm=AdaptiveMasking()))
+    views = unlabeled(strong=1)
+    if bent:
+        lens = radial(0.4, 0.1, SIZE)
+        lattices = torch.from_numpy(np.stack([lens.forward, lens.inverse])).float()
+        views["strong_distortion"] = lattices.expand(3, 1, -1, -1, -1, -1)
+    labels = estimator.pseudo_labels(views)
+    labels.keypoints = torch.rand(3, 17, 2) * torch.tensor(SIZE)
+    labels.weights = torch.ones(3, 17)
+    batch = estimator.unlabeled_batch(torch.zeros(3, 17, 32, 24), views, labels)
+    points = transform_points(batch.strong_from_image, labels.keypoints)
+    points = bend_points(points, batch.distortion[0], SIZE) if bent else points
+    last = torch.tensor(SIZE) - 1
+    inside = ((points >= 0) & (points <= last)).all(-1)
+    student = torch.minimum(points.clamp_min(0), last)
+    student = bend_points(student, batch.distortion[1], SIZE) if bent else student
+    mirrored = torch.linalg.det(batch.strong_from_image) < 0
+    batch.student_keypoints = torch.where(mirrored[:, None, None], student[:, FLIP], student)
+    covered = torch.zeros(3, 17, dtype=torch.bool)
+    covered[:, 3] = True
+    estimator._remember_errors(batch, covered)
+    assert estimator.hardness.error.max() < 0.002 and 0.5 < inside.float().mean() < 0.95
+    assert estimator.hardness.updates.tolist() == (inside & ~covered).any(0).long().tolist()
