@@ -199,7 +199,8 @@ class SemiPoseEstimator(BaseModel):
             None if self.hardness is None else self.hardness.error,
             None if self.hardness is None else self.labeler.keypoint_filter.statistics.mean,
         )
-        remaining = replace(labels, weights=labels.weights * ~mixed.dropped)
+        left = ~mixed.dropped
+        remaining = replace(labels, weights=labels.weights * left, places=labels.places * left)
         return mixed.images, remaining, mixed.covered
 
     @torch.no_grad()

@@ -348,3 +348,13 @@ def test_joints_that_left_the_strong_view_do_not_look_hard(bent):
     estimator._remember_errors(batch, covered)
     assert estimator.hardness.error.max() < 0.002 and 0.5 < inside.float().mean() < 0.95
     assert estimator.hardness.updates.tolist() == (inside & ~covered).any(0).long().tolist()
+
+
+def test_what_loses_its_weight_under_foreign_pixels_loses_its_place_as_well():
+    estimator, views = build(mixing=StrongMixing(COCO17, hide=17, covered="drop")), unlabeled(strong=1)
+    labels = estimator.pseudo_labels(views)
+    labels.weights, labels.places = torch.ones(3, 17), torch.full((3, 17), 0.5)
+    _, remaining, covered = estimator.strong_images(views, labels)
+    assert covered.any() and not covered.all()
+    assert torch.equal(remaining.weights, 1.0 - covered.float())
+    assert torch.equal(remaining.places, 0.5 - 0.5 * covered.float())
