@@ -33,6 +33,9 @@ class TermInputs:
     sigma: float
     prior: DiffusionPrior | None
 
+    def teacher_b(self) -> bool:
+        return self.recipe.semi.gate.get("teacher_b") == "diffusion"
+
     def flip_indices(self) -> Tensor:
         return torch.tensor(self.project.skeleton.flip_indices)
 
@@ -88,7 +91,12 @@ class TermKind:
 
 
 TERMS = {
-    "consistency": TermKind(Consistency, flip_indices=TermInputs.flip_indices, sigma=attrgetter("sigma")),
+    "consistency": TermKind(
+        Consistency,
+        flip_indices=TermInputs.flip_indices,
+        sigma=attrgetter("sigma"),
+        teacher_b=TermInputs.teacher_b,
+    ),
     "diffusion": TermKind(DiffusionGuidance, prior=attrgetter("prior")),
     "cmgc_depth": TermKind(
         CMGCDepth,

@@ -112,6 +112,7 @@ class Consistency(nn.Module):
     draws labels. 'heatmap': the teacher's maps, warped to the strong view and renormalised; joints that lose
     half of their mass are dropped. Samples that the gate gave to teacher B are always drawn from the
     corrected pose with soft_sigma (default 2 sigma), and their weights are lower: never a hard label.
+    teacher_b False: no gate gives B any, and nothing is drawn for it.
     loss, temperature, normalise: see `consistency_loss`. sigma in heatmap pixels, flip_indices (K,).
     """
 
@@ -124,6 +125,7 @@ class Consistency(nn.Module):
         soft_sigma: float | None = None,
         temperature: float = 1.0,
         normalise: str = "kept",
+        teacher_b: bool = True,
     ) -> None:
         super().__init__()
         for key, value, known in (("loss", loss, LOSSES), ("target", target, TARGETS)):
@@ -136,7 +138,7 @@ class Consistency(nn.Module):
         if soft_sigma is not None and not 0 < soft_sigma < math.inf:
             raise SagecacheError(f"soft_sigma is {soft_sigma}, it must be positive", fix="None takes 2 sigma")
         self.loss, self.target, self.normalise = loss, target, normalise
-        self.sigma, self.temperature = sigma, temperature
+        self.sigma, self.temperature, self.teacher_b = sigma, temperature, teacher_b
         self.soft_sigma = 2 * sigma if soft_sigma is None else soft_sigma
         self.register_buffer("flip_indices", torch.as_tensor(flip_indices), persistent=False)
 
@@ -162,23 +164,27 @@ class Consistency(nn.Module):
 
         Channels of a mirrored strong view are exchanged, weights as well: the student sees a mirrored body.
         """
-        labels = batch.pseudo_labels
-        hard, hard_in_view = self._hard_target(batch)
-        soft, soft_in_view = draw_in_view(batch, labels.corrected, self.soft_sigma)
-        use_a = labels.teacher_a[:, None]
-        target = torch.where(use_a[..., None, None], hard, soft)
-        weights = labels.weights * torch.where(use_a, hard_in_view, soft_in_view)
-        mirrored = is_mirrored(batch.strong_from_image)
-        total = target.sum((-2, -1), keepdim=True).clamp_min(torch.finfo(target.dtype).tiny)
-        return (
-            swap_mirrored(target / total, mirrored, self.flip_indices),
-            swap_mirrored(weights, mirrored, self.flip_indices),
-        )
+        labels, mirrored = batch.pseudo_labels, is_mirrored(batch.strong_from_image)
 
-    def _hard_target(self, batch: UnlabeledBatch) -> tuple[Tensor, Tensor]:
-        """Maps (B, K, h, w), not yet normalised, and in view (B, K) bool; channels as in the image."""
-        if self.target == "keypoints":
-            return draw_in_view(batch, batch.pseudo_labels.keypoints, self.sigma)
+        def renamed(values: Tensor) -> Tensor:
+            return swap_mirrored(values, mirrored, self.flip_indices)
+
+        if self.target == "keypoints":  # points are exchanged for a thousandth of what maps would cost
+            target, in_view = draw_in_view(batch, renamed(labels.keypoints), self.sigma)
+        else:
+            target, in_view = map(renamed, self._warped(batch))
+        if self.teacher_b:
+            soft, soft_in_view = draw_in_view(batch, renamed(labels.corrected), self.soft_sigma)
+            use_a = labels.teacher_a[:, None]
+            target = torch.where(use_a[..., None, None], target, soft)
+            in_view = torch.where(use_a, in_view, soft_in_view)
+        total = target.sum((-2, -1), keepdim=True).clamp_min(torch.finfo(target.dtype).tiny)
+        return target.div_(total), renamed(labels.weights) * in_view
+
+    def _warped(self, batch: UnlabeledBatch) -> tuple[Tensor, Tensor]:
+        """The teacher's maps (B, K, h, w), not yet normalised, and in view (B, K) bool; channels as in the
+        image.
+        """
         maps, matrix = batch.pseudo_labels.probability, batch.student_from_teacher
         if batch.distortion is None:
             warped = warp_heatmaps(maps, matrix)

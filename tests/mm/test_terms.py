@@ -67,6 +67,13 @@ def test_options_reach_the_term_and_its_weight_stays_outside():
     assert weight == 0.3 and term.loss == "js" and term.sigma == 1.25
 
 
+@pytest.mark.parametrize("gate", [{}, dict(teacher_b="none"), dict(teacher_b="diffusion")])
+def test_consistency_draws_for_teacher_b_where_a_gate_has_one(gate):
+    asked = Recipe(semi=SemiSettings(terms=dict(consistency=dict()), gate=gate))
+    _, term = build_terms(Project.open(), asked, 1.25, None)["consistency"]
+    assert term.teacher_b == (gate.get("teacher_b") == "diffusion")
+
+
 @pytest.mark.parametrize(
     "terms, told",
     [

@@ -10,7 +10,8 @@ from sagecache.errors import SagecacheError
 from sagecache.geometry.affine import augment_affine, crop_affine, heatmap_affine
 from sagecache.geometry.distortion import bend, radial
 from sagecache.geometry.heatmap import decode
-from sagecache.semi.consistency import Consistency, consistency_loss
+from sagecache.semi import consistency
+from sagecache.semi.consistency import Consistency, consistency_loss, draw_in_view
 from sagecache.structures import PseudoLabels, UnlabeledBatch
 
 SIGMA = 1.5
@@ -287,6 +288,29 @@ def test_teacher_b_gives_a_wider_target_at_the_corrected_pose(target):
         built, gaussians(move(TO_MAP @ CROP, corrected), MAP, 2 * SIGMA), atol=1e-5, rtol=0
     )
     assert weights.tolist() == [pytest.approx([1.0, 0.9, 0.8])]
+
+
+@pytest.mark.parametrize("target", ["keypoints", "heatmap"])
+@pytest.mark.parametrize("options", VIEWS)
+def test_without_teacher_b_nothing_is_drawn_for_it(target, options):
+    """The same bits, also of a refused sample, whose weights are zero."""
+    batch = batch_for(view(**options), weights=torch.tensor([[1.0, 0.0, 0.8]]))
+    expected = Consistency(FLIP, SIGMA, target=target).build_target(batch)
+    batch.pseudo_labels.corrected = None
+    found = Consistency(FLIP, SIGMA, target=target, teacher_b=False).build_target(batch)
+    assert all(map(torch.equal, found, expected))
+
+
+def test_points_and_not_maps_are_exchanged_in_a_mirrored_view(monkeypatch):
+    """Which gives the bits that exchanged maps have."""
+    batch, exchanged = batch_for(view(flip=True, rotation=10.0, shift=(0.3, 0.0))), []
+    drawn, in_view = draw_in_view(batch, JOINTS, SIGMA)
+    swap = consistency.swap_mirrored
+    monkeypatch.setattr(consistency, "swap_mirrored", lambda *a: exchanged.append(a[0].ndim) or swap(*a))
+    target, weights = Consistency(FLIP, SIGMA).build_target(batch)
+    expected = drawn / drawn.sum((-2, -1), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    assert torch.equal(target, expected[:, FLIP]) and max(exchanged) == 3
+    assert torch.equal(weights, (batch.pseudo_labels.weights * in_view)[:, FLIP])
 
 
 def test_each_sample_follows_its_own_teacher_and_view():
