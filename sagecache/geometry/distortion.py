@@ -323,14 +323,21 @@ def bend_maps(maps: Tensor, inverse_lattice: Tensor) -> Tensor:
 
 
 @full_precision
-def warp_bent_heatmaps(heatmaps: Tensor, student_from_teacher: Tensor, inverse_lattice: Tensor) -> Tensor:
+def warp_bent_heatmaps(
+    heatmaps: Tensor,
+    student_from_teacher: Tensor,
+    inverse_lattice: Tensor,
+    map_from_view: Tensor | None = None,
+    size: Size | None = None,
+) -> Tensor:
     """`sampling.warp_heatmaps` to a distorted student's view, resampled once.
 
     heatmaps (B, K, h, w) >= 0 in the teacher's plain view; student_from_teacher (B, 3, 3), heatmap pixels, to
-    the student's view before its distortion; inverse_lattice (B, n, n, 2) of that distortion.
+    the student's view before its distortion; inverse_lattice (B, n, n, 2) of that distortion. map_from_view
+    (3, 3), no turn, and size (width, height) of the view: for maps whose corners are not the view's (MSRA).
     Returns (B, K, h, w), zero where the teacher's view does not reach; see `bent_in_view_mass`.
     """
-    plain = _plain_pixels(inverse_lattice, heatmaps)
+    plain = _plain_pixels(inverse_lattice, heatmaps, map_from_view, size)
     return _sample(heatmaps, transform_points(invert_affine(student_from_teacher), plain))
 
 
@@ -346,7 +353,9 @@ def bent_in_view_mass(warped: Tensor, student_from_teacher: Tensor, area: Tensor
     return (warped.sum((-2, -1)) / whole).clamp(max=1)
 
 
-def _plain_pixels(inverse_lattice: Tensor, maps: Tensor) -> Tensor:
+def _plain_pixels(
+    inverse_lattice: Tensor, maps: Tensor, map_from_view: Tensor | None = None, size: Size | None = None
+) -> Tensor:
     """Where each pixel of a distorted map (..., h, w) lies in the plain one: (B, h * w, 2).
 
     Rows first, then columns, tap by tap: 8 products for a pixel instead of 16, and no matrix product (TF32).
@@ -354,12 +363,17 @@ def _plain_pixels(inverse_lattice: Tensor, maps: Tensor) -> Tensor:
     height, width = maps.shape[-2:]
     x = torch.arange(width, device=maps.device, dtype=maps.dtype)
     y = torch.arange(height, device=maps.device, dtype=maps.dtype)
+    if map_from_view is None:
+        left, top, across, down = 0, 0, max(width - 1, 1), max(height - 1, 1)
+    else:  # where the view's first pixels lie, and how far from them its last ones, map pixels
+        left, top = map_from_view[:2, 2]
+        across, down = map_from_view[0, 0] * (size[0] - 1), map_from_view[1, 1] * (size[1] - 1)
     values, last = inverse_lattice.to(maps.dtype).movedim(-1, 0), inverse_lattice.shape[1] - 1
-    taps, weights, _ = _taps(y / max(height - 1, 1), last)  # (h, 4)
+    taps, weights, _ = _taps((y - top) / down, last)  # (h, 4)
     values = sum(values.index_select(2, taps[:, i]) * weights[:, i, None] for i in range(4))  # (2, B, h, n)
-    taps, weights, _ = _taps(x / max(width - 1, 1), last)
+    taps, weights, _ = _taps((x - left) / across, last)
     values = sum(values.index_select(3, taps[:, i]) * weights[:, i] for i in range(4))  # (2, B, h, w)
-    plain = [x + values[0] * (width - 1), y.unsqueeze(-1) + values[1] * (height - 1)]
+    plain = [x + values[0] * across, y.unsqueeze(-1) + values[1] * down]
     return torch.stack(plain, -1).flatten(1, 2)
 
 

@@ -190,7 +190,7 @@ class Consistency(nn.Module):
             warped = warp_heatmaps(maps, matrix)
             return warped, in_view_mass(warped, matrix) >= MIN_IN_VIEW
         forward, inverse = batch.distortion
-        warped = warp_bent_heatmaps(maps, matrix, inverse)
+        warped = warp_bent_heatmaps(maps, matrix, inverse, batch.heatmap_from_strong, batch.strong_size)
         points = transform_points(batch.strong_from_image, batch.pseudo_labels.keypoints)
         area = local_area(points, forward, batch.strong_size)
         return warped, bent_in_view_mass(warped, matrix, area) >= MIN_IN_VIEW

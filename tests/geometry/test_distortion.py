@@ -305,6 +305,20 @@ def test_bend_maps_is_the_loop():
         assert bent[row, column].item() == pytest.approx(oracles.bilinear(maps[0, 0].numpy(), x, y), abs=1e-9)
 
 
+def test_maps_whose_corners_are_not_the_view_s_are_the_loop_too():
+    """MSRA's cells are the view's pixels over the stride, also behind the last one."""
+    inverse, stride = all_three(SIZE).inverse, 4
+    maps = torch.rand(1, 1, 64, 48, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    to_map = torch.diag(torch.tensor([1 / stride, 1 / stride, 1.0], dtype=torch.float64))
+    same = torch.eye(3, dtype=torch.float64)[None]
+    found = distortion.warp_bent_heatmaps(maps, same, as_batch(inverse, torch.float64), to_map, SIZE)[0, 0]
+    for row, column in np.random.default_rng(0).integers(0, (64, 48), (120, 2)):
+        x, y = distortion.bend(np.array([column, row]) * float(stride), inverse, SIZE) / stride
+        assert found[row, column].item() == pytest.approx(
+            oracles.bilinear(maps[0, 0].numpy(), x, y), abs=1e-9
+        )
+
+
 def test_peaks_land_where_the_points_do():
     one = all_three(SMALL)
     view = torch.from_numpy(augment_affine(SMALL, 25, 1.1, (0.03, -0.02), True)).float()[None]

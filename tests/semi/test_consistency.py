@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from sagecache.errors import SagecacheError
 from sagecache.geometry.affine import augment_affine, crop_affine, heatmap_affine
-from sagecache.geometry.distortion import bend, radial
+from sagecache.geometry.distortion import bend, bend_points, radial
 from sagecache.geometry.heatmap import decode
 from sagecache.semi import consistency
 from sagecache.semi.consistency import Consistency, consistency_loss, draw_in_view
@@ -383,6 +383,19 @@ def test_targets_follow_a_lens(target, options):
     assert (straight - expected).norm(dim=-1).max() > 0.5  # the lens does move them
     assert (weights > 0).all()
     torch.testing.assert_close(maps.sum((-2, -1)), torch.ones(1, 3))
+
+
+def test_maps_of_another_frame_follow_a_lens_too():
+    """MSRA divides by the stride: its maps end before the view does, and the lens is the view's."""
+    to_map = torch.diag(torch.tensor([1 / 4, 1 / 4, 1.0]))
+    corners = torch.tensor([[[85.0, 105.0], [85.0, 20.0], [15.0, 108.0]]])  # of the view, which is the image
+    labels = dict(probability=gaussians(move(to_map, corners), (24, 32), 1.0), keypoints=corners)
+    frame = dict(heatmap_from_strong=to_map, student_from_teacher=torch.eye(3)[None])
+    batch, _ = bent_batch(view(), **labels, **frame, student_heatmaps=torch.zeros(1, 3, 32, 24))
+    batch.strong_from_image = torch.eye(3)[None]
+    found = decode(Consistency(FLIP, 1.0, target="heatmap").build_target(batch)[0], 1.0)[0]
+    expected = move(to_map, bend_points(corners, batch.distortion[0], INPUT))
+    assert (found - expected).norm(dim=-1).max() < 0.25  # the blob of a lens is not quite round
 
 
 def test_joints_that_a_lens_pushes_out_of_view_are_dropped():
