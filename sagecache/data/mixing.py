@@ -65,7 +65,7 @@ class StrongMixing(nn.Module):
 
     hide: most joints of a sample under randomly placed patches (joint cutout). akm: hide joints that are
     uncertain or often wrong (`hiding.AdaptiveMasking`). limbs: most limbs of a sample under a capsule.
-    cutmix: probability that a limb shows another sample's pixels. radius of a capsule, in limb lengths.
+    cutmix: probability that a limb shows another person's pixels. radius of a capsule, in limb lengths.
     combine: 'one_of' gives each sample one of the active kinds, in equal shares, so that the strong views
     of an image mostly differ in kind; 'all' lets each kind act on each sample, limbs exchanged first.
     Stacking is worse than two paths that complement each other (MultiAugs, arXiv 2402.11566).
@@ -116,14 +116,16 @@ class StrongMixing(nn.Module):
         bbox_scale: Tensor,
         error: Tensor | None = None,
         mean_confidence: Tensor | None = None,
+        num_strong: int = 1,
     ) -> Mixed:
         """images (B, 3, H, W) uint8: strong views, each with the teacher's opinion brought there.
 
         keypoints (B, K, 2) in view pixels; what is not finite or not in view is left alone. confidence
         (B, K) in [0, 1]; keep (B, K) bool: joints that are learned from, the only ones used. bbox_scale
         (B,): sqrt(w h) of the person's box in view pixels. error and mean_confidence (K,): running
-        statistics by joint for akm, None until there are some. Channels may be named by the person or by
-        the view, as long as all tensors agree. The input is not changed.
+        statistics by joint for akm, None until there are some. num_strong: views of each person, one after
+        another; they are no donors of each other. Channels may be named by the person or by the view, as
+        long as all tensors agree. The input is not changed.
         """
         if not self.kinds:
             nothing = torch.zeros_like(keep)
@@ -135,7 +137,7 @@ class StrongMixing(nn.Module):
         dealt = dict(zip(self.kinds, self._deal(len(images), images.device), strict=True))
         touched = torch.zeros((), dtype=torch.bool, device=images.device)
         if "cutmix" in dealt:
-            images, touched = self._exchange(images, keypoints, known, dealt.pop("cutmix"))
+            images, touched = self._exchange(images, keypoints, known, dealt.pop("cutmix"), num_strong)
         if dealt:
             score = self.akm.score(error, mean_confidence) if self.akm else 0.0
             hidden = torch.zeros((), dtype=torch.bool, device=images.device)
@@ -185,10 +187,10 @@ class StrongMixing(nn.Module):
         return hide_hard_joints(keypoints, sure, score, bbox_scale, self.akm, size)
 
     def _exchange(
-        self, images: Tensor, keypoints: Tensor, known: Tensor, group: Dealt
+        self, images: Tensor, keypoints: Tensor, known: Tensor, group: Dealt, num_strong: int
     ) -> tuple[Tensor, Tensor]:
         """Images (B, 3, H, W) with limbs exchanged, and where (B, H, W)."""
-        pasted, mask = paste_limbs(images, keypoints, known, group.rows, self.edges, self.radius)
+        pasted, mask = paste_limbs(images, keypoints, known, group.rows, self.edges, self.radius, num_strong)
         mask = mask & (torch.rand(len(mask), 1, 1, device=mask.device) < self.cutmix)
         mask = _returned(mask, group)
         return torch.where(mask[:, None], pasted[group.places], images), mask
@@ -196,16 +198,22 @@ class StrongMixing(nn.Module):
 
 @full_precision
 def paste_limbs(
-    images: Tensor, keypoints: Tensor, known: Tensor, hosts: Tensor, limbs: Tensor, radius: float
+    images: Tensor,
+    keypoints: Tensor,
+    known: Tensor,
+    hosts: Tensor,
+    limbs: Tensor,
+    radius: float,
+    num_strong: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """Keypoint-aware CutMix: one limb of each host as another sample shows the same limb, or its mirror.
+    """Keypoint-aware CutMix: one limb of each host as another person shows the same limb, or its mirror.
 
     images (B, 3, H, W) uint8; keypoints (B, K, 2) finite, view pixels; known (B, K) bool; hosts (R,): who
-    receives; limbs (L, 2): rows 2i and 2i + 1 mirror each other; radius in limb lengths. The host's limb is
-    drawn among those with both ends known, the donor among all others that know this limb or its mirror at
-    between half and twice the length. The similarity that lays the donor's limb on the host's, with a
-    reflection for the mirror limb so that its outer side stays outside, is sampled bilinearly. Limbs whose
-    capsule exceeds half the view's height are left alone.
+    receives; limbs (L, 2): rows 2i and 2i + 1 mirror each other; radius in limb lengths; num_strong: views of
+    each person, one after another. The host's limb is drawn among those with both ends known, the donor among
+    all views of others that know this limb or its mirror at between half and twice the length. The similarity
+    that lays the donor's limb on the host's, with a reflection for the mirror limb so that its outer side
+    stays outside, is sampled bilinearly. Limbs whose capsule exceeds half the view's height are left alone.
 
     Returns pixels (R, 3, H, W) uint8, zero away from the region, and the region (R, H, W) bool: the
     capsule about the host's limb, empty without a limb or a donor.
@@ -220,7 +228,8 @@ def paste_limbs(
 
     same_or_mirror = torch.stack([limb, limb ^ 1], 1)  # (R, 2)
     zoom = length.T[same_or_mirror] / host_length.clamp_min(1e-6)[..., None]  # (R, 2, B)
-    others = torch.arange(len(images), device=hosts.device) != hosts[:, None, None]
+    persons = torch.arange(len(images), device=hosts.device) // num_strong
+    others = persons != persons[hosts][:, None, None]
     suits = there.T[same_or_mirror] & others & (zoom <= MAX_ZOOM) & (zoom >= 1 / MAX_ZOOM)
     choice, has_donor = _pick(suits.flatten(1))
     mirror, donor = choice // len(images), choice % len(images)

@@ -182,11 +182,11 @@ class SemiPoseEstimator(BaseModel):
         """Strong views (B*M, 3, H, W) uint8, mixed; the labels (of each view) that remain; which joints
         (B*M, K) are covered.
         """
-        images = unlabeled["strong"].flatten(0, 1)
+        images, num_strong = unlabeled["strong"].flatten(0, 1), unlabeled["strong"].shape[1]
         if self.mixing is None:
             return images, labels, None
         strong_from_image = unlabeled["strong_from_image"].flatten(0, 1)
-        scale = unlabeled["bbox_scale"].repeat_interleave(unlabeled["strong"].shape[1])
+        scale = unlabeled["bbox_scale"].repeat_interleave(num_strong)
         keypoints, distortion = transform_points(strong_from_image, labels.keypoints), _distortion(unlabeled)
         if distortion is not None:
             keypoints = bend_points(keypoints, distortion[0], (images.shape[-1], images.shape[-2]))
@@ -198,6 +198,7 @@ class SemiPoseEstimator(BaseModel):
             linear_scale(strong_from_image) * scale,
             None if self.hardness is None else self.hardness.error,
             None if self.hardness is None else self.labeler.keypoint_filter.statistics.mean,
+            num_strong,
         )
         left = ~mixed.dropped
         remaining = replace(labels, weights=labels.weights * left, places=labels.places * left)

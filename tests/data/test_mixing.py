@@ -136,6 +136,29 @@ def test_nobody_is_their_own_donor():
     assert torch.equal(mixed(dict(cutmix=1.0), inputs).images, inputs["images"])
 
 
+@pytest.mark.parametrize("combine", ["one_of", "all"])
+def test_no_view_of_the_same_person_is_a_donor(combine):
+    """Three views each of four persons, a grey level a person: what is exchanged has another's."""
+    person = torch.arange(4).repeat_interleave(3)
+    inputs = batch(12) | dict(
+        images=(person * 40 + 20).to(torch.uint8)[:, None, None, None].expand(-1, 3, 64, 48)
+    )
+    options = dict(cutmix=1.0, combine=combine)
+    covered = 0
+    for seed in range(20):
+        torch.manual_seed(seed)
+        found = StrongMixing(COCO17, **options)(**inputs, num_strong=3)
+        place = inputs["keypoints"].round().long()
+        changed = (found.images != inputs["images"]).any(1)
+        at_joint = changed.flatten(1).gather(1, place[..., 1] * SIZE[0] + place[..., 0])
+        assert torch.equal(at_joint, found.covered)
+        covered += found.covered.sum()
+    assert covered > 100
+    alone = {name: value[:3] for name, value in inputs.items()}
+    torch.manual_seed(0)
+    assert torch.equal(StrongMixing(COCO17, **options)(**alone, num_strong=3).images, alone["images"])
+
+
 def test_limbs_of_coco():
     rows = [[COCO17.names[k] for k in row] for row in mirrored_limbs(COCO17)]
     assert len(rows) == 8

@@ -14,7 +14,7 @@ from sagecache.errors import SagecacheError
 from sagecache.geometry.affine import augment_affine, transform_points
 from sagecache.geometry.distortion import bend_points, radial
 from sagecache.mm.codecs import codec_of, map_frame
-from sagecache.mm.estimator import SemiPoseEstimator
+from sagecache.mm.estimator import SemiPoseEstimator, _repeated
 from sagecache.mm.registry import build_student
 from sagecache.mm.samples import LabelEncoder
 from sagecache.priors.denoiser import Denoiser
@@ -358,3 +358,16 @@ def test_what_loses_its_weight_under_foreign_pixels_loses_its_place_as_well():
     assert covered.any() and not covered.all()
     assert torch.equal(remaining.weights, 1.0 - covered.float())
     assert torch.equal(remaining.places, 0.5 - 0.5 * covered.float())
+
+
+def test_views_of_one_person_are_no_donors_of_each_other():
+    estimator = build(mixing=StrongMixing(COCO17, cutmix=1.0))
+    views = unlabeled(count=1, strong=4)
+    views["strong_from_image"] = torch.eye(3).repeat(1, 4, 1, 1)
+    views["bbox_scale"] = views["bbox_scale"][:1]
+    labels = estimator.pseudo_labels(views)
+    labels.keypoints, labels.weights = torch.rand(1, 17, 2) * 30 + 30, torch.ones(1, 17)
+    labels = _repeated(labels, 4)
+    for _ in range(5):
+        images, _, covered = estimator.strong_images(views, labels)
+        assert torch.equal(images, views["strong"][0]) and not covered.any()
