@@ -115,15 +115,25 @@ def _train(project: Project, name: str, options: TrainOptions, work_dir: Path, r
         init_cpu_distributed()
     torch.manual_seed(seed)
     estimator = build_estimator(project, recipe, model)
+    optimizer = build_optimizer(estimator.student, recipe.optim_wrapper, recipe.amp)
+    accumulated = optimizer._accumulative_counts
+    if last is not None and (within := last.iteration % accumulated) and last.iteration < max_iters:
+        logger.warning(
+            "iteration %d ends within an optimiser step of %d: checkpoints keep no gradients, so that the "
+            "%d iterations before it are missing in the first step",
+            last.iteration,
+            accumulated,
+            within,
+        )
     loader = train_loader(project, recipe, model, seed)
-    sections = _sections(project, name, recipe, model, options, work_dir, seed, report)
+    sections = _sections(project, name, recipe, model, options, work_dir, seed, report, accumulated)
     about = dict(recipe=name, recipe_sha256=recipe_digest(recipe, model), seed=seed)
     sections["custom_hooks"] += label_hooks(recipe, estimator, loader, work_dir, about)
     runner = _runner(
         name,
         dict(
             model=estimator,
-            optim_wrapper=build_optimizer(estimator.student, recipe.optim_wrapper, recipe.amp),
+            optim_wrapper=optimizer,
             train_dataloader=loader,
             load_from=None if last is None else str(last.path),
             resume=last is not None,
@@ -186,17 +196,21 @@ def _sections(
     work_dir: Path,
     seed: int,
     report: Progress,
+    accumulated: int,
 ) -> dict[str, Any]:
-    """What mmengine's Runner takes beside the model, its optimiser and the loader."""
+    """What mmengine's Runner takes beside the model, its optimiser and the loader. accumulated: iterations
+    of an optimiser step.
+    """
     settings = recipe.train_cfg
     max_iters = options.max_iters or settings.max_iters
-    val_interval = min(settings.val_interval or max_iters, max_iters)
+    val_interval = _whole_steps("val_interval", settings.val_interval or max_iters, accumulated, max_iters)
+    saved = settings.checkpoint_interval or val_interval
     distributed = world_size() > 1
     validation = validation_cfg(project, recipe, work_dir)
     checkpoint = dict(
         type="CheckpointHook",
         by_epoch=False,
-        interval=min(settings.checkpoint_interval or val_interval, max_iters),
+        interval=_whole_steps("checkpoint_interval", saved, accumulated, max_iters),
         max_keep_ckpts=2,
         save_best=BEST_METRIC if validation else None,
         rule="greater" if validation else None,
@@ -231,6 +245,15 @@ def _sections(
         cfg=dict(recipe=_plain(recipe), model_wrapper_cfg=ddp_wrapper_cfg() if distributed else None),
         **validation,
     )
+
+
+def _whole_steps(key: str, interval: int, accumulated: int, max_iters: int) -> int:
+    """The next interval that ends with an optimiser step: a checkpoint keeps no gradient of half a one."""
+    whole = min(-(-interval // accumulated) * accumulated, max_iters)
+    if whole > interval and rank() == 0:
+        told = "train_cfg.%s %d becomes %d: optimiser steps of %d iterations are not cut"
+        logger.warning(told, key, interval, whole, accumulated)
+    return whole
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:

@@ -151,3 +151,45 @@ def test_a_fresh_run_that_is_killed_early_is_never_resumed_from_the_run_before(p
     assert steps[0] == 1 and again == first
     assert torch.load(again, weights_only=True)["meta"]["seed"] == 8
     assert not (first.parent / "previous-2").exists()
+
+
+def test_a_run_that_accumulates_is_cut_between_its_steps_alone(project, tmp_path, caplog):
+    """No checkpoint keeps half a gradient: intervals grow to whole steps; then equal bits."""
+    words = {
+        "optim_wrapper.accumulative_counts": 2,
+        "optim_wrapper.optimizer.lr": 100.0,
+        "train_cfg.checkpoint_interval": 1,
+        "train_cfg.log_interval": 1,
+        "train_cfg.max_iters": 6,
+        "data.val": None,
+    }
+
+    def weights(**options) -> dict:
+        options = run.TrainOptions(overrides=words, **options)
+        return torch.load(train(project, "stage0", options, killed), weights_only=True)["state_dict"]
+
+    def killed(done, *words):
+        if done == kill_at:
+            raise KeyboardInterrupt
+
+    kill_at = None
+    expected = weights(work_dir=tmp_path / "whole")
+    assert caplog.text.count("checkpoint_interval 1 becomes 2") == 1 and "val_interval" not in caplog.text
+    assert {path.name for path in (tmp_path / "whole").glob("*.pth")} == {"iter_4.pth", "iter_6.pth"}
+    kill_at = 4  # before its checkpoint is written
+    with pytest.raises(KeyboardInterrupt):
+        weights()
+    kill_at = None
+    found = weights(resume=True)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert "within an optimiser step" not in caplog.text
+
+
+def test_going_on_within_an_accumulated_step_is_told(project, caplog):
+    words = {"optim_wrapper.accumulative_counts": 2, "data.val": None}
+    for length, resume in ((3, False), (3, True), (4, True)):
+        assert "within an optimiser step" not in caplog.text
+        options = run.TrainOptions(overrides=words, max_iters=length, resume=resume)
+        train(project, "stage0", options, lambda *words: None)
+    assert "iteration 3 ends within an optimiser step of 2" in caplog.text
