@@ -105,12 +105,7 @@ TERMS = {
         reference=TermInputs.reference,
     ),
     "cmgc_normal": TermKind(CMGCNormal, edges=TermInputs.tubes, flip_indices=TermInputs.flip_indices),
-    "sides": TermKind(
-        SideAgnostic,
-        pairs=TermInputs.mirror_pairs,
-        flip_indices=TermInputs.flip_indices,
-        sigma=attrgetter("sigma"),
-    ),
+    "sides": TermKind(SideAgnostic, pairs=TermInputs.mirror_pairs, sigma=attrgetter("sigma")),
     "bone": TermKind(BoneLength, limits=TermInputs.limb_limits, flip_indices=TermInputs.flip_indices),
     "topology": TermKind(Topology, limits=TermInputs.offset_limits, flip_indices=TermInputs.flip_indices),
     "angle": TermKind(JointAngle, limits=TermInputs.angle_limits, flip_indices=TermInputs.flip_indices),

@@ -48,7 +48,7 @@ def logits(points: Tensor) -> Tensor:
     return maps.clamp_min(1e-12).log()
 
 
-TERM = SideAgnostic(PAIRS, FLIP, SIGMA)
+TERM = SideAgnostic(PAIRS, SIGMA)
 ON = torch.tensor([[0.0, 1.0, 1.0]])
 
 
@@ -81,6 +81,21 @@ def test_pairs_that_are_named_or_half_unknown_take_no_part(places):
 def test_a_pair_half_out_of_view_takes_no_part():
     away = torch.from_numpy(augment_affine(INPUT, shift=(0.5, 0.0))).float()
     assert TERM(batch(torch.zeros(1, 3, MAP[1], MAP[0]), ON, away)).loss == 0
+
+
+@pytest.mark.parametrize("options", [dict(flip=True), dict(rotation=25.0, scale=0.9)])
+def test_names_change_nothing_not_even_a_bit(options):
+    """Of the student's maps or of the labels: so a mirrored view, which changes them, needs no exchange."""
+    view = torch.from_numpy(augment_affine(INPUT, **options)).float()
+    torch.manual_seed(0)
+    student, places = torch.randn(1, 3, MAP[1], MAP[0]), torch.tensor([[0.0, 0.5, 1.0]])
+    named, student_renamed = (batch(maps, places, view) for maps in (student, student[:, FLIP]))
+    labels_renamed = batch(student, places[:, FLIP], view)
+    labels_renamed.pseudo_labels.keypoints = JOINTS[:, FLIP]
+    expected = TERM(named).loss
+    assert expected > 0
+    assert torch.equal(TERM(student_renamed).loss, expected)
+    assert torch.equal(TERM(labels_renamed).loss, expected)
 
 
 @pytest.mark.parametrize("options", [dict(flip=True), dict(rotation=25.0, scale=0.9)])
