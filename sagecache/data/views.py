@@ -23,7 +23,8 @@ from sagecache.geometry.distortion import CONTROL, IN_VIEW, MAX_BEND, NODES, Dis
 
 # Up to these one distortion shows only places that its lattice covers.
 MAX_RADIAL, MAX_TILT = 0.5, 30.0
-UPPER_BOUNDS = {"colour": 1, "magnitude": 1, "radial": MAX_RADIAL, "tilt": MAX_TILT, "bend": MAX_BEND}
+UPPER_BOUNDS = {"rotation": 180, "scale": 3, "shift": 1, "colour": 1, "magnitude": 1}
+UPPER_BOUNDS |= {"radial": MAX_RADIAL, "tilt": MAX_TILT, "bend": MAX_BEND}
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,9 @@ class ViewConfig:
     """How far a random view may stray. All zero is the plain crop; each key acts on its own.
 
     Geometry (scale and shift also stand for the error of a detected box):
-    rotation: largest turn, degrees. scale: .3 zooms by a factor between 1/1.3 and 1.3, log-uniform.
-    shift: largest displacement, fraction of the view's width and height. flip: probability of mirroring.
+    rotation: largest turn, degrees, up to 180. scale: .3 zooms by a factor between 1/1.3 and 1.3,
+    log-uniform; up to 3. shift: largest displacement, fraction of the view's width and height, up to 1, which
+    is out of view. flip: probability of mirroring.
     Distortion, after the above; half of the views get each kind, with a strength of its own, uniform up to
     the largest: radial: |k1| of a lens, pincushion or barrel, with k2 up to k1 / 2 (`distortion.radial`).
     tilt: degrees by which the picture's plane is turned about an axis of any direction in it. bend: thin

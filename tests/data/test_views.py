@@ -431,3 +431,15 @@ def test_the_photo_is_left_untouched(config):
 def test_impossible_values_are_refused(values):
     with pytest.raises(SagecacheError, match=next(iter(values))):
         ViewConfig(**values)
+
+
+@pytest.mark.parametrize(("key", "largest"), [("rotation", 180), ("scale", 3), ("shift", 1)])
+def test_geometry_has_an_upper_bound_at_which_views_are_still_made(key, largest):
+    with pytest.raises(SagecacheError, match=rf"{key} must lie in \[0, {largest}\]"):
+        ViewConfig(**{key: 1e300})
+    image, box = np.full((40, 30, 3), 100, np.uint8), (5.0, 5.0, 20.0, 30.0)
+    for seed in range(20):
+        view = make_view(
+            image, box, (24, 32), 1.25, ViewConfig(**{key: largest}), np.random.default_rng(seed)
+        )
+        assert np.isfinite(view.view_from_image).all() and (view.image == 100).all()
