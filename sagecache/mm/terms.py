@@ -18,6 +18,7 @@ from sagecache.priors.cmgc import CMGCDepth, CMGCNormal, LimbReference
 from sagecache.priors.diffusion import DiffusionGuidance, DiffusionPrior
 from sagecache.priors.structural import BoneLength, JointAngle, Topology
 from sagecache.project import Project, Recipe
+from sagecache.project.recipe import SemiSettings
 from sagecache.semi.consistency import Consistency
 from sagecache.semi.sides import SideAgnostic
 from sagecache.skeleton.stats import SkeletonStats
@@ -135,12 +136,39 @@ def check_semi(recipe: Recipe) -> None:
             fix="Set views.strong.radial, tilt and bend to 0, or the weights of these terms.",
         )
     check_labeling(recipe)
+    _refuse_keys_without_effect(recipe.semi)
     if not recipe.batch.labeled and build_style(recipe) is not None:
         raise SagecacheError(
             "semi.style gives labeled images the look of unlabeled ones, and batch.labeled is 0",
             file="recipe",
             fix="Set batch.labeled, or semi.style.fda and semi.style.colour to 0.",
         )
+
+
+def _refuse_keys_without_effect(semi: SemiSettings) -> None:
+    """None leaves a key to its default: so says a page whose _base_ sets it."""
+    style, mixing, consistency = semi.style, semi.mixing, semi.terms.get("consistency", {})
+    for key, value, needed, there in (
+        ("style.fda_size", style.get("fda_size"), "style.fda", style.get("fda")),
+        (
+            "mixing.radius",
+            mixing.get("radius"),
+            "mixing.limbs or mixing.cutmix",
+            mixing.get("limbs") or mixing.get("cutmix"),
+        ),
+        (
+            "terms.consistency.soft_sigma",
+            consistency.get("soft_sigma"),
+            "gate.teacher_b='diffusion'",
+            semi.gate.get("teacher_b") == "diffusion",
+        ),
+    ):
+        if value and not there:  # of a bad value its own check tells more
+            raise SagecacheError(
+                f"semi.{key} has no effect without semi.{needed}",
+                file="recipe",
+                fix=f"Leave it out (None where its _base_ sets it), or set semi.{needed}.",
+            )
 
 
 def build_terms(

@@ -51,6 +51,37 @@ def test_a_style_for_no_labeled_image_is_refused():
     check_semi(replace(alone, semi=replace(alone.semi, style=dict(fda=0.0, colour=0.0))))
 
 
+@pytest.mark.parametrize(
+    "section, key, value, needed, amends",
+    [
+        ("style", "fda_size", 0.05, "style.fda", dict(fda=0.5)),
+        ("mixing", "radius", 0.3, "mixing.limbs or mixing.cutmix", dict(cutmix=0.5)),
+        ("mixing", "radius", 0.3, "mixing.limbs or mixing.cutmix", dict(limbs=2)),
+    ],
+)
+def test_a_key_without_effect_is_refused(section, key, value, needed, amends):
+    idle = recipe(consistency=dict())
+    for semi, told in (({key: value}, True), ({key: value} | amends, False), ({key: None}, False)):
+        asked = replace(idle, semi=replace(idle.semi, **{section: semi}))
+        if told:
+            with pytest.raises(
+                SagecacheError, match=f"semi.{section}.{key} has no effect without semi.{needed}"
+            ):
+                check_semi(asked)
+        else:
+            check_semi(asked)
+
+
+def test_a_width_for_teacher_b_s_poses_is_refused_where_no_gate_has_one():
+    asked = recipe(consistency=dict(soft_sigma=3.0))
+    with pytest.raises(
+        SagecacheError, match="soft_sigma has no effect without semi.gate.teacher_b='diffusion'"
+    ):
+        check_semi(asked)
+    check_semi(replace(asked, semi=replace(asked.semi, gate=dict(teacher_b="diffusion"))))
+    check_semi(recipe(consistency=dict(soft_sigma=None)))
+
+
 @pytest.mark.parametrize("key", ["radial", "tilt", "bend"])
 def test_geometry_terms_refuse_views_that_are_not_affine(key):
     bent = ViewSettings(strong=ViewConfig(**{key: 0.05}))
