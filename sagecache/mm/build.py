@@ -32,6 +32,7 @@ def build_estimator(
     student = build_student(model)
     start = start_checkpoint(project, recipe)
     if start is not None:
+        _warn_of_another_run(project, recipe.load_from)
         load_network(student, start, backbone_serves=True)
     if recipe.channels_last:
         student = student.to(memory_format=torch.channels_last)
@@ -64,7 +65,6 @@ def start_checkpoint(project: Project, recipe: Recipe) -> Path | None:
                 f"recipe '{recipe.load_from}' is not trained yet",
                 fix=f"Run: {project.train_command(recipe.load_from)}",
             )
-        _warn_of_another_run(project, recipe.load_from)
         return found
     path = project.path(recipe.load_from)
     if not path.is_file():
@@ -78,6 +78,7 @@ def start_checkpoint(project: Project, recipe: Recipe) -> Path | None:
 
 def _warn_of_another_run(project: Project, name: str) -> None:
     """A trial (--max-iters, overrides) stands for its recipe until that is trained again."""
-    run = finished_run(project.work_dir(name))
-    if run is not None and (how := shortfall(run, *project.recipe(name))):
+    if name not in project.recipe_names() or finished_run(project.work_dir(name)) is None:
+        return
+    if how := shortfall(project.work_dir(name), *project.recipe(name)):
         logger.warning("starting from '%s', which was trained %s", name, how)

@@ -26,6 +26,7 @@ from sagecache.mm.hooks import (
     ResumedValidationHook,
     SemiHook,
 )
+from sagecache.mm.inputs import inputs_of
 from sagecache.mm.loaders import rank, train_loader, validation_cfg, world_size
 from sagecache.mm.memory import memory_advice
 from sagecache.mm.optimisers import build_optimizer, schedule
@@ -132,7 +133,7 @@ def _train(project: Project, name: str, options: TrainOptions, work_dir: Path, r
     )
     with _way_made(work_dir, last) if runner.rank == 0 else nullcontext():
         if runner.rank == 0 and last is None:
-            note_start(work_dir, recipe, model)
+            note_start(work_dir, recipe, model, inputs_of(project, recipe))
         with memory_advice(recipe, model):
             runner.train()
         best = runner.message_hub.runtime_info.get("best_ckpt")
@@ -142,7 +143,7 @@ def _train(project: Project, name: str, options: TrainOptions, work_dir: Path, r
                 "the run wrote no checkpoint", file=work_dir, fix="Leave default_hooks.checkpoint on."
             )
     if runner.rank == 0:
-        mark_finished(work_dir, FinishedRun(runner.iter, checkpoint.name, recipe_digest(recipe, model)))
+        mark_finished(work_dir, FinishedRun(runner.iter, checkpoint.name))
     return checkpoint
 
 
