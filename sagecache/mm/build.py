@@ -32,7 +32,6 @@ def build_estimator(
     student = build_student(model)
     start = start_checkpoint(project, recipe)
     if start is not None:
-        _warn_of_another_run(project, recipe.load_from)
         load_network(student, start, backbone_serves=True)
     if recipe.channels_last:
         student = student.to(memory_format=torch.channels_last)
@@ -76,8 +75,9 @@ def start_checkpoint(project: Project, recipe: Recipe) -> Path | None:
     return path
 
 
-def _warn_of_another_run(project: Project, name: str) -> None:
+def warn_of_start(project: Project, recipe: Recipe) -> None:
     """A trial (--max-iters, overrides) stands for its recipe until that is trained again."""
+    name = recipe.load_from
     if name not in project.recipe_names() or finished_run(project.work_dir(name)) is None:
         return
     if how := shortfall(project.work_dir(name), *project.recipe(name)):

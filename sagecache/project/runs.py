@@ -150,28 +150,42 @@ def unmark(work_dir: Path) -> None:
     (work_dir / MARKER).unlink(missing_ok=True)
 
 
-def set_aside(work_dir: Path) -> Path | None:
-    """Move what an earlier run left into ``previous-<n>/``, so that no later --resume takes it for its own.
+# All that a run leaves in its folder, its marker first: without it a run is killed.
+LEFT = (
+    MARKER,
+    "last_checkpoint",
+    "iter_*.pth",
+    "best_*.pth",
+    STARTED,
+    "pseudo_labels",
+    "[0-9]*_[0-9]*",  # mmengine's logs, by the second
+    "predictions_*.json",
+    "scored_*.json",
+    "disturbed_*.json",
+    "report.html",
+)
 
-    Returns that folder, None where nothing was left. Logs stay: mmengine keeps them in a folder per run.
+
+def set_aside(work_dir: Path) -> Path | None:
+    """Move what an earlier run left into ``previous-<n>/``: no later --resume takes it for its own, no report
+    shows its curves, and it stays whole. Returns that folder, None where nothing was left.
     """
-    patterns = (MARKER, "last_checkpoint", "iter_*.pth", "best_*.pth")  # without its marker a run is killed
-    left = [path for pattern in patterns for path in work_dir.glob(pattern)]
+    left = [path for pattern in LEFT for path in sorted(work_dir.glob(pattern))]
     if not left:
         return None
     number = next(n for n in itertools.count(1) if not (work_dir / f"previous-{n}").exists())
     folder = work_dir / f"previous-{number}"
     folder.mkdir()
-    for path in [*left, *work_dir.glob(STARTED)]:
+    for path in left:
         path.rename(folder / path.name)
     return folder
 
 
 def put_back(work_dir: Path, folder: Path) -> None:
-    """Undo `set_aside` for a run that ended without a checkpoint of its own."""
+    """Undo `set_aside` for a run that ended without a checkpoint of its own; what it left is set aside."""
     if any(work_dir.glob("*.pth")):
         return
-    (work_dir / STARTED).unlink(missing_ok=True)  # the failed run's own
+    set_aside(work_dir)
     for path in folder.iterdir():
         path.rename(work_dir / path.name)
     folder.rmdir()

@@ -56,7 +56,7 @@ def test_a_base_of_a_trial_run_is_warned_of(project, caplog):
         caplog.clear()
         note_start(work_dir, *made_of)
         mark_finished(work_dir, FinishedRun(done, "iter_2.pth"))
-        build.build_estimator(project, *project.recipe("stage0", {"load_from": "stage0"}))
+        build.warn_of_start(project, project.recipe("stage1-full")[0])
         assert start(project, "stage0") == work_dir / "iter_2.pth"
         assert told in caplog.text and bool(told) == bool(caplog.text)
 

@@ -45,6 +45,12 @@ def test_what_was_set_aside_comes_back_unless_the_new_run_left_a_checkpoint(tmp_
     put_back(tmp_path, set_aside(tmp_path))
     assert last.is_file() and not (tmp_path / "previous-1").exists()
     folder = set_aside(tmp_path)
+    for name in ("recipe.json", "20261122_120132/20261122_120132.log", "pseudo_labels/facing.zarr/zarr.json"):
+        save(tmp_path / name, 5)  # of a run that failed
+    put_back(tmp_path, folder)
+    assert {path.name for path in tmp_path.iterdir()} == {"iter_4.pth", "previous-2"}
+    assert len(list((tmp_path / "previous-2").iterdir())) == 3
+    folder = set_aside(tmp_path)
     save(tmp_path / "iter_2.pth", 5)
     put_back(tmp_path, folder)
     assert (folder / "iter_4.pth").is_file() and not last.exists()
@@ -71,10 +77,13 @@ def test_a_damaged_marker_marks_nothing(tmp_path, text):
 
 def test_what_an_earlier_run_left_is_moved_and_nothing_is_lost(tmp_path):
     assert set_aside(tmp_path) is None and not list(tmp_path.iterdir())
-    names = {"iter_4.pth", "best_x_iter_2.pth", "last_checkpoint", "finished.json"}
+    names = {"iter_4.pth", "best_x_iter_2.pth", "last_checkpoint", "finished.json", "recipe.json"}
+    names |= {"pseudo_labels", "20261122_120132", "report.html", "predictions_iter_4.json", "scored_val.json"}
     for number in (1, 2):
-        for name in names - {"finished.json"}:
+        for name in names - {"finished.json", "pseudo_labels", "20261122_120132"}:
             save(tmp_path / name, number)
+        save(tmp_path / "pseudo_labels/facing.zarr/zarr.json", number)
+        save(tmp_path / "20261122_120132/vis_data/scalars.json", number)
         mark_finished(tmp_path, FinishedRun(4, "iter_4.pth"))
         (tmp_path / "notes.txt").write_text("the user's own")
         folder = tmp_path / f"previous-{number}"
