@@ -156,7 +156,7 @@ def judge(
     estimator = trained_estimator(project, run.recipe, run.model, run.checkpoint)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     estimator.to(device).step = _steps(run)
-    votes = stored_votes(run.work_dir, views.instances)
+    votes = stored_votes(run.work_dir, views.instances) if run.recipe.semi.swaps else None
     estimator.votes = None if votes is None else votes.to(device)
     judged: list[Judged] = []
     torch.manual_seed(0)  # mixing draws from the global generator

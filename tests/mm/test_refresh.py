@@ -98,7 +98,7 @@ def test_maps_cannot_be_learned_from_a_table_of_poses(project):
         project.recipe("stage1-full", words)
 
 
-def test_votes_are_taken_once_before_the_first_step_and_read_by_a_resumed_run(project, tmp_path):
+def test_votes_are_taken_once_before_the_first_step_and_read_by_a_resumed_run(project, tmp_path, caplog):
     words = {"semi.swaps.front": 0.2, "semi.terms.sides.weight": 1.0, "semi.refresh": 0}
     whole = work(project, tmp_path / "whole", words=words, max_iters=4)
     arrays, about = read_labels(tmp_path / "whole" / "pseudo_labels" / "facing.zarr", kind="facing")
@@ -107,7 +107,7 @@ def test_votes_are_taken_once_before_the_first_step_and_read_by_a_resumed_run(pr
     asked = [*project.instances("unlabeled")[3:0:-1], *project.instances("val")[:1]]
     found = stored_votes(tmp_path / "whole", asked)
     assert found[:3].tolist() == arrays["votes"][3:0:-1].tolist() and found[3].isnan()
-    assert stored_votes(tmp_path / "none", asked) is None
+    assert stored_votes(tmp_path / "none", asked) is None and "right are not checked" in caplog.text
     cut = tmp_path / "cut"
     work(project, cut, words=words, max_iters=3)
     resumed = work(project, cut, words=words, max_iters=4, resume=True)
