@@ -131,7 +131,7 @@ def _train(project: Project, name: str, options: TrainOptions, work_dir: Path, r
         )
         if runner.rank == 0 and last is None:
             note_start(work_dir, recipe, model, inputs_of(project, recipe))
-        with memory_advice(recipe, model):
+        with memory_advice(recipe, model), _logs_closed(runner):
             runner.train()
         best = runner.message_hub.runtime_info.get("best_ckpt")
         checkpoint = Path(best) if best else work_dir / f"iter_{runner.iter}.pth"
@@ -142,6 +142,16 @@ def _train(project: Project, name: str, options: TrainOptions, work_dir: Path, r
     if runner.rank == 0:
         mark_finished(work_dir, FinishedRun(runner.iter, checkpoint.name))
     return checkpoint
+
+
+@contextmanager
+def _logs_closed(runner: Runner) -> Iterator[None]:
+    """mmengine closes its writers at the end; the folder of a training that fails may be moved under them."""
+    try:
+        yield
+    except BaseException:
+        runner.visualizer.close()
+        raise
 
 
 def _last_of_run(work_dir: Path, recipe: Recipe, model: dict, options: TrainOptions) -> Resumable | None:
