@@ -14,7 +14,7 @@ import torch
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 
-from sagecache.errors import SagecacheError
+from sagecache.errors import SagecacheError, recipe_is
 from sagecache.mm.build import build_estimator
 from sagecache.mm.checkpoints import Resumable, newest_readable
 from sagecache.mm.compat import ddp_wrapper_cfg, init_cpu_distributed
@@ -114,7 +114,8 @@ def _train(project: Project, name: str, options: TrainOptions, work_dir: Path, r
     if world_size() > 1:
         init_cpu_distributed()
     torch.manual_seed(seed)
-    estimator = build_estimator(project, recipe, model)
+    with recipe_is(project.recipe_page(name)):
+        estimator = build_estimator(project, recipe, model)
     loader = train_loader(project, recipe, model, seed)
     sections = _sections(project, name, recipe, model, options, work_dir, seed, report)
     about = dict(recipe=name, recipe_sha256=recipe_digest(recipe, model), seed=seed)

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sagecache.errors import SagecacheError, nearest
+from sagecache.errors import RECIPE, SagecacheError, nearest
 from sagecache.geometry.pose import Limits, angle_limits, limb_limits, offset_limits
-from sagecache.mm.labeling import build_style, check_labeling
+from sagecache.mm.labeling import build_style, check_labeling, check_torso
 from sagecache.mm.reference import check_store, labeled_reference, limb_edges
 from sagecache.priors.cmgc import CMGCDepth, CMGCNormal, LimbReference
 from sagecache.priors.diffusion import DiffusionGuidance, DiffusionPrior
@@ -20,6 +20,7 @@ from sagecache.priors.structural import BoneLength, JointAngle, Topology
 from sagecache.project import Project, Recipe
 from sagecache.semi.consistency import Consistency
 from sagecache.semi.sides import SideAgnostic
+from sagecache.skeleton.definition import Skeleton
 from sagecache.skeleton.stats import SkeletonStats
 from sagecache.strict import call_with, checked
 
@@ -79,12 +80,12 @@ class TermKind:
     def check(self, name: str, options: Mapping[str, Any]) -> None:
         """Raise SagecacheError for options that the module doesn't take."""
         rest = {key: value for key, value in options.items() if key != "weight"}
-        checked(self.module, rest, "recipe", f"semi.terms.{name}", given=self.given, also=("weight",))
+        checked(self.module, rest, RECIPE, f"semi.terms.{name}", given=self.given, also=("weight",))
 
     def build(self, name: str, inputs: TermInputs, options: Mapping[str, Any]) -> nn.Module:
         rest = {key: value for key, value in options.items() if key != "weight"}
         given = {key: source(inputs) for key, source in self.given.items()}
-        return call_with(self.module, rest, "recipe", f"semi.terms.{name}", also=("weight",), **given)
+        return call_with(self.module, rest, RECIPE, f"semi.terms.{name}", also=("weight",), **given)
 
 
 TERMS = {
@@ -109,33 +110,37 @@ TERMS = {
 }
 
 
-def check_semi(recipe: Recipe) -> None:
-    """Raise SagecacheError for unknown terms and for options that nothing takes. Needs no files."""
+def check_semi(recipe: Recipe, skeleton: Skeleton | None = None) -> None:
+    """Raise SagecacheError for unknown terms, for options that nothing takes and, where a skeleton is given,
+    for what it can't serve. Needs no files.
+    """
     for name, options in recipe.semi.terms.items():
         if name not in TERMS:
             raise SagecacheError(
-                f"unknown term '{name}' in semi.terms", file="recipe", fix=nearest(name, TERMS)
+                f"unknown term '{name}' in semi.terms", file=RECIPE, fix=nearest(name, TERMS)
             )
         TERMS[name].check(name, options)
     if "sides" in recipe.terms and not recipe.semi.swaps:
         raise SagecacheError(
             "semi.terms.sides learns from pairs that semi.swaps has silenced, and there is no semi.swaps",
-            file="recipe",
-            fix="Set semi.swaps = dict(front=0.2), or the term's weight to 0.",
+            file=RECIPE,
+            fix="Set semi.swaps = dict(front=0.2), or semi.terms.sides.weight=0.",
         )
     bent = [name for name in recipe.terms if name.startswith("cmgc") and recipe.views.strong.distorts]
     if bent:
         raise SagecacheError(
             f"{bent[0]} compares limbs with cached depth and normals, and views.strong bends them: "
             "lengths and directions no longer fit",
-            file="recipe",
+            file=RECIPE,
             fix="Set views.strong.radial, tilt and bend to 0, or the weights of these terms.",
         )
     check_labeling(recipe)
+    if skeleton is not None:
+        check_torso(recipe, skeleton)
     if not recipe.batch.labeled and build_style(recipe) is not None:
         raise SagecacheError(
             "semi.style gives labeled images the look of unlabeled ones, and batch.labeled is 0",
-            file="recipe",
+            file=RECIPE,
             fix="Set batch.labeled, or semi.style.fda and semi.style.colour to 0.",
         )
 
@@ -144,7 +149,7 @@ def build_terms(
     project: Project, recipe: Recipe, sigma: float, prior: DiffusionPrior | None
 ) -> dict[str, tuple[float, nn.Module]]:
     """name -> (weight, term) of every term with a weight. Unknown names and options are errors."""
-    check_semi(recipe)
+    check_semi(recipe, project.skeleton)
     inputs = TermInputs(project, recipe, sigma, prior)
     return {
         name: (float(options.get("weight", 1.0)), TERMS[name].build(name, inputs, options))
