@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from operator import attrgetter
 from typing import Any
 
@@ -21,7 +22,7 @@ from sagecache.project import Project, Recipe
 from sagecache.semi.consistency import Consistency
 from sagecache.semi.sides import SideAgnostic
 from sagecache.skeleton.definition import Skeleton
-from sagecache.skeleton.stats import SkeletonStats
+from sagecache.skeleton.stats import MIN_COUNT, SkeletonStats, Summary
 from sagecache.strict import call_with, checked
 
 
@@ -53,15 +54,16 @@ class TermInputs:
         return labeled_reference(self.project, self.recipe.data.labeled, edges)
 
     def limb_limits(self) -> Limits:
-        return limb_limits(self._stats())
+        return limb_limits(self.stats)
 
     def offset_limits(self) -> Limits:
-        return offset_limits(self._stats())
+        return offset_limits(self.stats)
 
     def angle_limits(self) -> Limits:
-        return angle_limits(self._stats())
+        return angle_limits(self.stats)
 
-    def _stats(self) -> SkeletonStats:
+    @cached_property
+    def stats(self) -> SkeletonStats:
         return SkeletonStats.load(self.project.stats_file, self.project.skeleton)
 
     def _check_stores(self) -> None:
@@ -145,12 +147,41 @@ def check_semi(recipe: Recipe, skeleton: Skeleton | None = None) -> None:
         )
 
 
+# What labeled bodies must show of a structural term's quantities.
+COMPARED: dict[str, Callable[[SkeletonStats], Summary]] = {
+    "bone": lambda stats: stats.limb("sqrt_area"),
+    "topology": attrgetter("offsets"),
+    "angle": attrgetter("angles"),
+}
+
+
+def _require_enough_bodies(inputs: TermInputs) -> None:
+    """Raise SagecacheError for all terms at once that no labeled range would let say anything."""
+    asked = [name for name in inputs.recipe.terms if name in COMPARED]
+    if not asked:
+        return
+    stats = inputs.stats
+    shown = {name: COMPARED[name](stats) for name in asked}
+    silent = {name: int(one.count.max(initial=0)) for name, one in shown.items() if not one.enough.any()}
+    if silent:
+        needed, labeled = stats.counts.get("min_count", MIN_COUNT), stats.counts["instances"]
+        counts = ", ".join(f"{name} {count}" for name, count in silent.items())
+        raise SagecacheError(
+            f"too few labeled bodies show what semi.terms compare with: {needed} must show one and the same "
+            f"limb, joint or angle, and at most so many do: {counts} (of {labeled})",
+            file=RECIPE,
+            fix="Label more persons and run 'sagecache precompute stats', or switch the terms off: "
+            + " ".join(f"semi.terms.{name}.weight=0" for name in silent),
+        )
+
+
 def build_terms(
     project: Project, recipe: Recipe, sigma: float, prior: DiffusionPrior | None
 ) -> dict[str, tuple[float, nn.Module]]:
     """name -> (weight, term) of every term with a weight. Unknown names and options are errors."""
     check_semi(recipe, project.skeleton)
     inputs = TermInputs(project, recipe, sigma, prior)
+    _require_enough_bodies(inputs)
     return {
         name: (float(options.get("weight", 1.0)), TERMS[name].build(name, inputs, options))
         for name, options in recipe.terms.items()

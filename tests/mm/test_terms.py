@@ -10,7 +10,7 @@ from dots import write_dots_project
 
 from sagecache.cli.jobs import stats_job
 from sagecache.data.views import ViewConfig
-from sagecache.errors import SagecacheError
+from sagecache.errors import SagecacheError, recipe_is
 from sagecache.mm.labeling import build_labeler
 from sagecache.mm.terms import TERMS, build_terms, check_semi
 from sagecache.precompute.runner import run_stats
@@ -84,6 +84,19 @@ def test_options_reach_the_term_and_its_weight_stays_outside():
 def test_what_is_wrong_is_named(terms, told):
     with pytest.raises(SagecacheError, match=told):
         build_terms(Project.open(), recipe(**terms), 1.25, None)
+
+
+def test_terms_that_too_few_bodies_inform_are_told_at_once_with_their_keys_and_counts(tmp_path):
+    project = Project.open(write_dots_project(tmp_path / "dots"))
+    bodies = np.random.default_rng(0).random((6, 17, 3)) + [0, 0, 1]
+    bodies[:2, 9, 2] = 0  # a wrist that two persons hide
+    compute_stats(bodies, np.tile([0, 0, 2.0, 2.0], (6, 1)), project.skeleton).save(project.stats_file)
+    asked = recipe(consistency=dict(), bone=dict(weight=0.02), topology=dict(weight=0), angle=dict())
+    with pytest.raises(SagecacheError) as caught, recipe_is(project.recipe_page("sage-pose")):
+        build_terms(project, asked, 1.25, None)
+    assert caught.value.file == project.folder / "sage_pose.py"
+    assert "10 must show" in caught.value.message and "bone 6, angle 6 (of 6)" in caught.value.message
+    assert caught.value.fix.endswith("semi.terms.bone.weight=0 semi.terms.angle.weight=0")
 
 
 def test_structural_terms_compare_with_the_project_s_statistics(tmp_path):
