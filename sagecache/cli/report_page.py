@@ -166,7 +166,7 @@ def _details(run: TrainedRun, log: RunLog) -> list[Fact]:
         semi = recipe.semi
         facts += [
             Fact("teacher", TEACHERS[semi.teacher.mode]),
-            Fact("ramp-up", f"{semi.ramp_up} steps" if semi.ramp_up else "none"),
+            Fact("ramp-up", f"{semi.ramp_up} optimiser steps" if semi.ramp_up else "none"),
             Fact("coupling", f"{semi.coupling:g}" if semi.coupling else "none"),
             Fact("refresh", f"after {counted(semi.refresh, 'epoch')}" if semi.refresh else "in every step"),
         ]

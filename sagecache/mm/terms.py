@@ -136,6 +136,7 @@ def check_semi(recipe: Recipe, skeleton: Skeleton | None = None) -> None:
             file=RECIPE,
             fix="Set views.strong.radial, tilt and bend to 0, or the weights of these terms.",
         )
+    _check_ramp(recipe)
     check_labeling(recipe)
     if skeleton is not None:
         check_torso(recipe, skeleton)
@@ -144,6 +145,17 @@ def check_semi(recipe: Recipe, skeleton: Skeleton | None = None) -> None:
             "semi.style gives labeled images the look of unlabeled ones, and batch.labeled is 0",
             file=RECIPE,
             fix="Set batch.labeled, or semi.style.fda and semi.style.colour to 0.",
+        )
+
+
+def _check_ramp(recipe: Recipe) -> None:
+    ramp, steps = recipe.semi.ramp_up, recipe.optimiser_steps
+    if recipe.uses_unlabeled and ramp and steps is not None and ramp >= steps:
+        raise SagecacheError(
+            f"semi.ramp_up is {ramp} optimiser steps, and there are {steps} of them (train_cfg.max_iters "
+            f"{recipe.train_cfg.max_iters}, {recipe.accumulation} to a step): no term would reach its weight",
+            file=RECIPE,
+            fix=f"Set semi.ramp_up={steps // 10}, a tenth, or train longer.",
         )
 
 

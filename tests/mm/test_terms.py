@@ -15,7 +15,7 @@ from sagecache.mm.labeling import build_labeler
 from sagecache.mm.terms import TERMS, build_terms, check_semi
 from sagecache.precompute.runner import run_stats
 from sagecache.project import Project, Recipe
-from sagecache.project.recipe import BatchSettings, RecipeData, SemiSettings, ViewSettings
+from sagecache.project.recipe import BatchSettings, RecipeData, SemiSettings, TrainSettings, ViewSettings
 from sagecache.skeleton import COCO17
 from sagecache.skeleton.stats import compute_stats
 
@@ -49,6 +49,25 @@ def test_a_style_for_no_labeled_image_is_refused():
         check_semi(alone)
     check_semi(replace(alone, batch=BatchSettings(labeled=8, unlabeled=8)))
     check_semi(replace(alone, semi=replace(alone.semi, style=dict(fda=0.0, colour=0.0))))
+
+
+@pytest.mark.parametrize("ramp, counts, fits", [(4, 8, True), (5, 8, False), (39, 1, True), (40, 1, False)])
+def test_a_ramp_that_would_not_end_is_refused_in_its_own_unit(ramp, counts, fits):
+    long = Recipe(
+        data=RecipeData(unlabeled="unlabeled"),
+        batch=BatchSettings(labeled=8, unlabeled=8),
+        train_cfg=TrainSettings(max_iters=40),
+        optim_wrapper=dict(accumulative_counts=counts),
+        semi=SemiSettings(terms=dict(consistency=dict()), ramp_up=ramp),
+    )
+    if fits:
+        check_semi(long)
+    else:
+        steps = 40 // counts
+        told = f"semi.ramp_up is {ramp} optimiser.* {steps} of them.*a tenth"
+        with pytest.raises(SagecacheError, match=told):
+            check_semi(long)
+    check_semi(replace(long, batch=BatchSettings(labeled=8)))  # no term reads it
 
 
 @pytest.mark.parametrize("key", ["radial", "tilt", "bend"])
