@@ -98,16 +98,7 @@ def _train(project: Project, name: str, options: TrainOptions, work_dir: Path, r
             "the recipe has no train_cfg", file=f"recipe {name}", fix="Set train_cfg = dict(max_iters=…)."
         )
     refuse_leaks(project, recipe)
-    last = newest_readable(work_dir) if options.resume else None
-    if last is not None and (how := changed_since_start(work_dir, recipe, model)):
-        raise SagecacheError(
-            f"the run to resume was of another recipe ({how})",
-            file=work_dir,
-            fix="Give the options of that run, or train anew: leave --resume out.",
-        )
-    max_iters = options.max_iters or recipe.train_cfg.max_iters
-    if last is not None and last.iteration >= max_iters:
-        logger.warning("nothing left to do: %s is at iteration %d of %d", work_dir, last.iteration, max_iters)
+    last = _to_go_on_from(work_dir, recipe, model, options) if options.resume else None
     # Batches and views are drawn from the seed, so a run that goes on keeps its own.
     seeds = (options.seed, None if last is None else last.seed, recipe.seed)
     seed = next(one for one in seeds if one is not None)
@@ -145,6 +136,23 @@ def _train(project: Project, name: str, options: TrainOptions, work_dir: Path, r
     if runner.rank == 0:
         mark_finished(work_dir, FinishedRun(runner.iter, checkpoint.name, recipe_digest(recipe, model)))
     return checkpoint
+
+
+def _to_go_on_from(work_dir: Path, recipe: Recipe, model: dict, options: TrainOptions) -> Resumable | None:
+    """The checkpoint to resume; None where there is none. Raises SagecacheError for another recipe's run."""
+    last = newest_readable(work_dir)
+    if last is None:
+        return None
+    if how := changed_since_start(work_dir, recipe, model):
+        raise SagecacheError(
+            f"the run to resume was of another recipe ({how})",
+            file=work_dir,
+            fix="Give the options of that run, or train anew: leave --resume out.",
+        )
+    max_iters = options.max_iters or recipe.train_cfg.max_iters
+    if last.iteration >= max_iters:
+        logger.warning("nothing left to do: %s is at iteration %d of %d", work_dir, last.iteration, max_iters)
+    return last
 
 
 @contextmanager
@@ -194,20 +202,8 @@ def _sections(
     val_interval = min(settings.val_interval or max_iters, max_iters)
     distributed = world_size() > 1
     validation = validation_cfg(project, recipe, work_dir)
-    checkpoint = dict(
-        type="CheckpointHook",
-        by_epoch=False,
-        interval=min(settings.checkpoint_interval or val_interval, max_iters),
-        max_keep_ckpts=2,
-        save_best=BEST_METRIC if validation else None,
-        rule="greater" if validation else None,
-    )
-    hooks = dict(
-        runtime_info=IntervalRuntimeInfoHook(settings.log_interval),
-        logger=dict(type="LoggerHook", interval=settings.log_interval, log_metric_by_epoch=False),
-        checkpoint=checkpoint,
-        sampler_seed=None,
-    )
+    saved_every = min(settings.checkpoint_interval or val_interval, max_iters)
+    hooks = _default_hooks(settings.log_interval, saved_every, bool(validation))
     own_hooks = [
         SemiHook(seed, rank()),
         ProgressHook(report, settings.log_interval),
@@ -231,6 +227,24 @@ def _sections(
         default_scope="mmpose",
         cfg=dict(recipe=_plain(recipe), model_wrapper_cfg=ddp_wrapper_cfg() if distributed else None),
         **validation,
+    )
+
+
+def _default_hooks(log_interval: int, saved_every: int, validated: bool) -> dict[str, Any]:
+    """Those of mmengine that we set otherwise; a recipe's default_hooks come on top."""
+    checkpoint = dict(
+        type="CheckpointHook",
+        by_epoch=False,
+        interval=saved_every,
+        max_keep_ckpts=2,
+        save_best=BEST_METRIC if validated else None,
+        rule="greater" if validated else None,
+    )
+    return dict(
+        runtime_info=IntervalRuntimeInfoHook(log_interval),
+        logger=dict(type="LoggerHook", interval=log_interval, log_metric_by_epoch=False),
+        checkpoint=checkpoint,
+        sampler_seed=None,
     )
 
 
