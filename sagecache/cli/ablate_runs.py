@@ -7,9 +7,9 @@ weights. One that was cut off goes on; anything else is trained anew, and what w
 from __future__ import annotations
 
 import copy
-import functools
 import hashlib
 import json
+import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sagecache.errors import SagecacheError
-from sagecache.project.runs import changed_since_start, finished_run, recipe_digest
+from sagecache.project.runs import changed_since_start, finished_run, noted_start, shortfall
 
 if TYPE_CHECKING:
     from sagecache.evaluation.keypoints import KeypointReport
-    from sagecache.project import Project, Recipe
+    from sagecache.project import Project
 
-MADE_FROM = "made_from.json"
 NETWORK, BOXES = "ema_teacher", "annotations"  # what is scored, the same for all arms
 
 
@@ -89,63 +88,24 @@ def starts(project: Project, training: Training) -> Iterator[Training]:
 # -- does it stand? ----------------------------------------------------------------------------------
 
 
-def made_from(project: Project, recipe: Recipe) -> dict[str, Any]:
-    """Digests of the annotations that a training reads, and of the weights that it starts from."""
-    from sagecache.mm.build import start_checkpoint
-
-    names = [*recipe.data.labeled, recipe.data.val, recipe.data.unlabeled if recipe.uses_unlabeled else None]
-    files = {name: project.path(project.split(name).annotations) for name in names if name is not None}
-    start = start_checkpoint(project, recipe)
-    return dict(
-        annotations={name: _file_digest(file) for name, file in files.items()},
-        start=None if start is None else _weights_digest(start),
-    )
-
-
 def state(project: Project, training: Training) -> str:
     """'stands', 'cut' (a run to go on with) or 'none'. What it starts from must stand too."""
+    from sagecache.mm.inputs import inputs_of
+
     if any(state(project, start) != "stands" for start in starts(project, training)):
         return "none"
     recipe, model = project.recipe(training.recipe, training.overrides)
     work_dir = training.work_dir(project)
-    noted = read_json(work_dir / MADE_FROM)  # a run of ``sagecache train`` has none: it is taken at its word
     try:
-        same = noted is None or noted == made_from(project, recipe)
-    except (SagecacheError, OSError):  # weights or annotations are not there
+        noted = noted_start(work_dir)
+        if noted is None or noted.inputs not in (None, inputs_of(project, recipe)):
+            return "none"
+    except (SagecacheError, OSError):  # of another version, or weights or annotations are not there
         return "none"
-    finished = finished_run(work_dir)
-    if finished is not None:
-        enough = finished.iterations >= (training.max_iters or recipe.train_cfg.max_iters)
-        return "stands" if same and enough and finished.recipe == recipe_digest(recipe, model) else "none"
+    if finished_run(work_dir) is not None:
+        return "none" if shortfall(work_dir, recipe, model, training.max_iters) else "stands"
     cut = any(work_dir.glob("iter_*.pth")) and not changed_since_start(work_dir, recipe, model)
-    return "cut" if cut and same else "none"
-
-
-@functools.lru_cache(maxsize=256)
-def _digest(path: Path, _size: int, _written: int) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _file_digest(path: Path) -> str:
-    found = path.stat()
-    return _digest(path, found.st_size, found.st_mtime_ns)
-
-
-def _weights_digest(path: Path) -> str:
-    found = path.stat()
-    return _digest_of_weights(path, found.st_size, found.st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=256)
-def _digest_of_weights(path: Path, _size: int, _written: int) -> str:
-    """Of the network that trainings start from: files also hold dates."""
-    from sagecache.mm.checkpoints import network_state
-
-    content = hashlib.sha256()
-    for name, value in sorted(network_state(path, "ema_teacher").items()):
-        content.update(name.encode() + str(tuple(value.shape)).encode() + value.numpy().tobytes())
-    return content.hexdigest()
+    return "cut" if cut else "none"
 
 
 def read_json(path: Path) -> Any:
@@ -157,7 +117,7 @@ def read_json(path: Path) -> Any:
 
 def write_json(path: Path, content: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # two commands may score the same run
     temporary.write_text(json.dumps(content) + "\n")
     temporary.replace(path)
 
@@ -179,7 +139,6 @@ def train_and_score(
         check_recipe(recipe)
         require_fresh(project, recipe)
         work_dir = training.work_dir(project)
-        write_json(work_dir / MADE_FROM, made_from(project, recipe))
         options = run.TrainOptions(
             work_dir=work_dir,
             resume=where == "cut",
@@ -220,9 +179,11 @@ def score_file(project: Project, training: Training, split: str) -> Path:
 
 def score_made_from(project: Project, training: Training, split: str) -> dict[str, Any]:
     """All that predictions hang on; how they are judged is asked when the table is made."""
+    from sagecache.mm.inputs import file_digest
+
     return dict(
-        checkpoint=_file_digest(checkpoint_of(project, training)),
-        annotations=_file_digest(project.path(project.split(split).annotations)),
+        checkpoint=file_digest(checkpoint_of(project, training)),
+        annotations=file_digest(project.path(project.split(split).annotations)),
         padding=project.data.evaluation.padding,
         model=json.loads(json.dumps(as_trained(project, training).model, default=str)),
         network=NETWORK,

@@ -58,10 +58,9 @@ def _trained(project: Project, arm: str) -> bool:
     """In full and as the pages say; a trial, or a run of other pages, is trained anew."""
     from sagecache.project.runs import finished_run, shortfall
 
-    run = finished_run(project.work_dir(arm))
-    if run is None:
+    if finished_run(project.work_dir(arm)) is None:
         return False
-    if how := shortfall(run, *project.recipe(arm)):
+    if how := shortfall(project.work_dir(arm), *project.recipe(arm)):
         note(f"{arm}: trained {how}")
         return False
     note(f"{arm}: already trained, {project.checkpoint(arm)}")

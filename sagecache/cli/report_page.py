@@ -251,7 +251,9 @@ def _gallery_text(gallery: Gallery, recipe: Recipe) -> str:
     if gallery.stored is None:
         text += "as the checkpoint's EMA teacher and the recipe's filters see them. "
         if recipe.semi.refresh:
-            text += "The run learned from labels of its last refresh, which are not there: these are others. "
+            text += (
+                "The run learned from labels of a refresh, which it did not keep of them: here are others. "
+            )
     else:
         text += f"with the labels of the refresh at iteration {gallery.stored}, which the checkpoint learned "
         text += "from last; the views are drawn anew. "

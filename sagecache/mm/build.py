@@ -64,7 +64,6 @@ def start_checkpoint(project: Project, recipe: Recipe) -> Path | None:
                 f"recipe '{recipe.load_from}' is not trained yet",
                 fix=f"Run: {project.train_command(recipe.load_from)}",
             )
-        _warn_of_another_run(project, recipe.load_from)
         return found
     path = project.path(recipe.load_from)
     if not path.is_file():
@@ -76,8 +75,10 @@ def start_checkpoint(project: Project, recipe: Recipe) -> Path | None:
     return path
 
 
-def _warn_of_another_run(project: Project, name: str) -> None:
+def warn_of_start(project: Project, recipe: Recipe) -> None:
     """A trial (--max-iters, overrides) stands for its recipe until that is trained again."""
-    run = finished_run(project.work_dir(name))
-    if run is not None and (how := shortfall(run, *project.recipe(name))):
+    name = recipe.load_from
+    if name not in project.recipe_names() or finished_run(project.work_dir(name)) is None:
+        return
+    if how := shortfall(project.work_dir(name), *project.recipe(name)):
         logger.warning("starting from '%s', which was trained %s", name, how)

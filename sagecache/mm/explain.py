@@ -42,7 +42,8 @@ def explain(
     if not recipe.uses_unlabeled:
         teacher = _decoded(estimator, estimator.ema_teacher, batch, sigma)
         return {one.key: dict(student=student[i], ema_teacher=teacher[i]) for i, one in enumerate(instances)}
-    estimator.votes = stored_votes(checkpoint.parent, instances)
+    if recipe.semi.swaps:
+        estimator.votes = stored_votes(checkpoint.parent, instances)
     batch["index"] = torch.arange(len(instances))
     labels = estimator.pseudo_labels(batch)
     teacher = torch.cat([labels.keypoints, labels.confidence[..., None]], -1).numpy()

@@ -25,7 +25,6 @@ from sagecache.mm.explain import trained_estimator
 from sagecache.mm.loaders import unlabeled_views
 from sagecache.mm.refresh import stored_labels, stored_votes
 from sagecache.project import Project
-from sagecache.project.runs import recipe_digest
 from sagecache.project.trained import TrainedRun
 from sagecache.semi.refresh import LabelTable
 from sagecache.structures import Fate, Instance, PseudoLabels
@@ -126,8 +125,7 @@ def look(project: Project, run: TrainedRun, count: int, report: Callable[..., No
     views = unlabeled_views(run.recipe, run.model, chosen)  # an index stands for a draw of its own
     stored = None
     if run.recipe.semi.refresh:
-        digest = recipe_digest(run.recipe, run.model)
-        stored = stored_labels(run.work_dir, _iterations(run), chosen, digest)
+        stored = stored_labels(run.work_dir, _iterations(run), chosen)
     judged = judge(project, run, views, report, None if stored is None else stored.table)
     return Gallery(judged, len(instances), views, None if stored is None else stored.iteration)
 
@@ -169,7 +167,7 @@ def judge(
     estimator = trained_estimator(project, run.recipe, run.model, run.checkpoint)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     estimator.to(device).step = _steps(run)
-    votes = stored_votes(run.work_dir, views.instances)
+    votes = stored_votes(run.work_dir, views.instances) if run.recipe.semi.swaps else None
     estimator.votes = None if votes is None else votes.to(device)
     estimator.table = None if table is None else table.to(device)
     judged: list[Judged] = []

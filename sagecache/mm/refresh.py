@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +29,8 @@ from sagecache.semi.refresh import LabelTable
 from sagecache.store.labels import read_labels, write_labels
 from sagecache.structures import Fate, Instance
 
+logger = logging.getLogger(__name__)
+
 BATCH = 64
 LABELS = Path("pseudo_labels")  # below a work dir
 FACING = LABELS / "facing.zarr"
@@ -36,17 +39,22 @@ STREAM = 2  # of a draw's entropy: not the labeled (0) nor the unlabeled (1) str
 
 
 def label_hooks(
-    recipe: Recipe, estimator: SemiPoseEstimator, loader: DataLoader, work_dir: Path, provenance: Mapping
+    recipe: Recipe,
+    estimator: SemiPoseEstimator,
+    loader: DataLoader,
+    work_dir: Path,
+    provenance: Mapping,
+    report: Callable[..., None],
 ) -> list[Hook]:
     """What the recipe asks for of the two; gives the estimator the table that a refresh fills.
 
-    loader: of a training, of ``EncodedSteps``.
+    loader: of a training, of ``EncodedSteps``. report: as for `ProgressHook`.
     """
     if not recipe.uses_unlabeled:
         return []
     views, hooks = loader.dataset.steps.unlabeled, []
     if recipe.semi.swaps:
-        hooks.append(FacingHook(views, work_dir / FACING, provenance, loader.num_workers))
+        hooks.append(FacingHook(views, work_dir / FACING, provenance, loader.num_workers, report))
     if recipe.semi.refresh:
         estimator.table = LabelTable(len(views), len(estimator.labeler.flip_indices))
         every = recipe.semi.refresh * loader.sampler.steps_an_epoch(UNLABELED)
@@ -104,14 +112,21 @@ class FacingHook(Hook):
 
     They stand outside of what the training feeds back into itself, and so can hold the names of left and
     right (semi.swaps). The mean of ROUNDS draws of the teachers' views. path: where the votes are written; a
-    resumed run reads them. provenance: as for `RefreshHook`.
+    resumed run reads them. provenance: as for `RefreshHook`. report: as for `ProgressHook`.
     """
 
     priority = "ABOVE_NORMAL"  # labels that are made before the first step need them
 
-    def __init__(self, views: UnlabeledViews, path: Path, provenance: Mapping, workers: int = 0) -> None:
+    def __init__(
+        self,
+        views: UnlabeledViews,
+        path: Path,
+        provenance: Mapping,
+        workers: int = 0,
+        report: Callable[..., None] = lambda *told: None,
+    ) -> None:
         self.crops, self.path, self.workers = _WeakViews(views, provenance["seed"]), path, workers
-        self.provenance = dict(provenance, rounds=ROUNDS)
+        self.provenance, self.report = dict(provenance, rounds=ROUNDS), report
 
     def before_train(self, runner) -> None:
         model = unwrap(runner.model)
@@ -120,12 +135,17 @@ class FacingHook(Hook):
 
     def _vote(self, model: nn.Module) -> Tensor:
         votes = torch.zeros(len(self.crops), device=model.heatmap_from_input.device)
-        training = model.training
+        training, seen, told = model.training, 0, 0
         model.eval()
+        self.report(0, 0, f"the start weights tell front from back, {ROUNDS} looks at {len(votes)} persons")
         for number in range(ROUNDS):
             self.crops.number = number
             for views in self.crops.batches(model, self.workers):
                 votes[views["index"]] += model.facing_votes(views) / ROUNDS
+                seen += len(views["index"]) * dist.get_world_size()
+                if seen * 5 // (ROUNDS * len(votes)) > told:  # every fifth, of what takes minutes
+                    told = seen * 5 // (ROUNDS * len(votes))
+                    self.report(0, 0, f"front from back: {20 * told} %")
         model.train(training)
         votes = _of_all_processes(votes)
         if dist.get_rank() == 0:
@@ -141,9 +161,10 @@ class FacingHook(Hook):
 
 
 def stored_votes(work_dir: Path, instances: Sequence[Instance]) -> Tensor | None:
-    """Votes (N,) that a run took of these instances, NaN of others; None of a run that took none."""
+    """Votes (N,) that a run took of these instances, NaN of others; None and a warning where it kept none."""
     path = work_dir / FACING
     if not path.is_dir():
+        logger.warning("%s is not there, so left and right are not checked", path)
         return None
     arrays, _ = read_labels(path, kind="facing")
     known = dict(zip(map(tuple, arrays["ids"].tolist()), arrays["votes"].tolist(), strict=True))
@@ -157,11 +178,9 @@ class StoredLabels(NamedTuple):
     iteration: int
 
 
-def stored_labels(
-    work_dir: Path, iterations: int, instances: Sequence[Instance], recipe_sha256: str
-) -> StoredLabels | None:
+def stored_labels(work_dir: Path, iterations: int, instances: Sequence[Instance]) -> StoredLabels | None:
     """What a run with semi.refresh learned from in the last of so many iterations; None where that is gone,
-    of another recipe (a former run's), or lacks one of the instances.
+    or lacks one of the instances.
     """
     made = (int(path.stem.removeprefix("iter_")) for path in (work_dir / LABELS).glob("iter_*.zarr"))
     for iteration in sorted((one for one in made if one < iterations), reverse=True):
@@ -170,8 +189,8 @@ def stored_labels(
         except SagecacheError:  # damaged: as good as gone
             continue
         every = about["every_iterations"]
-        if about["recipe_sha256"] != recipe_sha256 or (iterations - 1) // every * every != iteration:
-            continue
+        if (iterations - 1) // every * every != iteration:
+            return None
         row = {tuple(key): i for i, key in enumerate(arrays.pop("ids").tolist())}
         if any(one.key not in row for one in instances):
             return None

@@ -15,7 +15,7 @@ from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 
 from sagecache.errors import SagecacheError, recipe_is
-from sagecache.mm.build import build_estimator
+from sagecache.mm.build import build_estimator, warn_of_start
 from sagecache.mm.checkpoints import Resumable, newest_readable
 from sagecache.mm.compat import ddp_wrapper_cfg, init_cpu_distributed
 from sagecache.mm.guards import watchers
@@ -26,6 +26,7 @@ from sagecache.mm.hooks import (
     ResumedValidationHook,
     SemiHook,
 )
+from sagecache.mm.inputs import inputs_of
 from sagecache.mm.loaders import rank, train_loader, validation_cfg, world_size
 from sagecache.mm.memory import memory_advice
 from sagecache.mm.optimisers import build_optimizer, schedule
@@ -98,33 +99,35 @@ def _train(project: Project, name: str, options: TrainOptions, work_dir: Path, r
             "the recipe has no train_cfg", file=f"recipe {name}", fix="Set train_cfg = dict(max_iters=…)."
         )
     refuse_leaks(project, recipe)
-    last = _to_go_on_from(work_dir, recipe, model, options) if options.resume else None
+    last = _last_of_run(work_dir, recipe, model, options) if options.resume else None
     # Batches and views are drawn from the seed, so a run that goes on keeps its own.
     seeds = (options.seed, None if last is None else last.seed, recipe.seed)
     seed = next(one for one in seeds if one is not None)
     if world_size() > 1:
         init_cpu_distributed()
     torch.manual_seed(seed)
+    if last is None:
+        warn_of_start(project, recipe)
     with recipe_is(project.recipe_page(name)):
         estimator = build_estimator(project, recipe, model)
     loader = train_loader(project, recipe, model, seed)
     sections = _sections(project, name, recipe, model, options, work_dir, seed, report)
     about = dict(recipe=name, recipe_sha256=recipe_digest(recipe, model), seed=seed)
-    sections["custom_hooks"] += label_hooks(recipe, estimator, loader, work_dir, about)
-    runner = _runner(
-        name,
-        dict(
-            model=estimator,
-            optim_wrapper=build_optimizer(estimator.student, recipe.optim_wrapper, recipe.amp),
-            train_dataloader=loader,
-            load_from=None if last is None else str(last.path),
-            resume=last is not None,
-            **sections,
-        ),
-    )
-    with _way_made(work_dir, last) if runner.rank == 0 else nullcontext():
+    sections["custom_hooks"] += label_hooks(recipe, estimator, loader, work_dir, about, report)
+    with _way_made(work_dir, last) if rank() == 0 else nullcontext():
+        runner = _runner(
+            name,
+            dict(
+                model=estimator,
+                optim_wrapper=build_optimizer(estimator.student, recipe.optim_wrapper, recipe.amp),
+                train_dataloader=loader,
+                load_from=None if last is None else str(last.path),
+                resume=last is not None,
+                **sections,
+            ),
+        )
         if runner.rank == 0 and last is None:
-            note_start(work_dir, recipe, model)
+            note_start(work_dir, recipe, model, inputs_of(project, recipe))
         with memory_advice(recipe, model):
             runner.train()
         best = runner.message_hub.runtime_info.get("best_ckpt")
@@ -134,14 +137,15 @@ def _train(project: Project, name: str, options: TrainOptions, work_dir: Path, r
                 "the run wrote no checkpoint", file=work_dir, fix="Leave default_hooks.checkpoint on."
             )
     if runner.rank == 0:
-        mark_finished(work_dir, FinishedRun(runner.iter, checkpoint.name, recipe_digest(recipe, model)))
+        mark_finished(work_dir, FinishedRun(runner.iter, checkpoint.name))
     return checkpoint
 
 
-def _to_go_on_from(work_dir: Path, recipe: Recipe, model: dict, options: TrainOptions) -> Resumable | None:
-    """The checkpoint to resume; None where there is none. Raises SagecacheError for another recipe's run."""
+def _last_of_run(work_dir: Path, recipe: Recipe, model: dict, options: TrainOptions) -> Resumable | None:
+    """The checkpoint to go on from. Raises SagecacheError for a run of another recipe."""
     last = newest_readable(work_dir)
     if last is None:
+        logger.warning("nothing to resume: %s has no checkpoint, the training starts anew", work_dir)
         return None
     if how := changed_since_start(work_dir, recipe, model):
         raise SagecacheError(
@@ -168,7 +172,7 @@ def _way_made(work_dir: Path, last: Resumable | None) -> Iterator[None]:
         return
     folder = set_aside(work_dir)
     if folder is not None:
-        logger.warning("the checkpoints of an earlier run are kept in %s", folder)
+        logger.warning("what an earlier run left is kept in %s", folder)
     try:
         yield
     except Exception:

@@ -1,7 +1,8 @@
 """Work dirs: which run has ended as asked, and which checkpoint stands for it.
 
-mmengine leaves ``best_*.pth`` and ``iter_*.pth`` behind however a run ends. A run that ended by itself also
-has a marker with its length and its checkpoint; without one it was killed and can be resumed.
+mmengine leaves ``best_*.pth`` and ``iter_*.pth`` behind however a run ends. At its start a run notes what it
+trains and what from. One that ended by itself also has a marker with its length and its checkpoint; without
+one it was killed and can be resumed.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from sagecache.errors import SagecacheError
+from sagecache.project.recipe import Recipe
 from sagecache.store.fingerprint import describe, diff
 from sagecache.strict import build
 
@@ -34,56 +36,95 @@ FREE = (
     "vis_backends",
     "default_hooks",
 )
+# Of these, what makes a finished run another one: the draws, and which of its checkpoints was best.
+DECISIVE = ("seed", "train_cfg.val_interval", "default_hooks")
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """iterations: how many were run. checkpoint: file name in the work dir. recipe: ``recipe_digest``."""
+    """iterations: how many were run. checkpoint: file name in the work dir."""
 
     iterations: int
     checkpoint: str
-    recipe: str = ""
 
 
-def recipe_digest(recipe: Any, model: Mapping[str, Any]) -> str:
-    """Of all that a recipe and its model say, as trained: another one may have been another training."""
+@dataclass(frozen=True)
+class NotedStart:
+    """What a run trains. inputs: digests of what it reads and starts from, None where they were not noted."""
+
+    recipe: Recipe
+    model: dict[str, Any]
+    inputs: dict[str, Any] | None = None
+
+
+def recipe_digest(recipe: Recipe, model: Mapping[str, Any]) -> str:
+    """Of all that a recipe and its model say, for the provenance of what a training writes."""
     content = json.dumps([asdict(recipe), model], sort_keys=True, default=str)
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def shortfall(run: FinishedRun, recipe: Any, model: Mapping[str, Any]) -> str:
-    """'' for a run that stands for this page, else how it was trained otherwise."""
-    if recipe.train_cfg is not None and run.iterations < recipe.train_cfg.max_iters:
-        return f"for {run.iterations} of its {recipe.train_cfg.max_iters} iterations"
-    return "" if run.recipe == recipe_digest(recipe, model) else "with other settings than its page's"
+def note_start(
+    work_dir: Path, recipe: Recipe, model: Mapping[str, Any], inputs: Mapping[str, Any] | None = None
+) -> None:
+    """Write down what a run trains, for those that go on with it or take it for done. Whole or not at all."""
+    temporary = work_dir / f".{STARTED}.tmp"
+    temporary.write_text(json.dumps(as_noted(recipe, model) | dict(inputs=inputs), indent=1) + "\n")
+    temporary.replace(work_dir / STARTED)
 
 
-def note_start(work_dir: Path, recipe: Any, model: Mapping[str, Any]) -> None:
-    """Write down what a run trains, for those that go on with it."""
-    (work_dir / STARTED).write_text(json.dumps(as_noted(recipe, model), indent=1) + "\n")
+def noted_start(work_dir: Path) -> NotedStart | None:
+    """What `note_start` wrote; None where the run says nothing, or its note is damaged. Keys that are younger
+    than the note have their defaults: until they came, all runs were as these say.
 
-
-def noted_start(work_dir: Path) -> dict[str, Any] | None:
-    """What `note_start` wrote, {'recipe': …, 'model': …}; None where the run says nothing."""
+    Raises SagecacheError for a note that this version can't read.
+    """
+    path = work_dir / STARTED
     try:
-        return json.loads((work_dir / STARTED).read_text())
+        content = json.loads(path.read_text())
     except (OSError, ValueError):
         return None
+    return build(NotedStart, content, path) if isinstance(content, dict) else None
 
 
-def changed_since_start(work_dir: Path, recipe: Any, model: Mapping[str, Any]) -> str:
-    """'' where the run in work_dir is of this recipe (or says nothing), else what differs, old -> new."""
-    started = noted_start(work_dir)
+def shortfall(work_dir: Path, recipe: Recipe, model: Mapping[str, Any], max_iters: int | None = None) -> str:
+    """'' where the finished run in work_dir stands for this page, else how it was trained otherwise.
+
+    max_iters: asked for instead of the page's, by a trial.
+    """
+    run = finished_run(work_dir)
+    if run is None:
+        return "not to its end"
+    if recipe.train_cfg is not None and run.iterations < (max_iters or recipe.train_cfg.max_iters):
+        return f"for {run.iterations} of its {max_iters or recipe.train_cfg.max_iters} iterations"
+    try:
+        started = noted_start(work_dir)
+    except SagecacheError as error:
+        return f"by another version ({error.message})"
     if started is None:
-        return ""
-    differences = diff(started, as_noted(recipe, model))
+        return "with settings that it does not tell"
+    free = [key for key in FREE if key not in DECISIVE]
+    changed = _changed(started, recipe, model, free)
+    return f"with other settings than its page's ({changed})" if changed else ""
+
+
+def changed_since_start(work_dir: Path, recipe: Recipe, model: Mapping[str, Any]) -> str:
+    """'' where the run in work_dir is of this recipe (or says nothing), else what differs, old -> new.
+
+    Raises SagecacheError for a note that this version can't read.
+    """
+    started = noted_start(work_dir)
+    return "" if started is None else _changed(started, recipe, model, FREE)
+
+
+def _changed(started: NotedStart, recipe: Recipe, model: Mapping[str, Any], free: Sequence[str]) -> str:
+    differences = diff(as_noted(started.recipe, started.model), as_noted(recipe, model))
     kept = [
-        one for one in differences if not f"{one[0]}.".startswith(tuple(f"recipe.{key}." for key in FREE))
+        one for one in differences if not f"{one[0]}.".startswith(tuple(f"recipe.{key}." for key in free))
     ]
-    return describe(kept) if kept else ""
+    return describe(kept)
 
 
-def as_noted(recipe: Any, model: Mapping[str, Any]) -> dict[str, Any]:
+def as_noted(recipe: Recipe, model: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe and its model in JSON's types."""
     return _finite(json.loads(json.dumps(dict(recipe=asdict(recipe), model=model), default=str)))
 
@@ -109,28 +150,42 @@ def unmark(work_dir: Path) -> None:
     (work_dir / MARKER).unlink(missing_ok=True)
 
 
-def set_aside(work_dir: Path) -> Path | None:
-    """Move what an earlier run left into ``previous-<n>/``, so that no later --resume takes it for its own.
+# All that a run leaves in its folder, its marker first: without it a run is killed.
+LEFT = (
+    MARKER,
+    "last_checkpoint",
+    "iter_*.pth",
+    "best_*.pth",
+    STARTED,
+    "pseudo_labels",
+    "[0-9]*_[0-9]*",  # mmengine's logs, by the second
+    "predictions_*.json",
+    "scored_*.json",
+    "disturbed_*.json",
+    "report.html",
+)
 
-    Returns that folder, None where nothing was left. Logs stay: mmengine keeps them in a folder per run.
+
+def set_aside(work_dir: Path) -> Path | None:
+    """Move what an earlier run left into ``previous-<n>/``: no later --resume takes it for its own, no report
+    shows its curves, and it stays whole. Returns that folder, None where nothing was left.
     """
-    patterns = (MARKER, "last_checkpoint", "iter_*.pth", "best_*.pth")  # without its marker a run is killed
-    left = [path for pattern in patterns for path in work_dir.glob(pattern)]
+    left = [path for pattern in LEFT for path in sorted(work_dir.glob(pattern))]
     if not left:
         return None
     number = next(n for n in itertools.count(1) if not (work_dir / f"previous-{n}").exists())
     folder = work_dir / f"previous-{number}"
     folder.mkdir()
-    for path in [*left, *work_dir.glob(STARTED)]:
+    for path in left:
         path.rename(folder / path.name)
     return folder
 
 
 def put_back(work_dir: Path, folder: Path) -> None:
-    """Undo `set_aside` for a run that ended without a checkpoint of its own."""
+    """Undo `set_aside` for a run that ended without a checkpoint of its own; what it left is set aside."""
     if any(work_dir.glob("*.pth")):
         return
-    (work_dir / STARTED).unlink(missing_ok=True)  # the failed run's own
+    set_aside(work_dir)
     for path in folder.iterdir():
         path.rename(work_dir / path.name)
     folder.rmdir()

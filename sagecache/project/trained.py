@@ -11,16 +11,13 @@ from sagecache.errors import SagecacheError
 from sagecache.project.project import Project
 from sagecache.project.recipe import Recipe
 from sagecache.project.runs import (
-    STARTED,
     as_noted,
     finished_run,
     newest_work_dir,
     noted_start,
-    shortfall,
     standing_checkpoint,
 )
 from sagecache.store.fingerprint import ABSENT, diff
-from sagecache.strict import build
 
 
 @dataclass(frozen=True)
@@ -50,13 +47,12 @@ def trained_run(project: Project, name: str | None = None, work_dir: Path | None
     started, finished = noted_start(folder), finished_run(folder)
     if started is None:
         recipe, model = project.recipe(name)
-        known = finished is not None and finished.recipe
-        doubt = f"trained {how}" if known and (how := shortfall(finished, recipe, model)) else ""
+        doubt = "trained with settings that it does not tell"
     else:
-        recipe, doubt = build(Recipe, started["recipe"], folder / STARTED), ""
+        recipe, doubt = started.recipe, ""
         # JSON knows no tuples: the page's model where it is the same
-        same = as_noted(recipe, project.model)["model"] == started["model"]
-        model = project.model if same else started["model"]
+        same = as_noted(recipe, project.model)["model"] == started.model
+        model = project.model if same else started.model
     words = ["sagecache train", shlex.quote(name), *_options(project, name, recipe, model)]
     if finished is not None and recipe.train_cfg and finished.iterations < recipe.train_cfg.max_iters:
         words.append(f"--max-iters {finished.iterations}")

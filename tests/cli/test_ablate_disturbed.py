@@ -11,7 +11,7 @@ from sagecache.cli.ablate_disturbed import STRENGTHS, disturb, judge_all, was_di
 from sagecache.cli.ablate_runs import Repetitions, Training
 from sagecache.mm.robustness import KINDS, Disturbed
 from sagecache.project import Project
-from sagecache.project.runs import FinishedRun, mark_finished, recipe_digest
+from sagecache.project.runs import FinishedRun, mark_finished, note_start
 
 TRAINING = Training("stage0", 0)
 
@@ -21,7 +21,8 @@ def project(tmp_path) -> Project:
     project = Project.open(write_dots_project(tmp_path / "mine"))
     work_dir = project.work_dir("stage0")
     save_checkpoint(project, work_dir / "iter_4.pth")
-    mark_finished(work_dir, FinishedRun(4, "iter_4.pth", recipe_digest(*project.recipe("stage0"))))
+    note_start(work_dir, *project.recipe("stage0"))
+    mark_finished(work_dir, FinishedRun(4, "iter_4.pth"))
     return project
 
 

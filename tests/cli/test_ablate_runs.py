@@ -9,7 +9,6 @@ import pickle
 import pytest
 from dots_network import bright_project
 
-from sagecache.cli import ablate_runs
 from sagecache.cli.ablate_runs import (
     Repetitions,
     Training,
@@ -22,6 +21,7 @@ from sagecache.cli.ablate_runs import (
 )
 from sagecache.errors import SagecacheError
 from sagecache.project import Project
+from sagecache.store.lock import FolderLock
 
 START, ARM = Training("stage0", 0), Training("stage1-full", 0, {"views.num_strong": 2})
 
@@ -35,8 +35,9 @@ def fake_run(project: Project, training: Training, recorded: bool = True) -> Non
     """What a run leaves, without training."""
     import torch
 
+    from sagecache.mm.inputs import inputs_of
     from sagecache.mm.registry import build_student
-    from sagecache.project.runs import FinishedRun, mark_finished, note_start, recipe_digest
+    from sagecache.project.runs import FinishedRun, mark_finished, note_start
 
     recipe, model = project.recipe(training.recipe, training.overrides)
     work_dir = training.work_dir(project)
@@ -46,11 +47,9 @@ def fake_run(project: Project, training: Training, recorded: bool = True) -> Non
     torch.save(
         {"state_dict": {f"ema_teacher.{name}": value for name, value in own.items()}}, work_dir / "iter_4.pth"
     )
-    note_start(work_dir, recipe, model)
-    if recorded:
-        ablate_runs.write_json(work_dir / ablate_runs.MADE_FROM, ablate_runs.made_from(project, recipe))
+    note_start(work_dir, recipe, model, inputs_of(project, recipe) if recorded else None)
     iterations = training.max_iters or recipe.train_cfg.max_iters
-    mark_finished(work_dir, FinishedRun(iterations, "iter_4.pth", recipe_digest(recipe, model)))
+    mark_finished(work_dir, FinishedRun(iterations, "iter_4.pth"))
 
 
 def test_folders_tell_trainings_apart(project):
@@ -103,7 +102,7 @@ def test_a_run_stands_until_its_page_its_images_or_its_start_change(project):
     assert state(project, START) == "cut" and state(project, ARM) == "none"
 
 
-def test_a_run_of_the_train_command_is_taken_at_its_word(project):
+def test_a_run_that_did_not_note_what_it_read_is_taken_at_its_word(project):
     fake_run(project, START, recorded=False)
     assert state(project, START) == "stands"
 
@@ -155,3 +154,16 @@ def test_what_a_child_is_given_can_be_sent(project):
     drawn = pickle.loads(pickle.dumps(repetitions)).project(1)
     assert drawn.draw.text == "1:2" and len({one.image_id for one in drawn.instances("labeled")}) == 2
     assert Repetitions.of(Project.demo(), None).project(0).embedded
+
+
+def test_a_training_that_fails_leaves_the_run_before_it_as_it_was(project, monkeypatch):
+    """What a run was made from is noted by the run itself, so nobody else's failure can renew it."""
+    fake_run(project, START)
+    images = project.folder / "data/labeled/annotations.json"
+    images.write_text(images.read_text() + " ")
+    assert state(project, START) == "none"
+    lock = FolderLock(START.work_dir(project), shared=False)
+    with pytest.raises(SagecacheError, match="another"):
+        train_and_score(Repetitions.of(project, None), START, None, lambda *told: None)
+    lock.release()
+    assert state(project, START) == "none"

@@ -13,7 +13,7 @@ from typed import sagecache
 
 from sagecache.cli import demo
 from sagecache.project import Project
-from sagecache.project.runs import FinishedRun, mark_finished, recipe_digest
+from sagecache.project.runs import FinishedRun, mark_finished, note_start
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +24,8 @@ def folder(tmp_path_factory) -> Path:
     for name, shift in (("stage0", 2.0), ("stage1-full", 0.0)):
         save_checkpoint(project, project.work_dir(name) / "best_iter_4.pth", ema_teacher=(0.0, shift))
         steps = project.recipe(name)[0].train_cfg.max_iters
-        made_of = recipe_digest(*project.recipe(name))
-        mark_finished(project.work_dir(name), FinishedRun(steps, "best_iter_4.pth", made_of))
+        note_start(project.work_dir(name), *project.recipe(name))
+        mark_finished(project.work_dir(name), FinishedRun(steps, "best_iter_4.pth"))
     sagecache(folder, "precompute", "stats")
     return folder
 
@@ -66,11 +66,13 @@ def test_a_trial_is_not_taken_for_the_arm_and_a_killed_run_goes_on(folder, monke
     mark = project.work_dir("stage0") / "finished.json"
     monkeypatch.setattr("sagecache.cli.actions.train", lambda *a, **options: trained.append((a[1], options)))
     before = mark.read_text()
-    page, other = (recipe_digest(*project.recipe("stage0", words)) for words in ({}, {"ema_decay": 0.5}))
-    mark_finished(mark.parent, FinishedRun(2, "best_iter_4.pth", page))  # a few iterations
+    page, other = (project.recipe("stage0", words) for words in ({}, {"ema_decay": 0.5}))
+    mark_finished(mark.parent, FinishedRun(2, "best_iter_4.pth"))  # a few iterations
     demo.run(project)
-    mark_finished(mark.parent, FinishedRun(4, "best_iter_4.pth", other))  # other settings
+    mark_finished(mark.parent, FinishedRun(4, "best_iter_4.pth"))
+    note_start(mark.parent, *other)  # other settings
     demo.run(project)
+    note_start(mark.parent, *page)
     mark.unlink()
     demo.run(project)
     mark.write_text(before)

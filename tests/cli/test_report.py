@@ -19,7 +19,7 @@ from sagecache.errors import SagecacheError
 from sagecache.mm.run import TrainOptions
 from sagecache.project import Project
 from sagecache.project.run_log import read_run_log
-from sagecache.project.runs import FinishedRun, mark_finished, note_start, recipe_digest
+from sagecache.project.runs import FinishedRun, mark_finished, note_start
 
 KEEP = [0.5, float("nan"), 0.75]
 
@@ -31,7 +31,7 @@ def leave_run(folder, name: str, log: list[dict] | None, checkpoint: bool = True
     if checkpoint:
         path = work_dir / "best_keypoints_PCK@0.05_iter_3.pth"
         save_checkpoint(project, path, ema_teacher=(0.0, 1.0))
-        mark_finished(work_dir, FinishedRun(4, path.name, recipe_digest(recipe, model)))
+        mark_finished(work_dir, FinishedRun(4, path.name))
     if log is not None:
         file = work_dir / "20261121_220933" / "vis_data" / "scalars.json"
         file.parent.mkdir(parents=True)

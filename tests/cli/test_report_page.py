@@ -213,7 +213,7 @@ def test_the_page_says_whose_labels_it_shows(project, run, gallery):
     each, joints = told(run, gallery)
     assert "EMA teacher and the recipe's filters" in each and "refresh" not in each + joints
     gone, _ = told(anew, gallery)
-    assert "learned from labels of its last refresh, which are not there" in gone
+    assert "learned from labels of a refresh, which it did not keep" in gone
     stored, joints = told(anew, replace(gallery, stored=12))
     assert "the refresh at iteration 12" in stored and "stored at iteration 12" in joints
     assert "EMA teacher" not in stored + joints

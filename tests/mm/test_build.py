@@ -12,7 +12,7 @@ from sagecache.errors import SagecacheError
 from sagecache.mm import build
 from sagecache.models.weights import weights_path
 from sagecache.project import Project
-from sagecache.project.runs import FinishedRun, mark_finished, recipe_digest
+from sagecache.project.runs import FinishedRun, mark_finished, note_start
 
 
 @pytest.fixture
@@ -44,10 +44,9 @@ def test_a_recipe_that_is_not_trained_yet_is_named_with_its_command(project):
 def test_a_base_of_a_trial_run_is_warned_of(project, caplog):
     work_dir = project.work_dir("stage0")
     work_dir.mkdir(parents=True)
-    (work_dir / "iter_2.pth").touch()
     total = project.recipe("stage0")[0].train_cfg.max_iters
-    page = recipe_digest(*project.recipe("stage0"))
-    other = recipe_digest(*project.recipe("stage0", {"ema_decay": 0.5}))
+    save_checkpoint(project, work_dir / "iter_2.pth", student=(1.0, 1.0), ema_teacher=(1.0, 1.0))
+    page, other = project.recipe("stage0"), project.recipe("stage0", {"ema_decay": 0.5})
     short = f"'stage0', which was trained for 2 of its {total} iterations"
     for done, made_of, told in (
         (2, page, short),
@@ -55,7 +54,9 @@ def test_a_base_of_a_trial_run_is_warned_of(project, caplog):
         (total, page, ""),
     ):
         caplog.clear()
-        mark_finished(work_dir, FinishedRun(done, "iter_2.pth", made_of))
+        note_start(work_dir, *made_of)
+        mark_finished(work_dir, FinishedRun(done, "iter_2.pth"))
+        build.warn_of_start(project, project.recipe("stage1-full")[0])
         assert start(project, "stage0") == work_dir / "iter_2.pth"
         assert told in caplog.text and bool(told) == bool(caplog.text)
 

@@ -18,7 +18,6 @@ from sagecache.mm.gallery import look
 from sagecache.mm.refresh import stored_labels, stored_votes
 from sagecache.precompute.runner import run_stats
 from sagecache.project import Project
-from sagecache.project.runs import recipe_digest
 from sagecache.project.trained import trained_run
 from sagecache.semi.refresh import LabelTable
 from sagecache.store.labels import read_labels
@@ -99,15 +98,14 @@ def test_labels_to_look_at_are_those_that_the_last_step_learned_from(project, tm
         np.testing.assert_array_equal(one.weights, arrays["weights"][row[one.instance.key]])
 
 
-def test_labels_of_another_run_or_of_other_persons_are_not_shown_as_its_own(project, tmp_path):
+def test_labels_of_another_moment_or_of_other_persons_are_not_shown(project, tmp_path):
     folder = tmp_path / "run"
     work(project, folder, max_iters=4)
     one = trained_run(project, "stage1-full", folder)
-    digest, persons = recipe_digest(one.recipe, one.model), project.instances("unlabeled")
-    assert stored_labels(folder, 4, persons[::-1], digest).iteration == 2
-    assert stored_labels(folder, 4, persons, "another") is None
-    assert stored_labels(folder, 5, persons, digest) is None  # the refresh at 4 is not there
-    assert stored_labels(folder, 4, [*persons, *project.instances("val")], digest) is None
+    persons = project.instances("unlabeled")
+    assert stored_labels(folder, 4, persons[::-1]).iteration == 2
+    assert stored_labels(folder, 5, persons) is None  # the refresh at 4 is not there
+    assert stored_labels(folder, 4, [*persons, *project.instances("val")]) is None
     shutil.rmtree(folder / "pseudo_labels")
     assert look(project, one, 4).stored is None
 
@@ -128,7 +126,7 @@ def test_maps_cannot_be_learned_from_a_table_of_poses(project):
         project.recipe("stage1-full", words)
 
 
-def test_votes_are_taken_once_before_the_first_step_and_read_by_a_resumed_run(project, tmp_path):
+def test_votes_are_taken_once_before_the_first_step_and_read_by_a_resumed_run(project, tmp_path, caplog):
     words = {"semi.swaps.front": 0.2, "semi.terms.sides.weight": 1.0, "semi.refresh": 0}
     whole = work(project, tmp_path / "whole", words=words, max_iters=4)
     arrays, about = read_labels(tmp_path / "whole" / "pseudo_labels" / "facing.zarr", kind="facing")
@@ -137,7 +135,7 @@ def test_votes_are_taken_once_before_the_first_step_and_read_by_a_resumed_run(pr
     asked = [*project.instances("unlabeled")[3:0:-1], *project.instances("val")[:1]]
     found = stored_votes(tmp_path / "whole", asked)
     assert found[:3].tolist() == arrays["votes"][3:0:-1].tolist() and found[3].isnan()
-    assert stored_votes(tmp_path / "none", asked) is None
+    assert stored_votes(tmp_path / "none", asked) is None and "right are not checked" in caplog.text
     cut = tmp_path / "cut"
     work(project, cut, words=words, max_iters=3)
     resumed = work(project, cut, words=words, max_iters=4, resume=True)

@@ -38,6 +38,12 @@ def test_a_cut_checkpoint_resumes_from_the_one_before(project, caplog):
     assert "nothing left to do" in caplog.text and "at iteration 4 of 4" in caplog.text
 
 
+def test_where_there_is_nothing_to_resume_it_says_so_and_starts_anew(project, caplog):
+    options = run.TrainOptions(overrides={"data.val": None}, resume=True)
+    assert train(project, "stage0", options, lambda *words: None).name == "iter_4.pth"
+    assert "nothing to resume" in caplog.text
+
+
 def test_a_fresh_run_that_fails_at_once_leaves_the_run_before_where_it_was(project):
     first = train(project, "stage0", run.TrainOptions(overrides={"data.val": None}), lambda *words: None)
 
@@ -143,11 +149,15 @@ def test_a_fresh_run_that_is_killed_early_is_never_resumed_from_the_run_before(p
     first = again_with(seed=7)
     with pytest.raises(KeyboardInterrupt):
         again_with(killed, seed=8)
-    kept = {path.name for path in (first.parent / "previous-1").iterdir()}
+    kept = {path.name for path in (first.parent / "previous-1").iterdir() if path.name[0] != "2"}
     assert kept == {"iter_2.pth", "iter_4.pth", "last_checkpoint", "finished.json", "recipe.json"}
+    logs = [
+        {path.name for path in folder.glob("2*")} for folder in (first.parent, first.parent / "previous-1")
+    ]
+    assert all(logs) and not logs[0] & logs[1]  # each run has its own
     assert run.newest_readable(first.parent) is None and project.checkpoint("stage0") is None
     steps = []
     again = again_with(lambda done, total, message="": steps.append(done), seed=8, resume=True)
     assert steps[0] == 1 and again == first
     assert torch.load(again, weights_only=True)["meta"]["seed"] == 8
-    assert not (first.parent / "previous-2").exists()
+    assert not list((first.parent / "previous-2").glob("*.pth"))  # the killed run's log alone

@@ -10,7 +10,7 @@ from dots import write_dots_project
 from sagecache.errors import SagecacheError
 from sagecache.project import Project
 from sagecache.project.overrides import parse_overrides
-from sagecache.project.runs import STARTED, FinishedRun, mark_finished, note_start, recipe_digest
+from sagecache.project.runs import STARTED, FinishedRun, mark_finished, note_start
 from sagecache.project.trained import trained_run
 
 
@@ -26,9 +26,7 @@ def leave_run(project, name: str, overrides=None, iterations=4, work_dir=None, n
     if note:
         note_start(work_dir, recipe, model)
     (work_dir / f"best_iter_{iterations}.pth").write_bytes(b"")
-    mark_finished(
-        work_dir, FinishedRun(iterations, f"best_iter_{iterations}.pth", recipe_digest(recipe, model))
-    )
+    mark_finished(work_dir, FinishedRun(iterations, f"best_iter_{iterations}.pth"))
     return work_dir
 
 
@@ -78,12 +76,14 @@ def test_without_a_name_it_is_the_newest_run(project):
     assert trained_run(project).name == "stage1-full"
 
 
-def test_a_run_that_noted_nothing_is_told_of_where_the_page_was_changed_since(project):
+def test_a_run_that_noted_nothing_is_told_of(project):
     leave_run(project, "stage0", note=False)
-    assert trained_run(project, "stage0").doubt == ""
-    page = project.folder / "stage0.py"
-    page.write_text(page.read_text().replace("lr=0.01", "lr=0.02"))
-    assert trained_run(project, "stage0").doubt == "trained with other settings than its page's"
+    run = trained_run(project, "stage0")
+    assert run.doubt == "trained with settings that it does not tell"
+    assert run.recipe == project.recipe("stage0")[0]
+
+    (run.work_dir / STARTED).write_text("[]")
+    assert trained_run(project, "stage0") == run
 
 
 def test_a_run_whose_page_is_gone_still_has_its_recipe(project):
