@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -34,6 +35,20 @@ class SagecacheError(Exception):
 
 def _rebuild(cls: type[SagecacheError], message: str, file, record, fix) -> SagecacheError:
     return cls(message, file=file, record=record, fix=fix)
+
+
+RECIPE = "recipe"  # the file of an error of whoever reads a recipe and doesn't know its page
+
+
+@contextmanager
+def recipe_is(page: Path) -> Iterator[None]:
+    """Errors about 'the recipe' are about this page."""
+    try:
+        yield
+    except SagecacheError as error:
+        if error.file != RECIPE:
+            raise
+        raise SagecacheError(error.message, file=page, record=error.record, fix=error.fix) from error
 
 
 def counted(count: int, noun: str) -> str:

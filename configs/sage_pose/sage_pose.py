@@ -3,6 +3,9 @@
 Corrected: the threshold is mean - beta sd (beta 2 with a plus kept 2 %); confidence is 1 at a perfect peak
 (the sum-normalised peak never reaches .04); the priors have a gradient; the EMA moves once for each
 optimiser step, not for each of the eight micro-steps. 1,000 warm-up batches and floors are as they were.
+
+Units: 40,000 iterations are as many batches and, eight to a step, 5,000 optimiser steps. train_cfg,
+param_scheduler and pseudo_labels.warm_up count iterations; ramp_up and ema_decay optimiser steps.
 """
 
 load_from = "stage0"
@@ -40,7 +43,7 @@ param_scheduler = [
 ema_decay = 0.999
 
 semi = dict(
-    ramp_up=1_000,
+    ramp_up=500,  # optimiser steps: a tenth of them
     teacher=dict(mode="single_two_view"),
     fusion=dict(temperature=0.5),
     pseudo_labels=dict(rule="adaptive", beta=2.0, limits=(0.2, 0.8), warm_up=1_000, min_keep=0.3),

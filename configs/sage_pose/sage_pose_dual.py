@@ -11,7 +11,7 @@ views = dict(
 )
 ema_decay = 0.999
 semi = dict(
-    ramp_up=5_000,
+    ramp_up=500,  # optimiser steps, a tenth of all; the design says 5 to 10 epochs
     teacher=dict(mode="dual", appearance=dict(decay=0.996)),
     fusion=dict(temperature=1.0, on_disagreement="drop"),
     pseudo_labels=dict(beta=1.0, limits=(0.3, 0.9), align=True),

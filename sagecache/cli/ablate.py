@@ -64,14 +64,16 @@ def ablate_command(
     kept and what was cut off goes on, so the same command goes on after Ctrl-C, or with more seeds. After a
     change of code delete the runs.
     """
+    if table is not None:
+        from sagecache.cli.ablate_table import check_page, markdown, write_table
+
+        check_page(table, name)
     content = run(project, name, Options(**options))
     if as_json:
         emit_json(content)
     else:
         show(content)
     if table is not None:
-        from sagecache.cli.ablate_table import markdown, write_table
-
         write_table(table, name, markdown(content))
         note(f"table: {table}")
     if content["missing"]:

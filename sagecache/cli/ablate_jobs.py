@@ -62,7 +62,7 @@ def check(project: Project, training: Training) -> None:
     """Names and types of all sections: a slip in the last arm is told before the first is trained."""
     from sagecache.cli.jobs import check_recipe
 
-    check_recipe(project.recipe(training.recipe, training.overrides)[0])
+    check_recipe(project.recipe(training.recipe, training.overrides)[0], project.skeleton)
 
 
 def _has_result(project: Project, training: Training, split: str) -> bool:

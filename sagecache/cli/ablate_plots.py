@@ -6,7 +6,6 @@ missing is left out, and said so.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from sagecache.cli.ablate_disturbed import STRENGTHS, Runs, judge_all, was_distu
 from sagecache.cli.ablate_runs import BOXES, Repetitions, Training, report_of, scored, state
 from sagecache.cli.output import note
 from sagecache.errors import SagecacheError, nearest
+from sagecache.project.run_log import read_run_log
 
 if TYPE_CHECKING:
     from sagecache.project import Project
@@ -86,40 +86,13 @@ def check_plots(wanted: Mapping[str, Sequence[str]]) -> None:
 # -- from the logs -----------------------------------------------------------------------------------
 
 
-def read_scalars(work_dir: Path) -> dict[str, dict[int, float]]:
-    """What a run logged: name -> step -> value. Of steps that a resumed run repeated the last ones count.
-
-    A work dir keeps the logs of former runs too: a log that begins at the beginning is of another run.
-    """
-    found: dict[str, dict[int, float]] = {}
-    begins: float = math.inf
-    for log in sorted(work_dir.glob("*/vis_data/scalars.json")):
-        rows = [row for row in map(_row, log.read_text().splitlines()) if "step" in row]
-        first = min((row["step"] for row in rows if "iter" in row), default=math.inf)  # others are of val
-        if first <= begins < math.inf:
-            found = {}
-        begins = min(begins, first)
-        for row in rows:
-            for name, value in row.items():
-                if isinstance(value, (int, float)):
-                    found.setdefault(name, {})[row["step"]] = value
-    return found
-
-
-def _row(line: str) -> dict[str, Any]:
-    """{} for the line that a killed run did not finish."""
-    try:
-        return json.loads(line)
-    except ValueError:
-        return {}
-
-
 def _logged(project: Project, training: Training, names: Sequence[str], *, needed: str) -> list[dict]:
     """step -> value of each name, {} where nothing was logged: the probe leaves out what it can't measure."""
-    scalars = read_scalars(training.work_dir(project))
-    if needed not in scalars:
+    curves = read_run_log(training.work_dir(project)).curves
+    if needed not in curves:
         raise NothingToShow(f"{training.work_dir(project)} has no '{needed}' in its log")
-    return [scalars.get(name, {}) for name in names]
+    found = (curves.get(name) for name in names)
+    return [{} if one is None else dict(zip(*(part.tolist() for part in one), strict=True)) for one in found]
 
 
 def _net_use(evidence: Evidence, arms: Sequence[str], path: Path) -> list[Path]:

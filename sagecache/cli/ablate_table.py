@@ -6,11 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
-from sagecache.errors import counted
+from sagecache.errors import SagecacheError, counted
 from sagecache.evaluation.bootstrap import ArmBootstrap, Estimate
 from sagecache.evaluation.keypoints import KeypointReport
+from sagecache.store.files import write_whole
 
 if TYPE_CHECKING:
     from sagecache.project.ablation import Ablation
@@ -221,18 +223,55 @@ def _markdown_table(columns: Row, rows: Sequence[Row]) -> list[str]:
     return lines + ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows]
 
 
+def check_page(page: Path, name: str) -> None:
+    """Raise SagecacheError where `write_table` could not write: before a training, rather than after it."""
+    _around(page, name)
+    try:
+        page.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=page.parent):
+            pass
+    except OSError as error:
+        raise SagecacheError(
+            f"no file can be written into its folder ({error.strerror})", file=page, fix="Name another."
+        ) from error
+
+
 def write_table(page: Path, name: str, lines: Sequence[str]) -> None:
     """Replace what stands between the ablation's markers; without markers, add it at the page's end.
 
-    The words around it are written by hand.
+    The words around it are written by hand: the whole page is written, or none. Raises SagecacheError for a
+    page that is no UTF-8, or whose markers are no pair.
     """
-    begin, end = f"<!-- ablate {name}: begin -->", f"<!-- ablate {name}: end -->"
-    text = page.read_text() if page.is_file() else ""
-    if begin in text and end in text.split(begin)[1]:
-        before, rest = text.split(begin, 1)
-        after = rest.split(end, 1)[1]
-    else:
-        before = f"{text.rstrip()}\n\n## Ablation {name}\n\n".lstrip()
-        after = "\n"
+    before, after = _around(page, name)
+    begin, end = _markers(name)
     page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(before + begin + "\n" + "\n".join(lines) + f"\n{end}" + after)
+    text = before + begin + "\n" + "\n".join(lines) + f"\n{end}" + after
+    write_whole(page.resolve(), text.encode("utf-8"))
+
+
+def _markers(name: str) -> tuple[str, str]:
+    return f"<!-- ablate {name}: begin -->", f"<!-- ablate {name}: end -->"
+
+
+def _around(page: Path, name: str) -> tuple[str, str]:
+    """What stands on the page before the ablation's table and after it."""
+    begin, end = _markers(name)
+    try:
+        text = page.read_bytes().decode("utf-8") if page.is_file() else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise SagecacheError(
+            f"can't be read as UTF-8 text: {error}", file=page, fix="Convert it, or name another page."
+        ) from error
+    if begin not in text and end not in text:
+        return f"{text.rstrip()}\n\n## Ablation {name}\n\n".lstrip(), "\n"
+    for marker, other in ((begin, end), (end, begin)):
+        if text.count(marker) != 1:
+            raise SagecacheError(
+                f"'{marker}' stands there {text.count(marker)} times",
+                file=page,
+                fix=f"The table goes between this marker and '{other}': leave one of each, or neither.",
+            )
+    before, rest = text.split(begin)
+    if end not in rest:
+        raise SagecacheError(f"'{end}' stands before '{begin}'", file=page, fix="Swap them.")
+    return before, rest.split(end)[1]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sagecache.cli.output import note, progress
-from sagecache.errors import SagecacheError, nearest
+from sagecache.errors import SagecacheError, nearest, recipe_is
 
 if TYPE_CHECKING:
     from sagecache.precompute.jobs import RunOptions, StepReport
@@ -211,7 +211,8 @@ def train(project: Project, name: str, overrides: dict | None = None, **options)
     if options.get("seed") is not None:
         overrides["seed"] = options["seed"]
     recipe, _ = project.recipe(name, overrides)
-    check_recipe(recipe)
+    with recipe_is(project.recipe_page(name)):
+        check_recipe(recipe, project.skeleton)
     ensure(project, project.requirements(recipe))
     if recipe.kind == "prior":
         result = _fit_prior(project, recipe, **options)

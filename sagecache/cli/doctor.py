@@ -220,7 +220,7 @@ def check_project(project: Project) -> Iterator[Finding]:
     for name in project.recipe_names():
         try:
             recipe, _ = project.recipe(name)
-            check_recipe(recipe)
+            check_recipe(recipe, project.skeleton)
             needs = project.requirements(recipe)
         except SagecacheError as error:
             yield Finding("project", name, str(error), ERROR, error.fix or "")

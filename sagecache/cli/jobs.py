@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sagecache.precompute.jobs import DetectJob, GeoJob, StatsJob
     from sagecache.precompute.plan import CropRule
     from sagecache.project import Project, Recipe
+    from sagecache.skeleton import Skeleton
     from sagecache.structures import Instance
 
 
@@ -66,8 +67,10 @@ def prior_instances(project: Project, recipe: Recipe) -> list[Instance]:
     return [one for split in recipe.data.labeled for one in project.instances(split, "annotations")]
 
 
-def check_recipe(recipe: Recipe) -> None:
-    """Names and types of what a recipe's sections say, before anything is made for it."""
+def check_recipe(recipe: Recipe, skeleton: Skeleton | None = None) -> None:
+    """Names and types of what a recipe's sections say, before anything is made for it; and whether the
+    project's skeleton has what they need, where it is given.
+    """
     if recipe.kind == "prior":
         from sagecache.priors.diffusion_fit import fit_config
 
@@ -75,7 +78,7 @@ def check_recipe(recipe: Recipe) -> None:
     else:
         from sagecache.mm.terms import check_semi
 
-        check_semi(recipe)
+        check_semi(recipe, skeleton)
 
 
 def require_fresh(project: Project, recipe: Recipe) -> None:

@@ -70,6 +70,8 @@ def report(
     from sagecache.project.run_log import read_run_log
     from sagecache.project.trained import trained_run
 
+    if work_dir is not None and recipe is None:
+        _require_run(project, work_dir)
     run = trained_run(project, recipe, work_dir)
     log = read_run_log(run.work_dir)
     if run.checkpoint is None and not log.curves:
@@ -97,6 +99,19 @@ def report(
         bytes=size,
         page=str(output),
     )
+
+
+def _require_run(project: Project, folder: Path) -> None:
+    """A folder whose name is no recipe's would else be told so, which says nothing of what is wrong."""
+    from sagecache.project.run_log import read_run_log
+    from sagecache.project.runs import noted_start, standing_checkpoint
+
+    if not (noted_start(folder) or standing_checkpoint(folder) or read_run_log(folder).curves):
+        raise SagecacheError(
+            "the folder holds no run: neither a checkpoint nor a log of a training",
+            file=folder,
+            fix=f"Give the folder of a run; those of this project lie in {project.work_root}.",
+        )
 
 
 def _gallery(project: Project, run: TrainedRun, count: int) -> Gallery | None:

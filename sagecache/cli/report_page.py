@@ -16,7 +16,7 @@ from sagecache.data.views import warp_image
 from sagecache.errors import counted
 from sagecache.geometry.affine import apply_affine, crop_affine
 from sagecache.mm.gallery import Gallery, Judged, Picked, views_of
-from sagecache.project import Project
+from sagecache.project import Project, Recipe
 from sagecache.project.run_log import RunLog
 from sagecache.project.trained import TrainedRun
 from sagecache.skeleton import Skeleton
@@ -68,7 +68,7 @@ def page_of(project: Project, run: TrainedRun, log: RunLog, gallery: Gallery | N
     """gallery: None for a run without pseudo-labels to show."""
     recipe = run.recipe
     weights = {name: float(options.get("weight", 1.0)) for name, options in recipe.terms.items()}
-    ramp_end = recipe.semi.ramp_up * int(recipe.optim_wrapper.get("accumulative_counts", 1))
+    ramp_end = recipe.semi.ramp_up * recipe.accumulation
     fates = {name: style.words for name, style in FATES.items()}
     charts, more = charts_of(log.curves, weights, ramp_end, fates)
     judged = [] if gallery is None else gallery.judged
@@ -84,8 +84,8 @@ def page_of(project: Project, run: TrainedRun, log: RunLog, gallery: Gallery | N
         charts=charts,
         more_charts=more,
         joints=_joints(project.skeleton, log, judged),
-        joints_text=_joints_text(judged),
-        gallery_text="" if gallery is None else _gallery_text(gallery, recipe.data.unlabeled),
+        joints_text=_joints_text(gallery),
+        gallery_text="" if gallery is None else _gallery_text(gallery, recipe),
         fates=_fates(judged),
         sections=[] if gallery is None else _sections(project.skeleton, run, gallery),
         footer=f"sagecache {__version__}",
@@ -166,7 +166,7 @@ def _details(run: TrainedRun, log: RunLog) -> list[Fact]:
         semi = recipe.semi
         facts += [
             Fact("teacher", TEACHERS[semi.teacher.mode]),
-            Fact("ramp-up", f"{semi.ramp_up} steps" if semi.ramp_up else "none"),
+            Fact("ramp-up", f"{semi.ramp_up} optimiser steps" if semi.ramp_up else "none"),
             Fact("coupling", f"{semi.coupling:g}" if semi.coupling else "none"),
             Fact("refresh", f"after {counted(semi.refresh, 'epoch')}" if semi.refresh else "in every step"),
         ]
@@ -215,10 +215,12 @@ def _share(right: np.ndarray, of: np.ndarray) -> list[float | None]:
     return [hits / count if count else None for hits, count in pairs]
 
 
-def _joints_text(judged: Sequence[Judged]) -> str:
-    if not judged:
+def _joints_text(gallery: Gallery | None) -> str:
+    if gallery is None or not gallery.judged:
         return "As last logged in training."
-    text = f"Measured now on {len(judged)} unlabeled persons with the checkpoint's EMA teacher"
+    text = f"Measured now on {len(gallery.judged)} unlabeled persons with the checkpoint's EMA teacher"
+    if gallery.stored is not None:
+        text = f"Of {len(gallery.judged)} unlabeled persons, as stored at iteration {gallery.stored}"
     return text + "; columns of training and probe as last logged. A click on a name sorts."
 
 
@@ -241,11 +243,20 @@ def _fates(judged: Sequence[Judged]) -> list[FateRow]:
 # --- pictures -------------------------------------------------------------------------------------
 
 
-def _gallery_text(gallery: Gallery, split: str) -> str:
+def _gallery_text(gallery: Gallery, recipe: Recipe) -> str:
+    split = recipe.data.unlabeled
     if not gallery.judged:
         return f"The split '{split}' has no person to look at."
     text = f"{len(gallery.judged)} of the {gallery.total} persons of '{split}', evenly over the split, "
-    text += "as the checkpoint's EMA teacher and the recipe's filters see them. "
+    if gallery.stored is None:
+        text += "as the checkpoint's EMA teacher and the recipe's filters see them. "
+        if recipe.semi.refresh:
+            text += (
+                "The run learned from labels of a refresh, which it did not keep of them: here are others. "
+            )
+    else:
+        text += f"with the labels of the refresh at iteration {gallery.stored}, which the checkpoint learned "
+        text += "from last; the views are drawn anew. "
     if any(np.isfinite(one.errors).any() for one in gallery.judged):
         text += "Their true joints are known here: they measure errors, and no training saw them."
     return (

@@ -1,6 +1,7 @@
 """Pseudo-labels to look at: what a run's EMA teacher says of unlabeled persons, and what became of it.
 
-`look` runs the teacher and the recipe's filters over some persons; `Picked` are the best, the worst and the
+`look` runs the teacher and the recipe's filters over some persons, or looks up what a run with semi.refresh
+had stored of them; `Picked` are the best, the worst and the
 silent ones; `views_of` makes the pictures that the networks saw of one. Shows; trains and counts nothing.
 """
 
@@ -22,9 +23,10 @@ from sagecache.geometry.distortion import bend, covered
 from sagecache.mm.estimator import SemiPoseEstimator
 from sagecache.mm.explain import trained_estimator
 from sagecache.mm.loaders import unlabeled_views
-from sagecache.mm.refresh import stored_votes
+from sagecache.mm.refresh import stored_labels, stored_votes
 from sagecache.project import Project
 from sagecache.project.trained import TrainedRun
+from sagecache.semi.refresh import LabelTable
 from sagecache.structures import Fate, Instance, PseudoLabels
 
 BATCH = 32
@@ -100,11 +102,14 @@ class SeenView:
 @dataclass(frozen=True, eq=False)
 class Gallery:
     """judged: a share of the persons of an unlabeled split, of whom there are ``total``. views makes their
-    pictures, by the index of `Judged`."""
+    pictures, by the index of `Judged`. stored: the iteration of the refresh whose labels these are; None
+    where they were made now, by the checkpoint.
+    """
 
     judged: list[Judged]
     total: int
     views: UnlabeledViews
+    stored: int | None = None
 
 
 def look(project: Project, run: TrainedRun, count: int, report: Callable[..., None] | None = None) -> Gallery:
@@ -118,7 +123,11 @@ def look(project: Project, run: TrainedRun, count: int, report: Callable[..., No
             annotated.setdefault(one.image_id, []).append(one)
         chosen = [with_annotation(one, annotated.get(one.image_id, ())) for one in chosen]
     views = unlabeled_views(run.recipe, run.model, chosen)  # an index stands for a draw of its own
-    return Gallery(judge(project, run, views, report), len(instances), views)
+    stored = None
+    if run.recipe.semi.refresh:
+        stored = stored_labels(run.work_dir, _iterations(run), chosen)
+    judged = judge(project, run, views, report, None if stored is None else stored.table)
+    return Gallery(judged, len(instances), views, None if stored is None else stored.iteration)
 
 
 class Picked:
@@ -148,8 +157,10 @@ def judge(
     run: TrainedRun,
     views: UnlabeledViews,
     report: Callable[..., None] | None = None,
+    table: LabelTable | None = None,
 ) -> list[Judged]:
-    """Pseudo-labels of all instances of views, by the run's teacher and filters as they ended.
+    """Pseudo-labels of all instances of views, by the run's teacher and filters as they ended, or from a
+    table of these instances.
 
     Keypoints of an instance measure the label's error; neither teacher nor filters see them.
     """
@@ -158,13 +169,14 @@ def judge(
     estimator.to(device).step = _steps(run)
     votes = stored_votes(run.work_dir, views.instances) if run.recipe.semi.swaps else None
     estimator.votes = None if votes is None else votes.to(device)
+    estimator.table = None if table is None else table.to(device)
     judged: list[Judged] = []
     torch.manual_seed(0)  # mixing draws from the global generator
     for first in range(0, len(views), BATCH):
         indices = range(first, min(first + BATCH, len(views)))
         batch = collate([views.views(index) for index in indices])
         batch = {name: value.to(device) for name, value in batch.items()}
-        labels = estimator.pseudo_labels(batch)
+        labels = estimator.labels_of_step(batch)
         strong = _strong_views(estimator, batch, labels)
         judged += _judged(labels, indices, views.instances, estimator.prior is not None, strong)
         if report is not None:
@@ -173,10 +185,14 @@ def judge(
 
 
 def _steps(run: TrainedRun) -> int:
-    """Optimiser steps behind the run's checkpoint, as far as its name or the run's end tells."""
+    """Optimiser steps behind the run's checkpoint."""
+    return _iterations(run) // run.recipe.accumulation
+
+
+def _iterations(run: TrainedRun) -> int:
+    """Behind the run's checkpoint, as far as its name or the run's end tells."""
     number = re.search(r"iter_(\d+)$", run.checkpoint.stem)
-    iterations = int(number[1]) if number else run.iterations or 0
-    return iterations // int(run.recipe.optim_wrapper.get("accumulative_counts", 1))
+    return int(number[1]) if number else run.iterations or 0
 
 
 def _strong_views(

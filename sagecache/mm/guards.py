@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 
 from mmengine.hooks import Hook
+from mmengine.logging import HistoryBuffer
 from mmengine.registry import HOOKS
 
 from sagecache.errors import SagecacheError
@@ -85,23 +87,29 @@ class CollapseHook(Hook):
         self.watch, self.interval, self.warm_up = CollapseWatch(settings), interval, warm_up
 
     def before_train(self, runner) -> None:
-        """A resumed run is measured by the peak that it had before."""
-        history = runner.message_hub.log_scalars.get(PEAK)
-        if history is None:
-            return
-        values = history.data[0]
-        count = len(values) // self.interval
-        if count:
-            means = values[: count * self.interval].reshape(count, self.interval).mean(-1)
-            self.watch.highest = float(max(means))
+        """A resumed run goes on with the peak and the patience that it had: the history is watched again,
+        and what rang then is not told twice.
+        """
+        before = (self._means(runner.message_hub.log_scalars.get(name)) for name in (PEAK, KEPT))
+        for number, (peak, kept) in enumerate(zip_longest(*before)):
+            self.watch.update(peak, self._past_warm_up(kept, number * self.interval))
+
+    def _means(self, history: HistoryBuffer | None) -> list[float]:
+        """Of each log interval."""
+        values = [] if history is None else history.data[0]
+        ends = range(self.interval, len(values) + 1, self.interval)
+        return [float(values[end - self.interval : end].mean()) for end in ends]
+
+    def _past_warm_up(self, kept: float | None, begin: int) -> float | None:
+        """begin: the iteration before the interval."""
+        return None if begin < self.warm_up else kept
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         if not self.every_n_train_iters(runner, self.interval):
             return
         scalars = runner.message_hub.log_scalars
         peak, kept = (scalars[n].mean(self.interval) if n in scalars else None for n in (PEAK, KEPT))
-        if runner.iter + 1 - self.interval < self.warm_up:
-            kept = None
+        kept = self._past_warm_up(kept, runner.iter + 1 - self.interval)
         for alarm in self.watch.update(peak, kept):
             text = f"iteration {runner.iter + 1}: for {self.watch.settings.patience} log intervals {alarm}"
             if self.watch.settings.collapse == "stop":

@@ -11,7 +11,7 @@ from torch import nn
 
 from sagecache.data.mixing import StrongMixing
 from sagecache.data.style import StyleTransfer
-from sagecache.errors import SagecacheError
+from sagecache.errors import RECIPE, SagecacheError
 from sagecache.priors.diffusion import DiffusionPrior
 from sagecache.project import Project, Recipe
 from sagecache.semi.coupling import StructuralCoupling
@@ -21,6 +21,7 @@ from sagecache.semi.gating import HybridGate, Plausibility, calibrate_threshold
 from sagecache.semi.instances import InstanceGate
 from sagecache.semi.pseudo_labels import PseudoLabeler
 from sagecache.semi.swaps import FacingVote, SwapCheck
+from sagecache.skeleton.definition import Skeleton
 from sagecache.skeleton.measure import stacked_keypoints
 from sagecache.skeleton.stats import SkeletonStats
 from sagecache.strict import call_with, checked
@@ -42,13 +43,13 @@ def check_labeling(recipe: Recipe) -> None:
     """Raise SagecacheError for options that nothing takes. Needs no files."""
     for name, (made, given) in SECTIONS.items():
         options = _options(recipe, name)
-        checked(made, options, "recipe", f"semi.{name}", given=given, also=ALSO.get(name, ()))
+        checked(made, options, RECIPE, f"semi.{name}", given=given, also=ALSO.get(name, ()))
 
 
 def _build(recipe: Recipe, name: str, **given: Any) -> Any:
     made, _ = SECTIONS[name]
     options, also = _options(recipe, name), ALSO.get(name, ())
-    return call_with(made, options, "recipe", f"semi.{name}", also=also, **given)
+    return call_with(made, options, RECIPE, f"semi.{name}", also=also, **given)
 
 
 def _options(recipe: Recipe, name: str) -> dict[str, Any]:
@@ -63,6 +64,17 @@ def load_prior(project: Project, recipe: Recipe) -> DiffusionPrior | None:
     return DiffusionPrior.load(project.prior_file, project.skeleton) if recipe.uses_prior else None
 
 
+def check_torso(recipe: Recipe, skeleton: Skeleton) -> None:
+    """Raise SagecacheError where the recipe asks for the sides of a skeleton that names no torso."""
+    if recipe.semi.swaps and skeleton.torso_joints is None:
+        sides = " semi.terms.sides.weight=0" if "sides" in recipe.terms else ""
+        raise SagecacheError(
+            f"the skeleton '{skeleton.name}' names no shoulders and hips, and semi.swaps needs a torso",
+            file=RECIPE,
+            fix=f"Switch off what needs one, here or in the page: semi.swaps=None{sides}",
+        )
+
+
 def build_labeler(project: Project, recipe: Recipe, sigma: float) -> PseudoLabeler:
     """All that stands between the teachers' maps and `PseudoLabels`; needs the labeled statistics.
 
@@ -72,6 +84,7 @@ def build_labeler(project: Project, recipe: Recipe, sigma: float) -> PseudoLabel
     reach once they err like predictions (semi.gating.calibrate_threshold), as confident as the gate asks;
     where it asks for no confidence, as the filter does of each joint.
     """
+    check_torso(recipe, project.skeleton)
     stats = SkeletonStats.load(project.stats_file, project.skeleton)
     plausibility, semi = Plausibility.from_stats(stats), recipe.semi
     visible = torch.from_numpy(stats.visible).float() if semi.pseudo_labels.get("align") else None
@@ -96,11 +109,6 @@ def build_labeler(project: Project, recipe: Recipe, sigma: float) -> PseudoLabel
 
 def _build_swaps(project: Project, recipe: Recipe, sigma: float) -> tuple[FacingVote, SwapCheck]:
     skeleton = project.skeleton
-    if skeleton.torso_joints is None:
-        raise SagecacheError(
-            f"the skeleton '{skeleton.name}' names no shoulders and hips, and semi.swaps needs a torso",
-            fix="Leave semi.swaps out.",
-        )
     facing = FacingVote(torch.tensor(skeleton.mirrored_joints), torch.tensor(skeleton.torso_joints), sigma)
     return facing, _build(recipe, "swaps", flip_indices=torch.tensor(skeleton.flip_indices))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from math import ceil
@@ -28,6 +28,7 @@ _WORKER = re.compile(r"DataLoader worker .*(killed by signal: Killed|Bus error)|
 SMALLEST = 4  # images of a forward pass: batch norm needs some
 SCALES = ((3, 4), (2, 3), (1, 2))
 MULTIPLE = 32  # a side that pyramids and patches divide
+SIMCC_DEFAULT = 6.0  # sigma of mmpose's SimCCLabel
 LAST = "Take a smaller backbone, or a device with more memory."
 
 
@@ -118,6 +119,8 @@ def _accumulation(recipe: Recipe) -> Rung:
     text = "as many images an optimiser step in twice as many passes"
     if recipe.train_cfg is not None:
         words.append(f"train_cfg.max_iters={2 * recipe.train_cfg.max_iters}")
+        if warm_up := recipe.semi.pseudo_labels.get("warm_up"):  # counts batches
+            words.append(f"semi.pseudo_labels.warm_up={2 * warm_up}")
         text += "; double the begin and end of param_scheduler too"
     return Rung("accumulation", used, f"{' '.join(words)} ({text})")
 
@@ -147,10 +150,17 @@ def takes(cls: type | None, argument: str) -> bool:
 
 
 def _resolution(model: Mapping[str, Any]) -> Rung:
-    """The next smaller input whose sides most backbones can divide; the maps shrink with it."""
-    decoder = (model.get("head") or {}).get("decoder") or {}
-    sizes = {key: decoder.get(key) for key in ("input_size", "heatmap_size")}
-    if not all(sizes.values()):
+    """The next smaller input whose sides most backbones can divide; the maps shrink with it.
+
+    SimCC has bins instead of maps, and its head knows the input's size and that of the last features.
+    """
+    head = model.get("head") or {}
+    decoder = head.get("decoder") or {}
+    simcc = decoder.get("type") == "SimCCLabel"
+    sizes = {"input_size": decoder.get("input_size")}
+    other = {"in_featuremap_size": head.get("in_featuremap_size")} if simcc else {}
+    sizes |= other or {"heatmap_size": decoder.get("heatmap_size")}
+    if not all(isinstance(pair, Sequence) and len(pair) == 2 for pair in sizes.values()):
         return Rung("resolution")
     for up, down in SCALES:
         smaller = {key: [up * side // down for side in pair] for key, pair in sizes.items()}
@@ -163,7 +173,20 @@ def _resolution(model: Mapping[str, Any]) -> Rung:
     if "img_size" in (model.get("backbone") or {}):
         across, high = smaller["input_size"]
         words.append(f"img_size=({high}, {across})")
-    return Rung("resolution", advice=f"in model.py {', '.join(words)} (less detail; weights of that size)")
+    also = "less detail; weights of that size"
+    if simcc:
+        words.append(f"sigma={_bin_sigma(decoder.get('sigma', SIMCC_DEFAULT), up / down)}")
+        also += "; input_size in the codec and the head alike, sigma is in the codec's bins"
+    return Rung("resolution", advice=f"in model.py {', '.join(words)} ({also})")
+
+
+def _bin_sigma(sigma: Any, scale: float) -> Any:
+    """Of SimCC's Gaussian, bins, for an input of ``scale`` times the size: with the root of the side, as in
+    mmpose's pages of RTMPose (4.9, 5.66 for 192 x 256; 6, 6.93 for 288 x 384).
+    """
+    if isinstance(sigma, Sequence):
+        return tuple(round(one * scale**0.5, 2) for one in sigma)
+    return round(sigma * scale**0.5, 2)
 
 
 def _views(recipe: Recipe) -> Rung:

@@ -10,7 +10,7 @@ from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import PARAM_SCHEDULERS
 from torch import nn
 
-from sagecache.errors import SagecacheError
+from sagecache.errors import RECIPE, SagecacheError
 
 
 def build_optimizer(student: nn.Module, config: Mapping[str, Any], amp: bool) -> OptimWrapper:
@@ -36,7 +36,7 @@ def schedule(schedulers: Any, max_iters: int) -> list[dict] | None:
     schedulers = [schedulers] if isinstance(schedulers, Mapping) else schedulers
     if not isinstance(schedulers, (list, tuple)) or not all(isinstance(one, Mapping) for one in schedulers):
         raise SagecacheError(
-            f"param_scheduler is {schedulers!r}", file="recipe", fix="Set a list of dict(type=…)."
+            f"param_scheduler is {schedulers!r}", file=RECIPE, fix="Set a list of dict(type=…)."
         )
     schedulers = [dict(dict(by_epoch=False, end=max_iters), **scheduler) for scheduler in schedulers]
     for scheduler in schedulers:

@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -168,6 +169,36 @@ def stored_votes(work_dir: Path, instances: Sequence[Instance]) -> Tensor | None
     arrays, _ = read_labels(path, kind="facing")
     known = dict(zip(map(tuple, arrays["ids"].tolist()), arrays["votes"].tolist(), strict=True))
     return torch.tensor([known.get(one.key, math.nan) for one in instances])
+
+
+class StoredLabels(NamedTuple):
+    """table: labels of given instances, by their place among them. iteration: when they were made."""
+
+    table: LabelTable
+    iteration: int
+
+
+def stored_labels(work_dir: Path, iterations: int, instances: Sequence[Instance]) -> StoredLabels | None:
+    """What a run with semi.refresh learned from in the last of so many iterations; None where that is gone,
+    or lacks one of the instances.
+    """
+    made = (int(path.stem.removeprefix("iter_")) for path in (work_dir / LABELS).glob("iter_*.zarr"))
+    for iteration in sorted((one for one in made if one < iterations), reverse=True):
+        try:
+            arrays, about = read_labels(work_dir / LABELS / f"iter_{iteration}.zarr")
+        except SagecacheError:  # damaged: as good as gone
+            continue
+        every = about["every_iterations"]
+        if (iterations - 1) // every * every != iteration:
+            return None
+        row = {tuple(key): i for i, key in enumerate(arrays.pop("ids").tolist())}
+        if any(one.key not in row for one in instances):
+            return None
+        rows = [row[one.key] for one in instances]
+        table = LabelTable(len(rows), arrays["keypoints"].shape[1])
+        table.fill({name: torch.from_numpy(value[rows]) for name, value in arrays.items()})
+        return StoredLabels(table, iteration)
+    return None
 
 
 class _WeakViews(Dataset):

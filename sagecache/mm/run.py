@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 
-from sagecache.errors import SagecacheError
+from sagecache.errors import SagecacheError, recipe_is
 from sagecache.mm.build import build_estimator, warn_of_start
 from sagecache.mm.checkpoints import Resumable, newest_readable
 from sagecache.mm.compat import ddp_wrapper_cfg, init_cpu_distributed
@@ -108,13 +109,12 @@ def _train(project: Project, name: str, options: TrainOptions, work_dir: Path, r
     torch.manual_seed(seed)
     if last is None:
         warn_of_start(project, recipe)
-    estimator = build_estimator(project, recipe, model)
-    optimizer = build_optimizer(estimator.student, recipe.optim_wrapper, recipe.amp)
-    accumulated = optimizer._accumulative_counts
+    with recipe_is(project.recipe_page(name)):
+        estimator = build_estimator(project, recipe, model)
     if last is not None and last.iteration < (options.max_iters or recipe.train_cfg.max_iters):
-        _tell_of_half_a_step(last.iteration, accumulated)
+        _tell_of_half_a_step(last.iteration, recipe.accumulation)
     loader = train_loader(project, recipe, model, seed)
-    sections = _sections(project, name, recipe, model, options, work_dir, seed, report, accumulated)
+    sections = _sections(project, name, recipe, model, options, work_dir, seed, report)
     about = dict(recipe=name, recipe_sha256=recipe_digest(recipe, model), seed=seed)
     sections["custom_hooks"] += label_hooks(recipe, estimator, loader, work_dir, about, report)
     with _way_made(work_dir, last) if rank() == 0 else nullcontext():
@@ -122,7 +122,7 @@ def _train(project: Project, name: str, options: TrainOptions, work_dir: Path, r
             name,
             dict(
                 model=estimator,
-                optim_wrapper=optimizer,
+                optim_wrapper=build_optimizer(estimator.student, recipe.optim_wrapper, recipe.amp),
                 train_dataloader=loader,
                 load_from=None if last is None else str(last.path),
                 resume=last is not None,
@@ -212,31 +212,16 @@ def _sections(
     work_dir: Path,
     seed: int,
     report: Progress,
-    accumulated: int,
 ) -> dict[str, Any]:
-    """What mmengine's Runner takes beside the model, its optimiser and the loader. accumulated: iterations
-    of an optimiser step.
-    """
+    """What mmengine's Runner takes beside the model, its optimiser and the loader."""
     settings = recipe.train_cfg
     max_iters = options.max_iters or settings.max_iters
-    val_interval = _whole_steps("val_interval", settings.val_interval or max_iters, accumulated, max_iters)
-    saved = settings.checkpoint_interval or val_interval
+    whole = partial(_whole_steps, accumulated=recipe.accumulation, max_iters=max_iters)
+    val_interval = whole("val_interval", settings.val_interval or max_iters)
+    saved_every = whole("checkpoint_interval", settings.checkpoint_interval or val_interval)
     distributed = world_size() > 1
     validation = validation_cfg(project, recipe, work_dir)
-    checkpoint = dict(
-        type="CheckpointHook",
-        by_epoch=False,
-        interval=_whole_steps("checkpoint_interval", saved, accumulated, max_iters),
-        max_keep_ckpts=2,
-        save_best=BEST_METRIC if validation else None,
-        rule="greater" if validation else None,
-    )
-    hooks = dict(
-        runtime_info=IntervalRuntimeInfoHook(settings.log_interval),
-        logger=dict(type="LoggerHook", interval=settings.log_interval, log_metric_by_epoch=False),
-        checkpoint=checkpoint,
-        sampler_seed=None,
-    )
+    hooks = _default_hooks(settings.log_interval, saved_every, bool(validation))
     own_hooks = [
         SemiHook(seed, rank()),
         ProgressHook(report, settings.log_interval),
@@ -279,6 +264,24 @@ def _tell_of_half_a_step(iteration: int, accumulated: int) -> None:
         )
         told += "before it are missing in the first step"
         logger.warning(told, iteration, accumulated, within)
+
+
+def _default_hooks(log_interval: int, saved_every: int, validated: bool) -> dict[str, Any]:
+    """Those of mmengine that we set otherwise; a recipe's default_hooks come on top."""
+    checkpoint = dict(
+        type="CheckpointHook",
+        by_epoch=False,
+        interval=saved_every,
+        max_keep_ckpts=2,
+        save_best=BEST_METRIC if validated else None,
+        rule="greater" if validated else None,
+    )
+    return dict(
+        runtime_info=IntervalRuntimeInfoHook(log_interval),
+        logger=dict(type="LoggerHook", interval=log_interval, log_metric_by_epoch=False),
+        checkpoint=checkpoint,
+        sampler_seed=None,
+    )
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:

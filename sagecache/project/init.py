@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,6 +96,8 @@ def write_project(folder: Path, data: UserData, force: bool = False) -> list[Pat
         written.append(Path(shutil.copyfile(demo / f"{name}.py", folder / f"{name}.py")))
     if skeleton.names != COCO17.names:
         _fit_skeleton(folder, skeleton)
+    if skeleton.torso_joints is None:
+        _drop_torso(page for page in written if page.stem in RECIPES)
     return written
 
 
@@ -142,6 +145,16 @@ def _fit_skeleton(folder: Path, skeleton: Skeleton) -> None:
     _replace(folder / "model.py", f"out_channels={COCO17.num_keypoints}", f"out_channels={joints}")
     start = "load_from = None  # the demo's student knows COCO's joints only: name a checkpoint of yours"
     _replace(folder / "stage0.py", r"load_from = .*", start)
+
+
+# What a recipe says that needs shoulders and hips: lines, with the comment above them, and an option.
+_OF_TORSO = re.compile(r"(?:^ *#.*\n)*^ *(?:swaps|sides)=dict\([^()]*\),\n|, inverted=True", re.M)
+
+
+def _drop_torso(pages: Iterable[Path]) -> None:
+    """The demo's pages tell front from back and head from feet, for which a body needs a torso by name."""
+    for page in pages:
+        page.write_text(_OF_TORSO.sub("", page.read_text()))
 
 
 def _replace(page: Path, pattern: str, text: str) -> None:

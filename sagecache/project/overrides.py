@@ -30,7 +30,9 @@ def parse_overrides(words: Iterable[str]) -> dict[str, Any]:
             value = text
         if isinstance(value, (dict, set)) or text.startswith(("dict(", "{")):
             raise SagecacheError(
-                f"'{key}' is set to a dict", file="--cfg-options", fix=f"Set its leaves: {key}.name=value."
+                f"'{key}' is set to a dict",
+                file="--cfg-options",
+                fix=f"Set its leaves: {key}.name=value; a section of semi is switched off by {key}=None.",
             )
         overrides[key] = value
     return overrides

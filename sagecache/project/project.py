@@ -124,7 +124,7 @@ class Project:
 
         overrides maps dotted keys to values; ``model.…`` changes the model page, the rest the recipe.
         """
-        page = self.folder / f"{name.replace('-', '_')}.py"
+        page = self.recipe_page(name)
         if name.replace("_", "-") not in self.recipe_names():
             raise SagecacheError(
                 f"no recipe '{name}'", file=self.folder, fix=nearest(name, self.recipe_names())
@@ -148,6 +148,9 @@ class Project:
                 ) from error
         self._check_joints(pages["model"])
         return build(Recipe, pages["recipe"], page), pages["model"]
+
+    def recipe_page(self, name: str) -> Path:
+        return self.folder / f"{name.replace('-', '_')}.py"
 
     def _check_joints(self, model: Mapping[str, Any]) -> None:
         head = model.get("head")
@@ -397,5 +400,6 @@ def _override(page: Mapping[str, Any], keys: Sequence[str], value: Any) -> dict[
         items[int(head)] = _override(items[int(head)], rest, value) if rest else value
         return items
     copy = dict(page)
-    copy[head] = _override(copy.get(head, {}), rest, value) if rest else value
+    inner = {} if copy.get(head) is None else copy[head]
+    copy[head] = _override(inner, rest, value) if rest else value
     return copy

@@ -124,32 +124,40 @@ class TeacherSettings:
             )
 
 
+SECTIONS = ("fusion", "pseudo_labels", "instances", "swaps", "mixing", "style", "gate")
+
+
 @dataclass(frozen=True)
 class SemiSettings:
     """Learning without labels. Terms map a name to its options; weight 0 builds nothing, the default is 1.
 
-    ramp_up: steps over which the terms' weights rise to full. refresh: epochs of unlabeled images after which
-    all pseudo-labels are made anew and kept (0: each step makes its own). coupling: softness with which
-    joints of implausible structure lose weight (``semi.coupling``), 0 is off. The dicts are options of
+    ramp_up: optimiser steps (with optim_wrapper.accumulative_counts fewer than iterations) over which the
+    terms' weights rise to full. pseudo_labels.warm_up counts iterations. refresh: epochs of unlabeled images
+    after which all pseudo-labels are made anew and kept (0: each step makes its own). coupling: softness with
+    which joints of implausible structure lose weight (``semi.coupling``), 0 is off. The dicts are options of
     ``semi.fusion.ViewFusion``, ``semi.filtering.KeypointFilter`` (pseudo_labels),
     ``semi.instances.InstanceGate``, ``semi.gating.HybridGate``, ``data.mixing.StrongMixing``,
-    ``data.style.StyleTransfer``, ``semi.swaps.SwapCheck``.
+    ``data.style.StyleTransfer``, ``semi.swaps.SwapCheck``; None takes back what a page says of one, and is
+    the same as leaving it out: off, or for fusion, pseudo_labels and gate their defaults.
     """
 
     teacher: TeacherSettings = TeacherSettings()
-    fusion: dict[str, Any] = field(default_factory=dict)
-    pseudo_labels: dict[str, Any] = field(default_factory=dict)
-    instances: dict[str, Any] = field(default_factory=dict)
-    swaps: dict[str, Any] = field(default_factory=dict)
+    fusion: dict[str, Any] | None = field(default_factory=dict)
+    pseudo_labels: dict[str, Any] | None = field(default_factory=dict)
+    instances: dict[str, Any] | None = field(default_factory=dict)
+    swaps: dict[str, Any] | None = field(default_factory=dict)
     coupling: float = 0.0
-    mixing: dict[str, Any] = field(default_factory=dict)
-    style: dict[str, Any] = field(default_factory=dict)
-    gate: dict[str, Any] = field(default_factory=dict)
+    mixing: dict[str, Any] | None = field(default_factory=dict)
+    style: dict[str, Any] | None = field(default_factory=dict)
+    gate: dict[str, Any] | None = field(default_factory=dict)
     terms: dict[str, dict[str, Any]] = field(default_factory=dict)
     ramp_up: int = 0
     refresh: int = 0
 
     def __post_init__(self) -> None:
+        for name in SECTIONS:
+            if getattr(self, name) is None:  # one form alone, so that both are the same training
+                object.__setattr__(self, name, {})
         at_least("ramp_up", self.ramp_up, 0)
         at_least("refresh", self.refresh, 0)
         at_least("coupling", self.coupling, 0)
@@ -294,6 +302,19 @@ class Recipe:
     def uses_unlabeled(self) -> bool:
         """Without a term no unlabeled image is read, whatever the batch says."""
         return self.data.unlabeled is not None and self.batch.unlabeled > 0 and bool(self.terms)
+
+    @property
+    def optimiser_steps(self) -> int | None:
+        """Of the whole training; None where no train_cfg tells. An iteration is a batch."""
+        if self.train_cfg is None:
+            return None
+        return self.train_cfg.max_iters // self.accumulation
+
+    @property
+    def accumulation(self) -> int:
+        """Iterations to an optimiser step; what mmengine refuses later counts as 1."""
+        counts = self.optim_wrapper.get("accumulative_counts", 1)
+        return counts if isinstance(counts, int) and counts > 0 else 1
 
     @property
     def probe(self) -> str | None:

@@ -15,6 +15,7 @@ import numpy as np
 
 PATTERN = "*/vis_data/scalars.json"
 _PLACE = ("iter", "step", "epoch")  # of a record, rather than something measured
+MAX_STEP = 2**53
 _CLOCK = ("time", "data_time")  # logged by training and validation under one name: training's are kept
 
 
@@ -53,39 +54,48 @@ def read_run_log(work_dir: Path) -> RunLog:
 
 
 def _goes_on(before: list[_Record], steps: list[int]) -> bool:
-    """A fresh run logs its first steps within one interval of its log; a resumed one begins later."""
+    """A fresh run logs its first steps within one interval of its log; a resumed one begins later, and later
+    than what it goes on from did: of a run that was cut off after a single line the interval isn't known.
+    """
     interval = steps[1] - steps[0] if len(steps) > 1 else 1
-    return bool(before) and bool(steps) and steps[0] > interval
+    first = min((one.step for one in before if one.trained), default=0)
+    return bool(before) and bool(steps) and steps[0] > max(interval, first)
 
 
 def _read(file: Path) -> list[_Record]:
     """A validation is of the step that its record names, else (old logs say 0) of the last one trained."""
     records: list[_Record] = []
     last = 0
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in file.read_bytes().split(b"\n"):
         record = _parsed(line)
         if not record:
             continue
         trained = "iter" in record
-        step = record.get("iter") or record.get("step") or last
-        last = int(step)
+        last = int(record.get("iter") or record.get("step") or last)
         skipped = _PLACE if trained else _PLACE + _CLOCK
-        values = {name: value for name, value in record.items() if name not in skipped and _number(value)}
+        measured = {name: value for name, value in record.items() if name not in skipped}
+        values = {name: float(value) for name, value in measured.items() if _number(value)}
         records.append(_Record(last, trained, values))
     return records
 
 
-def _parsed(line: str) -> dict[str, Any]:
-    """{} for a line that a kill has cut."""
+def _parsed(line: bytes) -> dict[str, Any]:
+    """{} for a line that a kill has cut or damaged: no JSON object, or one that is of no step."""
     try:
-        record = json.loads(line)
-    except ValueError:
+        record = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError):
         return {}
-    return record if isinstance(record, dict) else {}
+    if not isinstance(record, dict):
+        return {}
+    steps = [record[name] for name in ("iter", "step") if name in record]
+    return record if all(_number(one) and 0 <= one < MAX_STEP for one in steps) else {}
 
 
 def _number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """Whether it is one that a float can hold; NaN and infinities are."""
+    if isinstance(value, int):
+        return not isinstance(value, bool) and abs(value) < 2**1023
+    return isinstance(value, float)
 
 
 def _curves(records: list[_Record]) -> dict[str, Curve]:
@@ -93,7 +103,7 @@ def _curves(records: list[_Record]) -> dict[str, Curve]:
     points: dict[str, dict[int, float]] = {}
     for record in records:
         for name, value in record.values.items():
-            points.setdefault(name, {})[record.step] = float(value)
+            points.setdefault(name, {})[record.step] = value
     return {
         name: Curve(np.array(sorted(of), dtype=np.int64), np.array([of[step] for step in sorted(of)]))
         for name, of in points.items()

@@ -120,3 +120,11 @@ def test_an_unknown_plot_or_a_draw_of_a_draw_is_refused(folder, begun):
     with pytest.raises(SagecacheError, match="an ablation draws itself"):
         sagecache(folder, "--draw", "1", "ablate", "small")
     assert begun == []
+
+
+def test_a_page_without_a_place_for_the_table_is_told_before_a_training(folder, begun, tmp_path):
+    table = tmp_path / "page.md"
+    table.write_text("<!-- ablate small: begin -->\n")
+    with pytest.raises(SagecacheError, match="page.md: '<!-- ablate small: end -->' stands there 0 times"):
+        sagecache(folder, "ablate", "small", "--seeds", "1", "--table", table)
+    assert not begun

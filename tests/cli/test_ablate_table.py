@@ -11,12 +11,14 @@ from ranked_world import guess, make_truth
 from sagecache.cli.ablate_table import (
     Found,
     arm_table,
+    check_page,
     footnotes,
     group_table,
     markdown,
     summary,
     write_table,
 )
+from sagecache.errors import SagecacheError
 from sagecache.evaluation import evaluate
 from sagecache.project.ablation import Ablation, Arm, Contrast, Group
 from sagecache.skeleton import COCO17
@@ -148,3 +150,43 @@ def test_the_page_keeps_its_words_about_the_table(tmp_path, content):
     assert page.read_text().startswith(text.rstrip()) and "## Ablation new" in page.read_text()
     write_table(tmp_path / "none.md", "small", lines)
     assert (tmp_path / "none.md").read_text().startswith("## Ablation small\n\n<!-- ablate small: begin -->")
+
+
+BEGIN, END = "<!-- ablate small: begin -->", "<!-- ablate small: end -->"
+
+
+@pytest.mark.parametrize(
+    "page, told",
+    [
+        (f"{BEGIN}\nmine\n", f"'{END}' stands there 0 times"),
+        (f"mine\n{END}\n", f"'{BEGIN}' stands there 0 times"),
+        (f"{BEGIN}\n{END}\n{BEGIN}\n{END}\n", f"'{BEGIN}' stands there 2 times"),
+        (f"{END}\nmine\n{BEGIN}\n", f"'{END}' stands before"),
+        ("J\xf6rg\n".encode("latin-1"), "can't be read as UTF-8"),
+    ],
+)
+def test_a_page_where_the_table_has_no_place_is_refused_and_stays(tmp_path, content, page, told):
+    file = tmp_path / "results.md"
+    file.write_bytes(page if isinstance(page, bytes) else page.encode())
+    before = file.read_bytes()
+    for asked in (lambda: check_page(file, "small"), lambda: write_table(file, "small", markdown(content))):
+        with pytest.raises(SagecacheError, match=f"results.md: .*{told}"):
+            asked()
+    assert file.read_bytes() == before and list(tmp_path.iterdir()) == [file]
+
+
+def test_a_page_that_cannot_be_written_is_told_beforehand(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SagecacheError, match="file/results.md: no file can be written"):
+        check_page(tmp_path / "file" / "results.md", "small")
+    check_page(tmp_path / "new" / "results.md", "small")
+    assert not list((tmp_path / "new").iterdir())
+
+
+def test_a_cut_off_write_leaves_the_page(tmp_path, content, monkeypatch):
+    page = tmp_path / "results.md"
+    page.write_text("mine\n")
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError):
+        write_table(page, "small", markdown(content))
+    assert page.read_text() == "mine\n" and list(tmp_path.iterdir()) == [page]

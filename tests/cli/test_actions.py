@@ -9,6 +9,7 @@ from sagecache.cli import actions
 from sagecache.cli.actions import ensure
 from sagecache.errors import SagecacheError
 from sagecache.project import Project, Requirement
+from sagecache.skeleton.definition import COCO17, Skeleton
 
 
 @pytest.fixture
@@ -77,3 +78,17 @@ def test_under_torchrun_nothing_is_made_on_the_way(monkeypatch, tmp_path):
     with pytest.raises(SagecacheError, match="split of labeled.*Run: sagecache data synth --split labeled"):
         ensure(project, project.requirements(project.recipe("stage0")[0]))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_recipe_that_does_not_fit_the_skeleton_is_told_with_its_page_before_anything_is_made(folder):
+    project = Project.open(folder)
+    nameless = tuple(f"joint_{k}" for k in range(17))
+    project.skeleton = Skeleton("dots", nameless, COCO17.edges, COCO17.flip_indices, COCO17.sigmas)
+    asked = {"semi.swaps.front": 0.2, "semi.terms.sides.weight": 1.0}
+    with pytest.raises(SagecacheError, match="'dots' names no shoulders") as caught:
+        actions.train(project, "stage1-full", asked)
+    assert caught.value.file == folder / "stage1_full.py"
+    assert "semi.swaps=None semi.terms.sides.weight=0" in caught.value.fix
+    off = asked | {"semi.swaps": None, "semi.terms.sides.weight": 0}
+    with pytest.raises(SagecacheError, match="missing: stats"):  # that was all
+        actions.train(project, "stage1-full", off)

@@ -169,6 +169,8 @@ def test_what_was_never_trained_is_one_line_with_the_command(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(SagecacheError, match="neither a checkpoint nor a log"):
         sagecache(folder, "report", "stage0", "--work-dir", tmp_path / "empty")
+    with pytest.raises(SagecacheError, match="empty: the folder holds no run.*in .*work_dirs"):
+        sagecache(folder, "report", "--work-dir", tmp_path / "empty")
 
 
 def test_missing_statistics_are_named_with_their_command(folder):

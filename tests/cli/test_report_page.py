@@ -200,3 +200,20 @@ def test_every_section_of_options_and_every_mode_has_words(project, run):
     facts = page_of(project, replace(run, recipe=replace(run.recipe, semi=semi)), EMPTY, None).details
     told = {fact.label: fact.value for fact in facts}
     assert (told["mixing"], told["coupling"], told["refresh"]) == ("hide 2", "0.5", "after 1 epoch")
+
+
+def test_the_page_says_whose_labels_it_shows(project, run, gallery):
+    semi = replace(run.recipe.semi, refresh=1)
+    anew = replace(run, recipe=replace(run.recipe, semi=semi))
+
+    def told(of, shown):
+        page = page_of(project, of, EMPTY, shown)
+        return page.gallery_text, page.joints_text
+
+    each, joints = told(run, gallery)
+    assert "EMA teacher and the recipe's filters" in each and "refresh" not in each + joints
+    gone, _ = told(anew, gallery)
+    assert "learned from labels of a refresh, which it did not keep" in gone
+    stored, joints = told(anew, replace(gallery, stored=12))
+    assert "the refresh at iteration 12" in stored and "stored at iteration 12" in joints
+    assert "EMA teacher" not in stored + joints

@@ -120,6 +120,21 @@ def test_a_resumed_run_is_measured_by_the_peak_before(caplog):
     assert fresh.hook.watch.highest == 0
 
 
+@pytest.mark.parametrize("cut", range(1, 6))
+def test_a_resumed_run_keeps_its_patience(caplog, cut):
+    course = [(0.8, 1.0), (0.8, 0.5), (0.3, 0.5), (0.3, 0.0), (0.3, 0.0), (0.3, 0.0)]
+    run = Run(f"guards patience {cut}", warm_up=10)
+    for number, values in enumerate(course):
+        if number == cut:
+            again = Run(f"guards patience {cut}", warm_up=10)
+            again.iter = run.iter
+            again.hook.before_train(SimpleNamespace(message_hub=again.message_hub))
+            run = again
+        run.interval(*values)
+    told = [one.getMessage().split(":")[0] for one in caplog.records if one.name == "sagecache.mm.guards"]
+    assert told == ["iteration 40", "iteration 50"]  # as without the cut: the peak, then the empty mask
+
+
 def test_without_such_scalars_it_is_silent(caplog):
     hook = CollapseHook(GuardSettings(patience=1), interval=1)
     hub = MessageHub.get_instance("guards nothing")

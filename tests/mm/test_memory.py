@@ -67,6 +67,12 @@ def test_accumulation_keeps_the_images_of_an_optimiser_step(labeled, unlabeled, 
         assert words(rung) == expected | {"train_cfg.max_iters": 900}
 
 
+def test_accumulation_keeps_what_counts_batches():
+    semi = dict(terms=dict(consistency=dict()), pseudo_labels=dict(warm_up=100), ramp_up=40)
+    asked = words(rungs(recipe(semi=semi))["accumulation"])
+    assert asked["semi.pseudo_labels.warm_up"] == 200 and "semi.ramp_up" not in asked
+
+
 def test_checkpointing_is_offered_to_backbones_that_take_it():
     assert takes(MODELS.get("ResNet"), "with_cp") and takes(MODELS.get("HRNet"), "with_cp")
     assert takes(MODELS.get("ResNetV1d"), "with_cp")  # by **kwargs to its base
@@ -93,6 +99,24 @@ def test_the_next_resolution_can_be_divided(size, maps, expected):
     if expected:
         vit = rungs(recipe(), dict(backbone=dict(img_size=size[::-1]), head=head))["resolution"].advice
         assert "img_size=(" in vit
+
+
+def rtmpose(size: tuple[int, int], sigma) -> dict:
+    features = tuple(side // 32 for side in size)
+    codec = dict(type="SimCCLabel", input_size=size, sigma=sigma, simcc_split_ratio=2.0)
+    return dict(backbone={}, head=dict(input_size=size, in_featuremap_size=features, decoder=codec))
+
+
+def test_simcc_students_get_a_smaller_input_with_what_goes_along():
+    advice = rungs(recipe(), rtmpose((288, 384), (6.0, 6.93)))["resolution"].advice
+    # mmpose's own page for 192 x 256
+    assert "input_size=(192, 256), in_featuremap_size=(6, 8), sigma=(4.9, 5.66)" in advice
+    assert "the codec and the head alike" in advice
+    advice = rungs(recipe(), rtmpose((192, 256), 6))["resolution"].advice
+    assert "input_size=(96, 128), in_featuremap_size=(3, 4), sigma=4.24" in advice
+    assert rungs(recipe(), rtmpose((96, 128), 6))["resolution"].advice is None
+    without = dict(head=dict(decoder=dict(type="SimCCLabel")))
+    assert rungs(recipe(), without)["resolution"].advice is None
 
 
 def test_views_go_one_by_one():

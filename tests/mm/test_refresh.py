@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -13,9 +14,11 @@ from sagecache.cli.jobs import stats_job
 from sagecache.errors import SagecacheError
 from sagecache.mm import run
 from sagecache.mm.estimator import SemiPoseEstimator
-from sagecache.mm.refresh import stored_votes
+from sagecache.mm.gallery import look
+from sagecache.mm.refresh import stored_labels, stored_votes
 from sagecache.precompute.runner import run_stats
 from sagecache.project import Project
+from sagecache.project.trained import trained_run
 from sagecache.semi.refresh import LabelTable
 from sagecache.store.labels import read_labels
 
@@ -80,6 +83,31 @@ def test_steps_learn_from_the_table_and_ask_no_teacher(project, tmp_path, monkey
     work(project, tmp_path / "run", max_iters=2)
     assert asked == [6]  # all persons at once
     assert len(looked) == 2 and sorted(sum(looked, [])) == list(range(6))
+
+
+@pytest.mark.parametrize("iterations, made", [(4, 2), (3, 2), (2, 0)])
+def test_labels_to_look_at_are_those_that_the_last_step_learned_from(project, tmp_path, iterations, made):
+    folder = tmp_path / "run"
+    work(project, folder, max_iters=iterations)
+    gallery = look(project, trained_run(project, "stage1-full", folder), 4)
+    assert gallery.stored == made and len(gallery.judged) == 4
+    arrays, _ = read_labels(folder / "pseudo_labels" / f"iter_{made}.zarr")
+    row = {tuple(key): i for i, key in enumerate(arrays["ids"].tolist())}
+    for one in gallery.judged:
+        np.testing.assert_array_equal(one.keypoints, arrays["keypoints"][row[one.instance.key]])
+        np.testing.assert_array_equal(one.weights, arrays["weights"][row[one.instance.key]])
+
+
+def test_labels_of_another_moment_or_of_other_persons_are_not_shown(project, tmp_path):
+    folder = tmp_path / "run"
+    work(project, folder, max_iters=4)
+    one = trained_run(project, "stage1-full", folder)
+    persons = project.instances("unlabeled")
+    assert stored_labels(folder, 4, persons[::-1]).iteration == 2
+    assert stored_labels(folder, 5, persons) is None  # the refresh at 4 is not there
+    assert stored_labels(folder, 4, [*persons, *project.instances("val")]) is None
+    shutil.rmtree(folder / "pseudo_labels")
+    assert look(project, one, 4).stored is None
 
 
 def test_labels_of_other_instances_are_refused(project, tmp_path):

@@ -10,12 +10,12 @@ from dots import write_dots_project
 
 from sagecache.cli.jobs import stats_job
 from sagecache.data.views import ViewConfig
-from sagecache.errors import SagecacheError
+from sagecache.errors import SagecacheError, recipe_is
 from sagecache.mm.labeling import build_labeler
 from sagecache.mm.terms import TERMS, build_terms, check_semi
 from sagecache.precompute.runner import run_stats
 from sagecache.project import Project, Recipe
-from sagecache.project.recipe import BatchSettings, RecipeData, SemiSettings, ViewSettings
+from sagecache.project.recipe import BatchSettings, RecipeData, SemiSettings, TrainSettings, ViewSettings
 from sagecache.skeleton import COCO17
 from sagecache.skeleton.stats import compute_stats
 
@@ -82,6 +82,25 @@ def test_a_width_for_teacher_b_s_poses_is_refused_where_no_gate_has_one():
     check_semi(recipe(consistency=dict(soft_sigma=None)))
 
 
+@pytest.mark.parametrize("ramp, counts, fits", [(4, 8, True), (5, 8, False), (39, 1, True), (40, 1, False)])
+def test_a_ramp_that_would_not_end_is_refused_in_its_own_unit(ramp, counts, fits):
+    long = Recipe(
+        data=RecipeData(unlabeled="unlabeled"),
+        batch=BatchSettings(labeled=8, unlabeled=8),
+        train_cfg=TrainSettings(max_iters=40),
+        optim_wrapper=dict(accumulative_counts=counts),
+        semi=SemiSettings(terms=dict(consistency=dict()), ramp_up=ramp),
+    )
+    if fits:
+        check_semi(long)
+    else:
+        steps = 40 // counts
+        told = f"semi.ramp_up is {ramp} optimiser.* {steps} of them.*a tenth"
+        with pytest.raises(SagecacheError, match=told):
+            check_semi(long)
+    check_semi(replace(long, batch=BatchSettings(labeled=8)))  # no term reads it
+
+
 @pytest.mark.parametrize("key", ["radial", "tilt", "bend"])
 def test_geometry_terms_refuse_views_that_are_not_affine(key):
     bent = ViewSettings(strong=ViewConfig(**{key: 0.05}))
@@ -122,6 +141,19 @@ def test_consistency_draws_for_teacher_b_where_a_gate_has_one(gate):
 def test_what_is_wrong_is_named(terms, told):
     with pytest.raises(SagecacheError, match=told):
         build_terms(Project.open(), recipe(**terms), 1.25, None)
+
+
+def test_terms_that_too_few_bodies_inform_are_told_at_once_with_their_keys_and_counts(tmp_path):
+    project = Project.open(write_dots_project(tmp_path / "dots"))
+    bodies = np.random.default_rng(0).random((6, 17, 3)) + [0, 0, 1]
+    bodies[:2, 9, 2] = 0  # a wrist that two persons hide
+    compute_stats(bodies, np.tile([0, 0, 2.0, 2.0], (6, 1)), project.skeleton).save(project.stats_file)
+    asked = recipe(consistency=dict(), bone=dict(weight=0.02), topology=dict(weight=0), angle=dict())
+    with pytest.raises(SagecacheError) as caught, recipe_is(project.recipe_page("sage-pose")):
+        build_terms(project, asked, 1.25, None)
+    assert caught.value.file == project.folder / "sage_pose.py"
+    assert "10 must show" in caught.value.message and "bone 6, angle 6 (of 6)" in caught.value.message
+    assert caught.value.fix.endswith("semi.terms.bone.weight=0 semi.terms.angle.weight=0")
 
 
 def test_structural_terms_compare_with_the_project_s_statistics(tmp_path):

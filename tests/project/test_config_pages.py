@@ -21,6 +21,7 @@ def test_pages_for_real_data_are_sound(name):
     recipe, model = REAL.recipe(name)
     check_semi(recipe)
     assert recipe.kind == "pose" and recipe.train_cfg.max_iters >= 1_000
+    assert recipe.semi.ramp_up <= recipe.optimiser_steps / 5  # most of the training has its terms' weights
     assert map_frame(codec_of(model)).sigma == 2
 
 

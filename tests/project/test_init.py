@@ -14,6 +14,7 @@ import pytest
 from dots import write_split
 
 from sagecache.errors import SagecacheError
+from sagecache.mm.terms import check_semi
 from sagecache.project import Project
 from sagecache.project.init import RECIPES, UserData, write_project
 
@@ -254,3 +255,25 @@ def test_pages_fit_another_skeleton_and_a_head_that_does_not_is_refused(own):
     assert model["head"]["out_channels"] == 3 and recipe.load_from is None
     with pytest.raises(SagecacheError, match="model.py: the head draws 17 maps, and.* has 3 joints"):
         project.recipe("stage0", {"model.head.out_channels": 17})
+
+
+def test_pages_leave_out_what_needs_a_torso_where_the_skeleton_names_none(own):
+    (own / "arm.py").write_text(ARM)
+    with_torso, _ = write(own, "coco", unlabeled_images=own / "more")
+    relabel_as_arms(own / "labeled" / "annotations.json")
+    project, _ = write(own, dataset_info=own / "arm.py", unlabeled_images=own / "more")
+    for name in project.recipe_names():
+        recipe, _ = project.recipe(name)
+        if recipe.kind == "prior":
+            continue
+        check_semi(recipe, project.skeleton)
+        before, _ = with_torso.recipe(name)
+        assert not recipe.semi.instances.get("inverted")
+        assert set(before.terms) - set(recipe.terms) <= {"sides"}  # and nothing else goes
+        assert recipe.semi.pseudo_labels == before.semi.pseudo_labels
+    text = (project.folder / "sage_pose.py").read_text()
+    assert "seen from behind" not in text and "swaps" in (with_torso.folder / "sage_pose.py").read_text()
+    sage, _ = with_torso.recipe("sage-pose")
+    assert "sides" in sage.terms and sage.semi.swaps
+    with pytest.raises(SagecacheError, match=r"semi.swaps=None semi.terms.sides.weight=0"):
+        check_semi(sage, project.skeleton)

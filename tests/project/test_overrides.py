@@ -35,3 +35,8 @@ def test_literals_and_strings():
 def test_what_mmengine_would_silently_break_is_refused(word):
     with pytest.raises(SagecacheError):
         parse_overrides([word])
+
+
+def test_a_dict_is_refused_with_what_to_type_instead():
+    with pytest.raises(SagecacheError, match="semi.swaps.name=value; a section .* off by semi.swaps=None"):
+        parse_overrides(["semi.swaps={}"])

@@ -132,6 +132,11 @@ def test_an_override_of_nothing_is_an_error(project, key, value, told):
         project.recipe("stage0", {key: value})
 
 
+def test_a_section_that_is_off_can_be_asked_for_again(project):
+    recipe, _ = project.recipe("stage1-full", {"semi.mixing": None, "semi.mixing.hide": 2})
+    assert recipe.semi.mixing == dict(hide=2)
+
+
 @pytest.mark.parametrize(
     "key", ["train_cfg.max_iters.deep", "seed.x", "param_scheduler.7.end", "param_scheduler.x"]
 )

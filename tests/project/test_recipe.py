@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 
 from sagecache.data.views import ViewConfig
 from sagecache.errors import SagecacheError
-from sagecache.project.recipe import BatchSettings, GuardSettings, Recipe, RecipeData, SemiSettings
+from sagecache.project.recipe import (
+    SECTIONS,
+    BatchSettings,
+    GuardSettings,
+    Recipe,
+    RecipeData,
+    SemiSettings,
+)
 from sagecache.strict import build
 
 NAMES = ("consistency", "diffusion", "cmgc_depth", "cmgc_normal")
@@ -196,3 +203,11 @@ def test_pseudo_labels_are_judged_on_val_unless_said_otherwise(data, probe):
     of = RecipeData(unlabeled="unlabeled", **data)
     assert Recipe(data=of, batch=BatchSettings(unlabeled=4), semi=semi).probe == probe
     assert Recipe(data=of, semi=semi).probe is None  # no pseudo labels to judge
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_none_takes_back_what_a_page_says_of_a_section(section):
+    said = dict(semi={section: None, "teacher": dict(mode="single_two_view")}, views=dict(appearance={}))
+    off = build(Recipe, said, "page")
+    del said["semi"][section]
+    assert off == build(Recipe, said, "page") and getattr(off.semi, section) == {}

@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from sagecache.project.run_log import read_run_log
 
@@ -80,6 +81,40 @@ def test_lines_that_a_kill_cut_are_passed_over_and_what_is_no_number_stays_one_g
     )
     values = read_run_log(tmp_path).curves["loss"].values
     assert math.isnan(values[0]) and math.isinf(values[1]) and len(values) == 2
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"iter": "x", "loss": 9}',
+        b'{"iter": [1], "loss": 9}',
+        b'{"iter": NaN, "loss": 9}',
+        b'{"step": Infinity, "loss": 9}',
+        b'{"iter": 1e300, "loss": 9}',
+        b'{"iter": true, "loss": 9}',
+        b'{"iter": null, "loss": 9}',
+        b"5",
+        b"[" * 100_000,
+        b"\xff\xfe",
+        b'{"iter": 2, "loss\xff": 9}',
+        b'{"iter": 3, "loss": 1' + 400 * b"0" + b"}",
+    ],
+)
+def test_a_damaged_line_is_passed_over_and_those_around_it_count(tmp_path, line):
+    write(tmp_path, "a", trained(1, loss=3), trained(4, loss=2))
+    file = tmp_path / "a" / "vis_data" / "scalars.json"
+    first, second = file.read_bytes().splitlines()
+    file.write_bytes(b"\n".join([first, line, second, b""]))
+    curves = read_run_log(tmp_path).curves
+    assert points(curves["loss"]) == [(1, 3.0), (4, 2.0)] and curves.keys() == {"loss", "time"}
+
+
+def test_a_fresh_run_of_a_single_line_is_not_taken_for_a_resumed_one(tmp_path):
+    write(tmp_path, "20260101_000000", *(trained(10 * k, loss=9) for k in range(1, 5)))
+    write(tmp_path, "20260102_000000", trained(10, loss=2))
+    assert points(read_run_log(tmp_path).curves["loss"]) == [(10, 2.0)]
+    write(tmp_path, "20260103_000000", trained(20, loss=1))
+    assert points(read_run_log(tmp_path).curves["loss"]) == [(10, 2.0), (20, 1.0)]
 
 
 def test_a_folder_without_a_log_has_no_curves(tmp_path):
