@@ -15,7 +15,7 @@ from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 
 from sagecache.errors import SagecacheError
-from sagecache.mm.build import build_estimator, warn_of_start
+from sagecache.mm.build import build_estimator, warn_of_random_start, warn_of_start
 from sagecache.mm.checkpoints import Resumable, newest_readable
 from sagecache.mm.compat import ddp_wrapper_cfg, init_cpu_distributed
 from sagecache.mm.guards import watchers
@@ -126,6 +126,7 @@ def _train(project: Project, name: str, options: TrainOptions, work_dir: Path, r
             ),
         )
         if runner.rank == 0 and last is None:
+            warn_of_random_start(recipe, model)
             note_start(work_dir, recipe, model, inputs_of(project, recipe))
         with memory_advice(recipe, model):
             runner.train()

@@ -51,6 +51,14 @@ def test_a_seed_too_large_for_the_generator_is_refused(project):
     assert train(project, "stage0", options, lambda *words: None).name == "iter_1.pth"
 
 
+def test_a_random_start_is_told_of_and_a_resumed_run_has_none(project, caplog):
+    words = {"data.val": None, "train_cfg.checkpoint_interval": 1}
+    for resume, length, told in ((False, 1, 1), (True, 2, 1), (False, 1, 2)):
+        options = run.TrainOptions(overrides=words, max_iters=length, resume=resume)
+        train(project, "stage0", options, lambda *words: None)
+        assert caplog.text.count("starts from random weights") == told
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
