@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 
 import pytest
@@ -67,6 +68,20 @@ def test_a_trial_and_another_folder_are_in_the_command(project, tmp_path):
     folder = leave_run(project, "stage0", iterations=2, work_dir=tmp_path / "my run")
     run = trained_run(project, "stage0", folder)
     assert run.command.endswith(f"train stage0 --max-iters 2 --work-dir '{folder}'")
+
+
+def test_a_newer_run_that_has_only_its_log_is_the_newest(project):
+    old = leave_run(project, "stage1-full")
+    new = project.work_dir("stage0")
+    log = new / "20260101_000000" / "vis_data" / "scalars.json"
+    log.parent.mkdir(parents=True)
+    note_start(new, *project.recipe("stage0"))
+    log.write_text('{"step": 1}\n')
+    for age, name in ((50, "stage0"), (-50, "stage1-full")):
+        then = next(old.glob("*.pth")).stat().st_mtime + age
+        os.utime(log, (then, then))
+        assert trained_run(project).name == name
+    assert trained_run(project, "stage0").checkpoint is None
 
 
 def test_without_a_name_it_is_the_newest_run(project):
