@@ -74,7 +74,7 @@ def _folder(project: Project, name: str | None, work_dir: Path | None) -> Path:
     if name is not None and work_dir is None and name not in project.recipe_names():
         project.recipe(name)  # names the nearest one
     folder = work_dir or project.work_dir(name) if name or work_dir else None
-    folder = folder or _newest(project.path(project.data.work_root))
+    folder = folder or _newest(project.work_root)
     if folder is None or not folder.is_dir():
         first = name if name in project.recipe_names() else "stage0"
         raise SagecacheError(

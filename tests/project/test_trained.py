@@ -89,6 +89,10 @@ def test_without_a_name_it_is_the_newest_run(project):
     assert trained_run(project).name == "stage0"
     leave_run(project, "stage1-full")
     assert trained_run(project).name == "stage1-full"
+    drawn = project.redrawn(1)
+    leave_run(drawn, "stage0")
+    assert trained_run(drawn).work_dir == drawn.work_dir("stage0")  # of the draw's own runs
+    assert trained_run(project).name == "stage1-full"
 
 
 def test_a_run_that_noted_nothing_is_told_of(project):
