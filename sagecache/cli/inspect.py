@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,13 +91,19 @@ def inspect(
     return dict(
         image_id=image_id,
         split=split,
-        file=str(chosen[0].path),
+        file=str(_shortened(chosen[0].path)),
         size=f"{image.shape[1]} x {image.shape[0]}",
         **({} if by is None else dict(recipe=by.name)),
         store=_store_summary(project, split, reader),
         instances=rows,
         picture=str(out),
     )
+
+
+def _shortened(path: Path) -> Path:
+    """Without the way through a project's '..', unless a link makes that another file."""
+    short = Path(os.path.normpath(path))
+    return short if short.exists() and short.samefile(path) else path
 
 
 @dataclass(frozen=True)
@@ -236,7 +243,8 @@ def _row(project: Project, reader: StoreReader | None, one: Instance) -> tuple[d
     if "depth_range" in targets:
         low, step = targets["depth_range"]
         levels = targets["depth"][targets["depth"] > 0]
-        row["depth"] = f"{low:.4g} to {low + (int(levels.max(initial=1)) - 1) * step:.4g}, step {step:.2g}"
+        high = low + (int(levels.max(initial=1)) - 1) * step
+        row["depth"] = f"{low:.4g} to {high:.4g}, step {step:.2g} (the picture: 2nd to 98th percentile)"
     if "mask" in targets:
         row["mask"] = f"{100 * targets['mask'].mean():.1f} % of the crop"
     return row, targets

@@ -58,6 +58,16 @@ def test_targets_of_a_picture_that_was_replaced_since_are_told_of(tmp_path):
     }
 
 
+def test_the_file_is_told_without_the_way_there_and_the_depth_with_its_rule(folder, tmp_path):
+    summary = inspect(folder, "201")
+    assert "(the picture: 2nd to 98th percentile)" in summary["instances"][0]["depth"]
+    plain = Path(summary["file"])
+    assert command._shortened(plain.parent / ".." / plain.parent.name / plain.name) == plain
+    (tmp_path / "else").symlink_to(plain.parent)  # behind a link '..' is another folder
+    winding = tmp_path / "else" / ".." / plain.parent.name / plain.name
+    assert command._shortened(winding) == winding and winding.samefile(plain)
+
+
 def test_the_picture_is_written_where_asked_one_panel_an_instance(folder, tmp_path):
     both, one = tmp_path / "both.png", tmp_path / "deep" / "one.png"
     assert inspect(folder, "201", "--out", str(both))["picture"] == str(both)
