@@ -12,7 +12,7 @@ import click
 
 from sagecache.cli.context import json_option, project_option
 from sagecache.cli.output import emit_json, emit_table, note
-from sagecache.errors import SagecacheError, nearest
+from sagecache.errors import SagecacheError, counted, nearest
 
 if TYPE_CHECKING:
     from sagecache.project import Project
@@ -127,7 +127,7 @@ def run(project: Project, name: str, options: Options) -> dict[str, Any]:
         plots = Evidence(standing_runs(projects, every), options.split, options.plots)
         for file in draw_evidence(name, plots, ablation.evidence, repetitions, options.processes):
             note(f"plot: {file}")
-    return summary(found)
+    return summary(found) | dict(max_iters=options.max_iters)
 
 
 def _chosen(ablation: Ablation, text: str | None) -> list[str]:
@@ -159,9 +159,9 @@ def show(content: Mapping[str, Any]) -> None:
 
     columns, rows = arm_table(content)
     shown = [i for i, column in enumerate(columns) if column != "what it asks"]  # too wide for a console
-    emit_table(
-        f"ablation {content['name']}", [columns[i] for i in shown], [[row[i] for i in shown] for row in rows]
-    )
+    trials = f", trials of {counted(content['max_iters'], 'iteration')}" if content.get("max_iters") else ""
+    title = f"ablation {content['name']}{trials}"
+    emit_table(title, [columns[i] for i in shown], [[row[i] for i in shown] for row in rows])
     columns, rows = group_table(content)
     if rows:
         emit_table("", columns, rows)

@@ -1,7 +1,7 @@
 """The evidence plots of an ablation: what its trainings logged, what its networks do on disturbed crops.
 
-Which arms a plot shows stands under ``evidence`` of the ablation's page. A plot whose arms or logs are
-missing is left out, and said so.
+Which arms a plot shows stands under ``evidence`` of the ablation's page. A plot shows those that are trained,
+where two are; arms, and plots without logs, that are left out are named.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ def draw_evidence(
     repetitions: Repetitions,
     processes: int | None,
 ) -> list[Path]:
-    """Draw each plot that the page asks for; says which are left out and why. Returns the files."""
+    """Draw each plot that the page asks for; says what is left out and why. Returns the files."""
+    wanted = {name: _trained(evidence, name, arms) for name, arms in wanted.items()}
     drawn = {name: arms for name, arms in wanted.items() if all(evidence.runs.get(arm) for arm in arms)}
     disturbed = [(arm, DISTURBED_BY[name]) for name in drawn if name in DISTURBED_BY for arm in drawn[name]]
     judge_all(title, repetitions, evidence.runs, disturbed, evidence.split, processes)
@@ -75,6 +76,15 @@ def draw_evidence(
         except NothingToShow as why:
             note(f"no plot '{name}': {why}")
     return files
+
+
+def _trained(evidence: Evidence, name: str, arms: Sequence[str]) -> Sequence[str]:
+    """The arms of a plot that can be shown; all of them where these compare nothing, which draws no plot."""
+    there = [arm for arm in arms if evidence.runs.get(arm)]
+    if len(there) < 2 or len(there) == len(arms):
+        return arms
+    note(f"plot '{name}' is without {', '.join(arm for arm in arms if arm not in there)}: not trained")
+    return there
 
 
 def check_plots(wanted: Mapping[str, Sequence[str]]) -> None:

@@ -188,6 +188,8 @@ def footnotes(content: Mapping[str, Any]) -> list[str]:
             f"{counted(content['seeds'], 'seed')}; percent. OKS area {content['area_rule']}; PCK of "
             f"{content['pck_normaliser']}. Remade by `{content['command']}`."
         )
+    if content.get("max_iters"):
+        lines.append(f"Trials: every arm was trained for {counted(content['max_iters'], 'iteration')} alone.")
     lines.append(_about_intervals(content["seeds"]))
     for name, why in content["missing"].items():
         lines.append(f"Missing: {name} ({why}).")

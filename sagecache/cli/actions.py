@@ -33,7 +33,7 @@ def ensure(project: Project, requirements: Sequence[Requirement]) -> None:
             raise SagecacheError(
                 "missing: " + ", ".join(f"{need.kind} of {need.what}" for need in missing),
                 file=project.folder,
-                fix="Run: " + " && ".join(need.command for need in missing),
+                fix="Run: " + " && ".join(dict.fromkeys(need.command for need in missing)),
             )
         return
     for need in requirements:

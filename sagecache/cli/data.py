@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -57,10 +58,30 @@ def check_command(context, project: Project, splits: tuple[str, ...], decode: bo
     else:
         rows = [(f.level, f.code, f.split, f.record or "", f.message, f.fix or "") for f in fold(findings)]
         emit_table("data check", ("level", "check", "split", "record", "what", "fix"), rows)
+        for name, source in sources.items():
+            if (told := _boxes(project, name, source.detections)) is not None:
+                click.echo(told)
         warnings = sum(finding.level == "warning" for finding in findings)
         how = "every pixel was decoded" if decode else "images by their headers; --decode reads every pixel"
         click.echo(f"{counted(errors, 'error')}, {counted(warnings, 'warning')} ({how})")
     context.exit(1 if errors else 0)
+
+
+def _boxes(project: Project, name: str, detections: Path | None) -> str | None:
+    """How many boxes a split was given, and how many of these count; None where it has none of its own."""
+    from sagecache.data.coco import load_detections
+
+    if detections is None:
+        return None
+    try:
+        given, used = load_detections(detections), project.instances(name)
+    except SagecacheError:  # a finding of the check
+        return None
+    images = len({one.image_id for one in used})
+    return (
+        f"{name}: {counted(len(given), 'detection')}, {len(used)} of them used, "
+        f"on {counted(images, 'image')} (min_score and max_per_image of the split)"
+    )
 
 
 def _rendered(project: Project) -> tuple[str, ...]:

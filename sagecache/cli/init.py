@@ -1,4 +1,4 @@
-"""``sagecache init DIR``."""
+"""``sagecache init FOLDER``."""
 
 from __future__ import annotations
 
@@ -31,11 +31,15 @@ FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.option("--dataset-info", type=FILE, help="mmpose dataset_info page of another skeleton than COCO-17.")
 @click.option("--force", is_flag=True, help="Write the pages of an existing project anew.")
 def init_command(folder: Path, force: bool, **options) -> None:
-    """Write a project DIR for your own COCO-format data."""
+    """Write a project FOLDER for your own COCO-format data."""
     from sagecache.project.init import UserData, write_project
 
     for path in write_project(folder, UserData(**options), force):
         click.echo(path)
+    note(
+        "model.py and the recipes are the demo's: a small student, a few hundred steps; pages for a model of "
+        "your own lie in configs/sage_pose of the repository (docs/projects.md says what to copy and set)"
+    )
     if options["val"] is None:
         note("val is the labeled split: its figures flatter; --val names images that no recipe learns from")
     click.echo(f"next: sagecache --project {shlex.quote(str(folder))} data check")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +17,7 @@ from sagecache.errors import SagecacheError
 if TYPE_CHECKING:
     import numpy as np
 
-    from sagecache.project import Project
+    from sagecache.project import Project, Recipe
     from sagecache.store import StoreReader
     from sagecache.structures import Instance
 
@@ -33,7 +35,9 @@ DEFAULT_RECIPE = "stage1-full"
     help="Add the predictions of its student and EMA teacher, and the gate's decision.",
 )
 @click.option(
-    "--recipe", help="Whose filter and gate to apply. Default: stage1-full, or what the project has."
+    "--recipe",
+    help="Whose filter and gate to apply. Default: that of the checkpoint's run, else stage1-full, or what "
+    "the project has.",
 )
 @click.option(
     "--out", type=click.Path(dir_okay=False, path_type=Path), help="The picture. Default: below the cache."
@@ -69,10 +73,12 @@ def inspect(
     from sagecache.data.coco import read_image
 
     split = split or ("unlabeled" if "unlabeled" in project.data.splits else "labeled")
-    ensure(project, project.split_requirements(split, geometry=project.embedded))
+    by = None if checkpoint is None else _trained_by(project, recipe, checkpoint)
+    asked = project.embedded and (by is None or by.recipe.uses_geometry)  # a store that is there is shown
+    ensure(project, project.split_requirements(split, geometry=asked))
     chosen = _find(project, split, image_id, instance)
     reader = _reader(project, split)
-    predictions = _predictions(project, recipe, checkpoint, chosen)
+    predictions = {} if by is None else _predictions(project, by, checkpoint, chosen)
     image = read_image(chosen[0].path)
     panels, rows = [], []
     for one in chosen:
@@ -85,12 +91,40 @@ def inspect(
     return dict(
         image_id=image_id,
         split=split,
-        file=str(chosen[0].path),
+        file=str(_shortened(chosen[0].path)),
         size=f"{image.shape[1]} x {image.shape[0]}",
+        **({} if by is None else dict(recipe=by.name)),
         store=_store_summary(project, split, reader),
         instances=rows,
         picture=str(out),
     )
+
+
+def _shortened(path: Path) -> Path:
+    """Without the way through a project's '..', unless a link makes that another file."""
+    short = Path(os.path.normpath(path))
+    return short if short.exists() and short.samefile(path) else path
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """The recipe whose filter and gate judge a checkpoint's poses, and the model that made them."""
+
+    name: str
+    recipe: Recipe
+    model: dict[str, Any]
+
+
+def _trained_by(project: Project, name: str | None, checkpoint: Path) -> _Judge:
+    """The page of that name; without one the checkpoint's own run as it was trained, else a page."""
+    from sagecache.project.runs import noted_start
+    from sagecache.project.trained import trained_run
+
+    if name is None and noted_start(checkpoint.parent) is not None:
+        run = trained_run(project, work_dir=checkpoint.resolve().parent)
+        return _Judge(run.name, run.recipe, run.model)
+    name = name or _pose_recipe(project)
+    return _Judge(name, *project.recipe(name))
 
 
 def _panel(
@@ -209,7 +243,8 @@ def _row(project: Project, reader: StoreReader | None, one: Instance) -> tuple[d
     if "depth_range" in targets:
         low, step = targets["depth_range"]
         levels = targets["depth"][targets["depth"] > 0]
-        row["depth"] = f"{low:.4g} to {low + (int(levels.max(initial=1)) - 1) * step:.4g}, step {step:.2g}"
+        high = low + (int(levels.max(initial=1)) - 1) * step
+        row["depth"] = f"{low:.4g} to {high:.4g}, step {step:.2g} (the picture: 2nd to 98th percentile)"
     if "mask" in targets:
         row["mask"] = f"{100 * targets['mask'].mean():.1f} % of the crop"
     return row, targets
@@ -238,22 +273,22 @@ def _teacher_name(reader: StoreReader) -> str:
 
 
 def _predictions(
-    project: Project, recipe: str | None, checkpoint: Path | None, chosen: list[Instance]
-) -> dict:
-    if checkpoint is None:
-        return {}
-    from sagecache.mm.explain import explain
+    project: Project, by: _Judge, checkpoint: Path, chosen: list[Instance]
+) -> dict[tuple[int, int], Any]:
+    from sagecache.mm.explain import explain_as
     from sagecache.visualization.report import Predictions
 
-    recipe = recipe or _pose_recipe(project)
-    needs = project.requirements(project.recipe(recipe)[0])
+    needs = project.requirements(by.recipe)
     ensure(project, [one for one in needs if one.kind == "stats" or one.what == "ddp-prior"])
-    explained = explain(project, recipe, checkpoint, chosen)
+    explained = explain_as(project, by.recipe, by.model, checkpoint, chosen)
     return {key: Predictions(**values) for key, values in explained.items()}
 
 
 def _pose_recipe(project: Project) -> str:
-    """The recipe whose gate is asked where none is named. Raises SagecacheError in a project without any."""
+    """The recipe whose gate is asked where neither the command nor the checkpoint says.
+
+    Raises SagecacheError in a project without any.
+    """
     names = [name for name in project.recipe_names() if project.recipe(name)[0].kind != "prior"]
     for name in (DEFAULT_RECIPE, "stage0", *names):
         if name in names:

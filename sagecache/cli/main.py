@@ -31,6 +31,7 @@ COMMANDS = {
     "ablate": "ablate",
     "doctor": "doctor",
 }
+OF_THE_GROUP = ("--draw", "--debug")  # options that no command takes itself
 
 
 class LazyGroup(click.Group):
@@ -60,9 +61,10 @@ class LazyGroup(click.Group):
 @click.option(
     "--draw",
     metavar="N[:LABELS]",
-    help="Repetition N of the experiment: other labeled images (LABELS of them) and seeds, runs of its own.",
+    help="Repetition N of the experiment: other labeled images (LABELS of them) and seeds, runs of its own. "
+    "Goes before the command: sagecache --draw 2 train stage0.",
 )
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error. Goes before the command.")
 @click.version_option(__version__, prog_name="sagecache")
 def cli(project: str | None, draw: str | None, debug: bool) -> None:
     """Fine-tune top-down pose models on few labels: frozen teachers run once, into a cache."""
@@ -104,6 +106,9 @@ def main() -> None:
     try:
         code = cli.main(standalone_mode=False)
     except click.ClickException as error:
+        if isinstance(error, click.NoSuchOption) and error.option_name in OF_THE_GROUP:
+            error.message += f" It goes before the command: sagecache {error.option_name} …"
+            error.possibilities = None
         error.show()
         code = error.exit_code
     except click.exceptions.Exit as error:

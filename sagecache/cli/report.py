@@ -52,7 +52,9 @@ def report_command(project: Project, as_json: bool, opened: bool, **options) -> 
     if as_json:
         emit_json(summary)
     else:
-        rows = [(key, _text(value)) for key, value in summary.items() if key != "page" and value is not None]
+        rows = [
+            (key, _text(key, value)) for key, value in summary.items() if key != "page" and value is not None
+        ]
         emit_table("", ("", ""), rows)
         click.echo(summary["page"])
     if opened:
@@ -138,5 +140,8 @@ def _write(path: Path, text: str) -> int:
     return size
 
 
-def _text(value: object) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+def _text(key: str, value: object) -> str:
+    """AP and PCK in percent, as everywhere; JSON has fractions."""
+    if not isinstance(value, float):
+        return str(value)
+    return f"{100 * value:.1f}" if key.startswith(("AP", "PCK")) else f"{value:.3f}"

@@ -32,7 +32,7 @@ def build_estimator(
     student = build_student(model)
     start = start_checkpoint(project, recipe)
     if start is not None:
-        load_network(student, start, backbone_serves=True)
+        _load_start(project, recipe, student, start)
     if recipe.channels_last:
         student = student.to(memory_format=torch.channels_last)
     frame = map_frame(codec_of(model))
@@ -51,6 +51,42 @@ def build_estimator(
     return SemiPoseEstimator(student, frame, ema_decay=recipe.ema_decay, **semi)
 
 
+def _load_start(project: Project, recipe: Recipe, student: torch.nn.Module, start: Path) -> None:
+    """Raises SagecacheError; of the committed student, which pages ask for it."""
+    try:
+        load_network(student, start, backbone_serves=True)
+    except SagecacheError as error:
+        if recipe.load_from != "demo":
+            raise
+        raise SagecacheError(
+            "load_from = 'demo' is the demo's student, and model.py describes another network",
+            file=", ".join(f"recipe {name}" for name in _demo_starts(project)) or "load_from",
+            fix="Set it to None (random weights) or to a checkpoint of your model. In detail: "
+            + error.message,
+        ) from error
+
+
+def _demo_starts(project: Project) -> list[str]:
+    """Recipes whose pages ask for the committed student."""
+    return [name for name in project.recipe_names() if project.recipe(name)[0].load_from == "demo"]
+
+
+def warn_of_random_start(recipe: Recipe, model: dict) -> None:
+    """Of a training whose student knows nothing at its start; not where model.py names weights."""
+    if recipe.load_from is None and not _names_weights(model):
+        logger.warning(
+            "the student starts from random weights: load_from is None, and model.py names none (init_cfg)"
+        )
+
+
+def _names_weights(config: Any) -> bool:
+    if isinstance(config, (list, tuple)):
+        return any(map(_names_weights, config))
+    if not isinstance(config, dict):
+        return False
+    return config.get("type") == "Pretrained" or any(map(_names_weights, config.values()))
+
+
 def start_checkpoint(project: Project, recipe: Recipe) -> Path | None:
     """The file behind ``load_from``: the committed student, a recipe's best checkpoint, or a path."""
     if recipe.load_from is None:
@@ -67,10 +103,11 @@ def start_checkpoint(project: Project, recipe: Recipe) -> Path | None:
         return found
     path = project.path(recipe.load_from)
     if not path.is_file():
+        none = "" if recipe.load_from.lower() not in ("none", "null") else "Write None: load_from=None. "
         raise SagecacheError(
             f"load_from '{recipe.load_from}' is neither a recipe nor a file",
             file=path,
-            fix=nearest(recipe.load_from, ["demo", *project.recipe_names()]),
+            fix=none + nearest(recipe.load_from, ["None", "demo", *project.recipe_names()]),
         )
     return path
 

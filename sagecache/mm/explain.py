@@ -24,15 +24,21 @@ from sagecache.structures import Instance
 Explained = dict[str, object]
 
 
-@torch.no_grad()
 def explain(
     project: Project, recipe_name: str, checkpoint: Path, instances: Sequence[Instance]
+) -> dict[tuple[int, int], Explained]:
+    """As `explain_as`, by the page of a recipe."""
+    return explain_as(project, *project.recipe(recipe_name), checkpoint, instances)
+
+
+@torch.no_grad()
+def explain_as(
+    project: Project, recipe: Recipe, model: dict, checkpoint: Path, instances: Sequence[Instance]
 ) -> dict[tuple[int, int], Explained]:
     """(image_id, instance) -> student and ema_teacher (K, 3) in image pixels with confidence, keep (K,),
     plausibility, teacher_a, corrected (K, 2) or None; by the recipe's filter and gate. Of a recipe that
     learns from no unlabeled images, and so has neither: the two poses alone.
     """
-    recipe, model = project.recipe(recipe_name, {"load_from": None})
     estimator = trained_estimator(project, recipe, model, checkpoint)
     size = tuple(codec_of(model)["input_size"])
     two = recipe.views.appearance is not None

@@ -37,6 +37,11 @@ EMPTY = (
     "(load_from), or thresholds in other units than its confidence. Try a lower "
     "semi.pseudo_labels.threshold, or semi.gate.threshold_confidence and threshold_plausibility"
 )
+NOTHING = (
+    "no pseudo-label was ever kept: nothing was learned from unlabeled images. The shares fate/… in "
+    "the log say what drops them; a floor (min_keep, percentile) saves no joint of a person that "
+    "semi.instances drops. docs/sage-pose.md, 'Where no pseudo-label is kept', says what to look at"
+)
 FULL = (
     "the filter lets every joint through, wrong ones too. Usual causes: a threshold of 0 or below all "
     "confidences, a collapsed network that is sure of everything. Try a higher semi.pseudo_labels.threshold; "
@@ -78,7 +83,8 @@ class CollapseHook(Hook):
     """Reads the means of each log interval off mmengine's history, which is on the host by then.
 
     The alarm goes to the console and to the run's log; with collapse='stop' it is a SagecacheError. warm_up:
-    iterations in which the filter keeps everything on purpose: their share is no alarm.
+    iterations in which the filter keeps everything on purpose: their share is no alarm. A run that ends
+    without one joint kept since says so, however short it was.
     """
 
     priority = "LOW"  # after IntervalRuntimeInfoHook has written the interval's values
@@ -117,6 +123,13 @@ class CollapseHook(Hook):
                 raise SagecacheError(told, fix=f"Try {fix}. guards.collapse='warn' goes on.")
             logger.warning("%s", text)
             runner.logger.warning(text)
+
+    def after_train(self, runner) -> None:
+        history = runner.message_hub.log_scalars.get(KEPT)
+        kept = () if history is None else history.data[0][self.warm_up :]
+        if len(kept) and not max(kept) > 0:
+            logger.warning(NOTHING)
+            runner.logger.warning(NOTHING)
 
 
 def watchers(project: Project, recipe: Recipe, model: dict, val_interval: int) -> list[Hook]:

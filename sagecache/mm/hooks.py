@@ -101,6 +101,10 @@ class ProgressHook(Hook):
     def __init__(self, report: Callable[..., None], interval: int = 10) -> None:
         self.report, self.interval = report, interval
 
+    def before_train(self, runner) -> None:
+        """The speed counts from here, so that a run of one interval has one."""
+        self.report(runner.iter, runner.max_iters)
+
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         if self.every_n_train_iters(runner, self.interval) or self.is_last_train_iter(runner):
             scalars = runner.message_hub.log_scalars

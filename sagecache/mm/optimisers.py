@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -42,6 +44,19 @@ def schedule(schedulers: Any, max_iters: int) -> list[dict] | None:
     for scheduler in schedulers:
         _try_schedule(scheduler)
     return schedulers
+
+
+@contextmanager
+def schedule_of_micro_steps(config: Mapping[str, Any]) -> Iterator[None]:
+    """Silence the one warning that an accumulated gradient earns wrongly, and no other.
+
+    Schedules count iterations. Of ``accumulative_counts`` iterations only the last one moves the optimiser,
+    so the schedule's first step comes before its first: mmengine takes that for the wrong order of calls.
+    """
+    with warnings.catch_warnings():
+        if config.get("accumulative_counts", 1) > 1:
+            warnings.filterwarnings("ignore", r"Detected call of `scheduler\.step\(\)` before", UserWarning)
+        yield
 
 
 def _try_schedule(scheduler: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 
 from sagecache.errors import SagecacheError, recipe_is
-from sagecache.mm.build import build_estimator, warn_of_start
+from sagecache.mm.build import build_estimator, warn_of_random_start, warn_of_start
 from sagecache.mm.checkpoints import Resumable, newest_readable
 from sagecache.mm.compat import ddp_wrapper_cfg, init_cpu_distributed
 from sagecache.mm.guards import watchers
@@ -30,7 +30,7 @@ from sagecache.mm.hooks import (
 from sagecache.mm.inputs import inputs_of
 from sagecache.mm.loaders import rank, train_loader, validation_cfg, world_size
 from sagecache.mm.memory import memory_advice
-from sagecache.mm.optimisers import build_optimizer, schedule
+from sagecache.mm.optimisers import build_optimizer, schedule, schedule_of_micro_steps
 from sagecache.mm.refresh import label_hooks
 from sagecache.mm.tracking import log_writers
 from sagecache.project import Project, Recipe
@@ -130,8 +130,13 @@ def _train(project: Project, name: str, options: TrainOptions, work_dir: Path, r
             ),
         )
         if runner.rank == 0 and last is None:
+            warn_of_random_start(recipe, model)
             note_start(work_dir, recipe, model, inputs_of(project, recipe))
-        with memory_advice(recipe, model), _logs_closed(runner):
+        with (
+            memory_advice(recipe, model),
+            schedule_of_micro_steps(recipe.optim_wrapper),
+            _logs_closed(runner),
+        ):
             runner.train()
         best = runner.message_hub.runtime_info.get("best_ckpt")
         checkpoint = Path(best) if best else work_dir / f"iter_{runner.iter}.pth"

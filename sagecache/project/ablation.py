@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sagecache.errors import SagecacheError, nearest
-from sagecache.project.project import Project, read_page
+from sagecache.project.project import Project, embedded_project, read_page
 from sagecache.strict import build
 
 FOLDER = "ablations"
@@ -96,9 +96,14 @@ def read_ablation(project: Project, name: str) -> Ablation:
     """The page of that name. Raises SagecacheError for an unknown page, recipe or key, naming the arm."""
     page = project.folder / FOLDER / f"{name.replace('-', '_')}.py"
     if name.replace("_", "-") not in ablation_names(project):
-        raise SagecacheError(
-            f"no ablation '{name}'", file=page.parent, fix=nearest(name, ablation_names(project))
-        )
+        known = ablation_names(project)
+        fix = nearest(name, known)
+        template = embedded_project() / FOLDER / page.name
+        if template.is_file() and not project.embedded:
+            fix += f". A page can start as a copy: {template}, without arms of recipes that you lack (oracle)"
+        elif not known:
+            fix += f". An ablation is a page {FOLDER}/NAME.py of the project: docs/ablations.md"
+        raise SagecacheError(f"no ablation '{name}'", file=page.parent, fix=fix)
     ablation = build(Ablation, read_page(page), page)
     for arm, one in ablation.arms.items():
         try:

@@ -74,7 +74,7 @@ def _folder(project: Project, name: str | None, work_dir: Path | None) -> Path:
     if name is not None and work_dir is None and name not in project.recipe_names():
         project.recipe(name)  # names the nearest one
     folder = work_dir or project.work_dir(name) if name or work_dir else None
-    folder = folder or newest_work_dir(project.path(project.data.work_root))
+    folder = folder or _newest(project.work_root)
     if folder is None or not folder.is_dir():
         first = name if name in project.recipe_names() else "stage0"
         raise SagecacheError(
@@ -83,6 +83,15 @@ def _folder(project: Project, name: str | None, work_dir: Path | None) -> Path:
             fix=f"Run: {project.train_command(first)}",
         )
     return folder
+
+
+def _newest(root: Path) -> Path | None:
+    """The run below root that wrote its checkpoint or its log last: one that has no checkpoint yet, too."""
+    logs = {log: log.parents[2] for log in root.glob("*/*/vis_data/scalars.json")}
+    saved = newest_work_dir(root)
+    files = logs | ({} if saved is None else dict.fromkeys(saved.glob("*.pth"), saved))
+    newest = max(files, key=lambda path: path.stat().st_mtime, default=None)
+    return None if newest is None else files[newest]
 
 
 def _options(project: Project, name: str, recipe: Recipe, model: dict[str, Any]) -> list[str]:

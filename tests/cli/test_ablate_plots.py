@@ -165,6 +165,21 @@ def test_what_can_t_be_drawn_says_why_and_the_rest_is_drawn(project, evidence, p
     assert lines[2] == "no plot 'drift': none of absent is trained"
 
 
+def test_a_plot_shows_those_of_its_arms_that_are_trained(project, evidence, panels, monkeypatch, capsys):
+    for arm in ARMS:
+        log(project, ARMS[arm], "one", [{"step": 1, "probe/kept": 0.5, "probe/precision": 0.5}])
+    assert len(draw(evidence, monkeypatch, net_use=["absent", "single", "dual", "other"])) == 1
+    assert [list(panel.series) for panel in panels["Net use of pseudo-labels"]] == [["single", "dual"]] * 3
+    assert capsys.readouterr().err == "plot 'net_use' is without absent, other: not trained\n"
+
+    judged = []
+    monkeypatch.setattr(ablate_plots, "judge_all", lambda *words: judged.extend(words[3]))
+    monkeypatch.setattr(ablate_plots, "was_disturbed", lambda *_: None)
+    wanted = dict(hidden=["single", "dual", "absent"], stability=["single", "absent"])
+    draw_evidence("x", evidence, wanted, Repetitions(None), 1)
+    assert judged == [("single", "hidden"), ("dual", "hidden")]  # no network is asked for a plot of one arm
+
+
 def test_plots_and_kinds_fit_together():
     assert set(DISTURBED_BY) <= set(PLOTS) and set(DISTURBED_BY.values()) == set(KINDS)
     check_plots(dict.fromkeys(PLOTS, []))

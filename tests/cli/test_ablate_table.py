@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from ranked_world import guess, make_truth
 
+from sagecache.cli.ablate import show
 from sagecache.cli.ablate_table import (
     Found,
     arm_table,
@@ -109,6 +110,15 @@ def test_what_was_measured_and_what_is_missing_is_said(found, content):
     assert "Missing: absent, seed 0 (no labels)." in text and "`sagecache ablate small`" in text
     one = footnotes({**content, "seeds": 1})
     assert any("test images alone" in line for line in one)
+
+
+def test_trials_are_called_so_in_the_heading_and_below(content, capsys):
+    show(content)
+    assert "trial" not in capsys.readouterr().out.lower()
+    show(content | dict(max_iters=4))
+    text = capsys.readouterr().out
+    assert "ablation small, trials of 4 iterations\n" in text
+    assert "Trials: every arm was trained for 4 iterations alone." in text
 
 
 def test_it_is_json_and_what_the_demo_reads(content):

@@ -31,6 +31,15 @@ def test_every_missing_thing_is_named_with_the_exact_commands_in_order(folder):
     )
 
 
+def test_a_command_that_makes_several_missing_things_is_named_once(folder):
+    for split in ("labeled", "val", "unlabeled"):
+        (folder / "data" / split / "annotations.json").unlink()
+    project = Project.open(folder)
+    with pytest.raises(SagecacheError, match="split of labeled, split of val, split of unlabeled") as caught:
+        ensure(project, project.requirements(project.recipe("stage1-full")[0]))
+    assert caught.value.fix.count("data check") == 1 and caught.value.fix.startswith("Run: sagecache ")
+
+
 def test_nothing_is_said_or_made_when_all_is_there(folder, capsys):
     project = Project.open(folder)
     before = sorted(folder.rglob("*"))

@@ -40,6 +40,19 @@ def test_a_missing_image_is_an_error_of_its_split_and_exit_1(folder):
     assert gone.name in text and "1 error, " in text
 
 
+def test_the_boxes_that_a_split_was_given_are_counted(folder):
+    page = folder / "data.py"
+    page.write_text(page.read_text().replace("unlabeled=dict(", 'unlabeled=dict(boxes="boxes.json", '))
+    rows = ((201, 10, 0.9), (201, 30, 0.5), (202, 10, 0.1))
+    boxes = [dict(image_id=i, category_id=1, bbox=[x, 10, 90, 90], score=score) for i, x, score in rows]
+    (folder / "boxes.json").write_text(json.dumps(boxes))
+    text = sagecache(folder, "data", "check").stdout
+    assert "\nunlabeled: 3 detections, 2 of them used, on 1 image (min_score and" in text
+    assert "labeled: " not in text.replace("unlabeled: ", "")
+    (folder / "boxes.json").write_text("[")
+    assert "detections, " not in sagecache(folder, "data", "check", code=1).stdout
+
+
 def test_boxes_that_were_found_are_checked_and_else_the_command_is_named(folder):
     words = ("data", "check", "--split", "unlabeled", "--json")
     page = folder / "data.py"

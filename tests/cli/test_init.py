@@ -28,6 +28,7 @@ def test_it_lists_the_files_and_the_command_that_comes_next_works(tmp_path):
     answer = init(folder, *options)
     *files, last = answer.stdout.splitlines()
     assert "val is the labeled split" in answer.stderr
+    assert "pages for a model of your own lie in configs/sage_pose" in answer.stderr
     assert {Path(file).name for file in files} == {path.name for path in folder.glob("*")}
     assert last == f"next: sagecache --project {folder} data check"
     assert "0 errors" in sagecache(folder, "data", "check").stdout

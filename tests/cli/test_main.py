@@ -54,6 +54,14 @@ def test_a_mistyped_command_is_told_the_nearest(monkeypatch, capsys):
     assert run(monkeypatch, capsys, "--no-such-option")[0] == 2
 
 
+@pytest.mark.parametrize("words", [("--draw", "2"), ("--debug",)])
+def test_an_option_of_the_program_behind_the_command_is_told_where_it_goes(monkeypatch, capsys, words):
+    code, _, err = run(monkeypatch, capsys, "train", "stage0", *words)
+    assert code == 2 and f"It goes before the command: sagecache {words[0]} …" in err
+    assert "Goes before the command" in " ".join(run(monkeypatch, capsys, "-h")[1].split())
+    assert "goes before" not in run(monkeypatch, capsys, "train", "stage0", "--drow")[2]
+
+
 def test_an_error_of_the_user_is_one_line_and_exit_2(monkeypatch, capsys, tmp_path):
     code, out, err = run(monkeypatch, capsys, "--project", str(tmp_path), "data", "check")
     assert (code, out) == (2, "")

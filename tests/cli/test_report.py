@@ -188,7 +188,7 @@ def test_the_table_ends_with_the_file_and_open_shows_it(folder, monkeypatch):
     text = sagecache(folder, "report", "--open").stdout
     page = folder / "work_dirs" / "stage0" / "report.html"
     assert text.splitlines()[-1] == str(page) and shown == [str(page)]
-    assert re.search(r"PCK@0.05\s+0.625", text) and "PCK@0.1" not in text
+    assert re.search(r"PCK@0.05\s+62.5\s", text) and "PCK@0.1" not in text
 
 
 def test_the_page_is_written_whole_or_not_at_all(folder, monkeypatch):

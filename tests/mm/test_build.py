@@ -66,6 +66,40 @@ def test_a_start_that_is_nowhere_names_the_nearest_recipe(project):
         start(project, "stage1-ful")
 
 
+@pytest.mark.parametrize("word", ["none", "None", "null"])
+def test_none_in_quotes_is_told_how_it_is_written(project, word):
+    with pytest.raises(SagecacheError, match="Write None: load_from=None.*Known: None, demo, "):
+        start(project, word)
+
+
+def test_the_committed_student_in_another_network_is_the_recipe_s_fault(project):
+    page = project.folder / "stage0.py"
+    page.write_text(page.read_text() + 'load_from = "demo"\n')
+    recipe, model = project.recipe("stage0")
+    with pytest.raises(SagecacheError, match="^recipe stage0.*: load_from = 'demo' is the demo's") as caught:
+        build.build_estimator(project, recipe, model)
+    for told in ("Set it to None", "or to a checkpoint of your model", "it has no name in common"):
+        assert told in caught.value.fix
+    own = save_checkpoint(project, project.folder / "own.pth")
+    with pytest.raises(SagecacheError, match="^.*own.pth: the checkpoint"):  # any other file is its own
+        build.build_estimator(Project.demo(), replace(recipe, load_from=str(own)), Project.demo().model)
+
+
+def test_a_student_that_knows_nothing_is_told_of_once(project, caplog):
+    recipe, model = project.recipe("stage0")
+    weights = dict(type="Pretrained", checkpoint="backbone.pth")
+    for load_from, init_cfg, told in (
+        (None, None, True),
+        (None, dict(type="Normal"), True),
+        (None, [dict(type="Normal"), weights], False),
+        ("demo", None, False),
+    ):
+        caplog.clear()
+        own = model | dict(backbone=dict(model["backbone"], init_cfg=init_cfg))
+        build.warn_of_random_start(replace(recipe, load_from=load_from), own)
+        assert ("starts from random weights" in caplog.text) == told
+
+
 def test_student_and_teacher_start_from_the_teacher_of_the_checkpoint(project):
     path = save_checkpoint(project, project.folder / "a.pth", student=(9.0, 9.0), ema_teacher=(0.5, 0.25))
     recipe, model = project.recipe("stage0", dict(load_from=str(path)))

@@ -135,10 +135,32 @@ def test_a_resumed_run_keeps_its_patience(caplog, cut):
     assert told == ["iteration 40", "iteration 50"]  # as without the cut: the peak, then the empty mask
 
 
+@pytest.mark.parametrize(
+    "name, kept, warm_up, told",
+    [
+        ("nothing", (0, 0), 0, True),
+        ("late", (0, 0.01), 0, False),
+        ("warmed", (1, 0), 10, True),
+        ("still warming", (0, 0), 20, False),
+    ],
+)
+def test_a_run_that_kept_nothing_says_so_at_its_end(caplog, name, kept, warm_up, told):
+    run = Run(f"guards end {name}", warm_up=warm_up, kept_low=0.0)
+    for share in kept:
+        run.interval(0.5, share)
+    assert caplog.text == ""
+    run.hook.after_train(SimpleNamespace(message_hub=run.message_hub, logger=run.logger))
+    assert ("no pseudo-label was ever kept" in caplog.text) == told
+    if told:
+        assert {one.name for one in caplog.records} == {"sagecache.mm.guards", "the run's own log"}
+        assert "semi.instances" in caplog.text and "docs/sage-pose.md" in caplog.text
+
+
 def test_without_such_scalars_it_is_silent(caplog):
     hook = CollapseHook(GuardSettings(patience=1), interval=1)
     hub = MessageHub.get_instance("guards nothing")
     hook.after_train_iter(SimpleNamespace(message_hub=hub, iter=0, logger=logging.getLogger("x")), 0)
+    hook.after_train(SimpleNamespace(message_hub=hub, logger=logging.getLogger("x")))
     assert caplog.text == ""
 
 

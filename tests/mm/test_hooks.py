@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from mmengine.logging import MessageHub
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
+from sagecache.cli.output import progress
 from sagecache.errors import SagecacheError
 from sagecache.mm.hooks import IntervalRuntimeInfoHook, JointLogHook, ProgressHook, SemiHook, StreamTrainLoop
 from sagecache.mm.samples import EncodedSteps
@@ -90,6 +92,18 @@ def test_progress_names_the_losses():
     with pytest.raises(SagecacheError, match="loss_cmgc_depth is nan at iteration 20"):
         hook.after_train_iter(SimpleNamespace(message_hub=hub, iter=19, max_iters=50), 19)
     assert len(said) == 1
+
+
+def test_a_run_of_one_interval_has_a_speed(capsys):
+    hub = MessageHub.get_instance("one interval")
+    with progress("train x") as report:
+        hook = ProgressHook(report, interval=10)
+        hook.before_train(SimpleNamespace(iter=0, max_iters=4))
+        time.sleep(0.02)
+        last = SimpleNamespace(message_hub=hub, iter=3, max_iters=4, train_loop=SimpleNamespace(max_iters=4))
+        hook.after_train_iter(last, 3)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert 10 < float(line.removeprefix("train x: 4/4, ").removesuffix("/s")) <= 200
 
 
 def test_a_resumed_stream_starts_at_its_step_and_reads_nothing_before():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import warnings
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -99,3 +101,15 @@ def test_a_schedule_that_cannot_be_built_is_told_in_one_line(scheduler, told):
     with pytest.raises(SagecacheError, match=told) as caught:
         optimisers.schedule([scheduler], 10)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("counts", "silent"), [(8, True), (1, False)])
+def test_no_other_warning_of_a_schedule_is_silenced(counts, silent):
+    early = "Detected call of `scheduler.step()` before `optimizer.step()`. In PyTorch 1.1.0 and later, …"
+    with optimisers.schedule_of_micro_steps(dict(accumulative_counts=counts)):
+        with nullcontext() if silent else pytest.warns(UserWarning):
+            warnings.warn(early, stacklevel=1)
+        with pytest.warns(UserWarning):
+            warnings.warn("Seems like `optimizer.step()` has been overridden", stacklevel=1)
+    with pytest.warns(UserWarning):
+        warnings.warn(early, stacklevel=1)

@@ -51,6 +51,22 @@ def test_a_seed_too_large_for_the_generator_is_refused(project):
     assert train(project, "stage0", options, lambda *words: None).name == "iter_1.pth"
 
 
+def test_a_random_start_is_told_of_and_a_resumed_run_has_none(project, caplog):
+    words = {"data.val": None, "train_cfg.checkpoint_interval": 1}
+    for resume, length, told in ((False, 1, 1), (True, 2, 1), (False, 1, 2)):
+        options = run.TrainOptions(overrides=words, max_iters=length, resume=resume)
+        train(project, "stage0", options, lambda *words: None)
+        assert caplog.text.count("starts from random weights") == told
+
+
+def test_an_accumulated_gradient_is_no_wrong_order_of_calls(project):
+    """Warnings are errors here: mmengine's would be one."""
+    words = {"data.val": None, "optim_wrapper.accumulative_counts": 2}
+    words["param_scheduler"] = [dict(type="LinearLR", start_factor=0.1, end=2)]
+    trained = train(project, "stage0", run.TrainOptions(overrides=words, max_iters=2), lambda *words: None)
+    assert trained.name == "iter_2.pth"
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

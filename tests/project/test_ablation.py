@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
-from dots import write_dots_project
+from dots import write_dots_project, write_split
 
 from sagecache.errors import SagecacheError
 from sagecache.project import Project
 from sagecache.project.ablation import ablation_names, read_ablation
+from sagecache.project.init import UserData, write_project
 
 PAGE = """
 control = "plain"
@@ -48,6 +51,28 @@ def test_the_demo_s_pages_are_sound():
     assert {"reference", "sage"} <= set(ablation_names(demo))
     for name in ablation_names(demo):
         read_ablation(demo, name)
+
+
+def test_the_demo_s_page_serves_a_project_of_one_s_own_without_the_oracle(tmp_path):
+    """As docs/ablations.md and the error say."""
+    own = tmp_path / "own"
+    write_split(own, 2, 101)
+    folder = tmp_path / "project"
+    write_project(folder, UserData(own / "images", own / "annotations.json", unlabeled_images=own / "images"))
+    project = Project.open(folder)
+    with pytest.raises(SagecacheError, match="no ablation 'sage'. Known: none. A page can .* copy: ") as told:
+        read_ablation(project, "sage")
+    template = Path(told.value.fix.split("copy: ")[1].split(",")[0])
+    assert template == Project.demo().folder / "ablations" / "sage.py"
+    with pytest.raises(SagecacheError, match="no ablation 'mine'. Known: none. An ablation is a page abla"):
+        read_ablation(project, "mine")
+
+    left_out = ("floor =", "ceiling =", "    oracle=")
+    lines = [line for line in template.read_text().splitlines() if not line.startswith(left_out)]
+    (folder / "ablations").mkdir()
+    (folder / "ablations" / "sage.py").write_text("\n".join(lines))
+    arms = read_ablation(project, "sage").arms
+    assert len(arms) == len(read_ablation(Project.demo(), "sage").arms) - 1 and "oracle" not in arms
 
 
 @pytest.mark.parametrize(

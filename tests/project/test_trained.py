@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 
 import pytest
@@ -69,10 +70,28 @@ def test_a_trial_and_another_folder_are_in_the_command(project, tmp_path):
     assert run.command.endswith(f"train stage0 --max-iters 2 --work-dir '{folder}'")
 
 
+def test_a_newer_run_that_has_only_its_log_is_the_newest(project):
+    old = leave_run(project, "stage1-full")
+    new = project.work_dir("stage0")
+    log = new / "20260101_000000" / "vis_data" / "scalars.json"
+    log.parent.mkdir(parents=True)
+    note_start(new, *project.recipe("stage0"))
+    log.write_text('{"step": 1}\n')
+    for age, name in ((50, "stage0"), (-50, "stage1-full")):
+        then = next(old.glob("*.pth")).stat().st_mtime + age
+        os.utime(log, (then, then))
+        assert trained_run(project).name == name
+    assert trained_run(project, "stage0").checkpoint is None
+
+
 def test_without_a_name_it_is_the_newest_run(project):
     leave_run(project, "stage0")
     assert trained_run(project).name == "stage0"
     leave_run(project, "stage1-full")
+    assert trained_run(project).name == "stage1-full"
+    drawn = project.redrawn(1)
+    leave_run(drawn, "stage0")
+    assert trained_run(drawn).work_dir == drawn.work_dir("stage0")  # of the draw's own runs
     assert trained_run(project).name == "stage1-full"
 
 
