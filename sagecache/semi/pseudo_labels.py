@@ -97,13 +97,16 @@ class PseudoLabeler(nn.Module):
         if named is not None:
             places = torch.where(named.silenced, trusted, 0)
             trusted = torch.where(named.silenced, 0, trusted * named.weight[:, None])
-        keep = trusted > 0
+        # lengths, angles and sizes don't depend on names of sides: silenced joints are judged like the others
+        keep, known = trusted > 0, (trusted > 0) | (places > 0)
         if self.coupling is not None:
-            trusted = trusted * self.coupling(keypoints, keep, bbox_scale)
-        score = self._plausibility(keypoints, keep, bbox_scale, confidence)
+            doubt = self.coupling(keypoints, known, bbox_scale)
+            trusted, places = trusted * doubt, places * doubt
+        score = self._plausibility(keypoints, known, bbox_scale, confidence)
         corrected = None if correct is None else correct(keypoints, confidence)
         decision = self.gate(confidence, keep, score, corrected)
         weights = decision.weights * torch.where(decision.teacher_a[:, None], trusted, 1)
+        places = places * decision.teacher_a[:, None]
         fate = _fate(fused.disagree, filtered, keep, decision)
         if named is not None:
             weights = torch.where(named.silenced, 0, weights)  # nor are they learned from teacher B
@@ -112,7 +115,7 @@ class PseudoLabeler(nn.Module):
             fate = torch.where(silent, int(Fate.SWAPPED), fate)
         if self.instances is not None:
             person = self.instances(
-                fused.probability, heatmap_from_image, keypoints, keep, confidence, bbox_scale
+                fused.probability, heatmap_from_image, keypoints, known, confidence, bbox_scale
             )
             weights = weights * person.keep[:, None]
             places = places * person.keep[:, None]
@@ -143,11 +146,11 @@ class PseudoLabeler(nn.Module):
             maps, bbox_scale * linear_scale(heatmap_from_image), is_mirrored(heatmap_from_image)
         )
 
-    def _plausibility(self, keypoints, keep, bbox_scale, confidence) -> Tensor:
-        """Judged by the joints that would be learned from: the rest may lie anywhere."""
+    def _plausibility(self, keypoints, known, bbox_scale, confidence) -> Tensor:
+        """Judged by the joints that would be learned from, by name or by place: the rest may lie anywhere."""
         if self.plausibility is not None:
-            return self.plausibility(keypoints, keep, bbox_scale, confidence)
-        return (confidence * keep).sum(-1) / keep.sum(-1).clamp_min(1)
+            return self.plausibility(keypoints, known, bbox_scale, confidence)
+        return (confidence * known).sum(-1) / known.sum(-1).clamp_min(1)
 
 
 def _fate(disagree: Tensor, filtered: FilterDecision, keep: Tensor, decision: GateDecision) -> Tensor:
