@@ -18,6 +18,7 @@ from sagecache.geometry.affine import (
     invert_affine,
     is_mirrored,
     linear_scale,
+    swap_mirrored,
     transform_points,
 )
 from sagecache.geometry.heatmap import decode
@@ -85,7 +86,8 @@ class PseudoLabeler(nn.Module):
         if self.swaps is not None and fixed_votes is not None:
             vote = self._vote(fused.probability, heatmap_from_image, bbox_scale)
             named = self.swaps(fused.probability, points, confidence, vote, fixed_votes)
-            fused = fused._replace(probability=named.probability)
+            disagree = swap_mirrored(fused.disagree, named.exchanged, self.flip_indices)
+            fused = fused._replace(probability=named.probability, disagree=disagree)
             points, confidence = named.points, named.confidence
         keypoints = transform_points(invert_affine(heatmap_from_image), points)
 

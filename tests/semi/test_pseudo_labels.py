@@ -8,7 +8,7 @@ from torch import Tensor
 from sagecache.geometry.affine import augment_affine, crop_affine, heatmap_affine
 from sagecache.semi.coupling import StructuralCoupling
 from sagecache.semi.filtering import KeypointFilter
-from sagecache.semi.fusion import TeacherView, fuse_flip
+from sagecache.semi.fusion import TeacherView, ViewFusion, fuse_flip
 from sagecache.semi.gating import HybridGate, Plausibility
 from sagecache.semi.instances import InstanceGate
 from sagecache.semi.pseudo_labels import PseudoLabeler
@@ -239,3 +239,16 @@ def test_an_implausible_structure_lowers_the_weights_of_places_as_well(stats):
     paired = PARTNER != torch.arange(17)
     assert named.weights[0, 5:].max() < 0.5
     torch.testing.assert_close(silent.places[0, paired], named.weights[0, paired])
+
+
+@pytest.mark.parametrize(("vote", "dropped"), [(0.9, 9), (-0.9, 10)])
+def test_the_views_disagreement_goes_with_the_joint_that_is_renamed(vote, dropped):
+    other = infant()
+    other[9] += torch.tensor([-20.0, 25.0])  # the teacher's left wrist
+    views = [infant_view(infant()), infant_view(other)]
+    parts = dict(
+        fusion=ViewFusion(SIGMA, on_disagreement="drop"), keypoint_filter=KeypointFilter(17, threshold=0.2)
+    )
+    labels = label_views(views, torch.tensor([vote]), parts)
+    assert (labels.weights[0] == 0).nonzero().flatten().tolist() == [dropped]
+    assert labels.fate[0, dropped] == Fate.DISAGREE
