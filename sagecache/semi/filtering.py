@@ -52,20 +52,24 @@ class JointStatistics(nn.Module):
 
     @torch.no_grad()
     def update(self, confidence: Tensor) -> None:
-        """confidence (B, K); of all processes together, and without the host's waiting for a device."""
-        confidence = confidence.float()
-        above = (confidence > self.threshold).float()
-        sums = torch.stack([confidence.sum(0), confidence.square().sum(0), above.sum(0)])
-        count = sums.new_full((1, sums.shape[1]), len(confidence))
-        sums = over_processes(torch.cat([sums, count]))
-        mean, square, selected = sums[:3] / sums[3]
-        rate = (1 / (self.updates + 1.0)).clamp(min=1 - self.decay)  # a tensor: the host need not wait
+        """confidence (B, K); of all processes together, and without the host's waiting for a device.
+
+        What is not finite doesn't count; a joint of which nothing counts stands still.
+        """
+        counts = confidence.isfinite()
+        confidence = torch.where(counts, confidence.float(), 0)
+        above = counts & (confidence > self.threshold)
+        each = torch.stack([confidence, confidence.square(), above.float(), counts.float()])
+        sums = over_processes(each.sum(1))
+        mean, square, selected = sums[:3] / sums[3].clamp_min(1)
+        seen = sums[3] > 0
+        rate = (1 / (self.updates + 1.0)).clamp(min=1 - self.decay) * seen  # tensors: the host need not wait
         self.mean.lerp_(mean, rate)
         # spread about the running mean, not within the batch, whose own mean moves with its pictures
         spread = square - 2 * self.mean * mean + self.mean.square()
         self.variance.lerp_(spread.clamp_min(0), rate)
         self.selected.lerp_(selected, rate)
-        self.updates += 1
+        self.updates += seen.any()
 
 
 class KeypointFilter(nn.Module):
@@ -112,10 +116,10 @@ class KeypointFilter(nn.Module):
 
     @torch.no_grad()
     def forward(self, confidence: Tensor) -> FilterDecision:
-        """confidence (B, K) in [0, 1]. In training mode the statistics move on, first."""
+        """confidence (B, K) in [0, 1], or not finite: dropped. In training mode the statistics move first."""
         if self.training:
             self.statistics.update(confidence)
-        seen = confidence.float()
+        seen = torch.where(confidence.isfinite(), confidence.float(), -1)  # below every threshold and floor
         if self.visible is not None:
             seen = thresholds.aligned(seen, self.statistics.selected, self.visible)
         threshold = self.threshold_by_joint
@@ -149,4 +153,4 @@ class KeypointFilter(nn.Module):
             floor = floor | thresholds.top_of_sample(confidence, self.min_keep)
         if self.percentile:
             floor = floor | thresholds.top_of_joint(confidence, self.percentile)
-        return floor & confidence.isfinite()
+        return floor & (confidence >= 0)

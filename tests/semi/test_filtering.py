@@ -1,4 +1,5 @@
 import copy
+import math
 import socket
 
 import pytest
@@ -170,6 +171,42 @@ def test_two_processes_keep_the_statistics_of_both():
     assert found[0] == found[1]
     for name, value in alone.state_dict().items():
         assert torch.tensor(found[0][name]).tolist() == pytest.approx(value.tolist(), abs=1e-5)
+
+
+RULES = ("fixed", "adaptive", "flexmatch", "freematch", "softmatch")
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_what_is_not_finite_is_dropped_and_leaves_no_trace(rule):
+    generator = torch.Generator().manual_seed(0)
+    module, other = KeypointFilter(3, rule=rule), KeypointFilter(3, rule=rule)
+    for _ in range(5):
+        batch = torch.rand(8, 3, generator=generator)
+        module(batch), other(batch)
+    batch = torch.rand(8, 3, generator=generator)
+    batch[2:4, 1] = torch.tensor([math.nan, math.inf])
+    assert module(batch).weight[2:4, 1].eq(0).all()
+    counted = torch.cat([batch[:2], batch[4:]])
+    other(counted)
+    before = {name: value[1] for name, value in other.statistics.named_buffers() if value.ndim}
+    for name, value in before.items():
+        assert getattr(module.statistics, name)[1].item() == pytest.approx(value.item(), abs=1e-6)
+
+
+def test_what_is_not_finite_takes_no_place_of_a_floor():
+    confidence = torch.tensor([[math.nan, 0.3, 0.2, 0.1]])
+    assert KeypointFilter(4, min_keep=0.25).eval()(confidence).keep.tolist() == [[False, True, False, False]]
+    by_joint = KeypointFilter(1, percentile=0.25).eval()(confidence.T)
+    assert by_joint.keep.flatten().tolist() == [False, True, False, False]
+
+
+@pytest.mark.parametrize("empty", [torch.empty(0, 3), torch.full((2, 3), math.nan)])
+def test_statistics_stand_still_where_nothing_is_counted(empty):
+    module, batch = KeypointFilter(3), torch.rand(4, 3)
+    for confidence in (empty, batch, empty):
+        module(confidence)
+    torch.testing.assert_close(module.statistics.mean, batch.mean(0))
+    assert module.statistics.updates == 1
 
 
 @pytest.mark.parametrize(

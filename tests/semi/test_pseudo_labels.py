@@ -1,4 +1,5 @@
 import math
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -121,6 +122,21 @@ def test_labels_carry_no_gradient():
     view = weak_view()
     labels = label(labeler(), perfect_teacher(view).requires_grad_(), view)
     assert not labels.probability.requires_grad and not labels.keypoints.requires_grad
+
+
+@pytest.mark.parametrize("what", [math.nan, math.inf])
+@pytest.mark.parametrize("joints", [[1], [0, 1, 2]])
+def test_what_is_not_finite_is_dropped_and_not_handed_on(what, joints):
+    view = weak_view()
+    maps = perfect_teacher(view).repeat(2, 1, 1, 1)
+    maps[0, joints] = what
+    labels = label(labeler(), maps, view)
+    assert all(getattr(labels, one.name).isfinite().all() for one in fields(labels))
+    kept = torch.ones(2, 3, dtype=torch.bool)
+    kept[0, joints] = False
+    assert torch.equal(labels.keep, kept)
+    alone = label(labeler(), perfect_teacher(view), view)
+    torch.testing.assert_close(labels.keypoints[1:], alone.keypoints)
 
 
 # -- left and right --------------------------------------------------------------------------------------
@@ -252,3 +268,11 @@ def test_the_views_disagreement_goes_with_the_joint_that_is_renamed(vote, droppe
     labels = label_views(views, torch.tensor([vote]), parts)
     assert (labels.weights[0] == 0).nonzero().flatten().tolist() == [dropped]
     assert labels.fate[0, dropped] == Fate.DISAGREE
+
+
+def test_one_blind_joint_leaves_the_body_its_vote():
+    view = infant_view(infant())
+    view.heatmaps[:, 9] = math.nan
+    labels = label_views([view], torch.tensor([-0.9]), {})
+    assert labels.fate[0, 9:11].tolist() == [Fate.CORRECTED, Fate.LOW_CONFIDENCE]
+    assert labels.places.eq(0).all() and labels.keypoints.isfinite().all()
