@@ -23,6 +23,7 @@ NEGLIGIBLE = 0.01  # a soft weight below this drops the joint
 LOWEST, HIGHEST = math.log(0.1), math.log(2)
 # of its steps, and their bound: gaps between modes must be crossed, and none be jumped into at the start
 GAIN, STEP = 3, 0.3
+BISECTIONS = 12
 
 
 class FilterDecision(NamedTuple):
@@ -56,10 +57,11 @@ class JointStatistics(nn.Module):
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
-    def update(self, confidence: Tensor) -> None:
+    def update(self, confidence: Tensor, whole: bool = False) -> None:
         """confidence (B, K); of all processes together, and without the host's waiting for a device.
 
-        What is not finite doesn't count; a joint of which nothing counts stands still.
+        What is not finite doesn't count; a joint of which nothing counts stands still. whole: of all that
+        there is, so that nothing of the past stays.
         """
         counts = confidence.isfinite()
         confidence = torch.where(counts, confidence.float(), 0)
@@ -69,7 +71,7 @@ class JointStatistics(nn.Module):
         mean, square, selected = sums[:3] / sums[3].clamp_min(1)
         seen = sums[3] > 0
         self.updates += seen.any()
-        rate = self.rate * seen
+        rate = seen.float() if whole else self.rate * seen
         self.mean.lerp_(mean, rate)
         # spread about the running mean, not within the batch, whose own mean moves with its pictures
         spread = square - 2 * self.mean * mean + self.mean.square()
@@ -89,8 +91,9 @@ class KeypointFilter(nn.Module):
     'flexmatch', 'freematch' lower the threshold of joints learned late; 'softmatch' weighs instead (see
     ``thresholds``). threshold in [0, 1] in units of `geometry.heatmap.decode` also says what counts as
     selected. decay: of the running statistics.
-    warm_up: batches in which every joint is kept. min_keep: share of each sample's joints that is kept
-    whatever the rule says, the best ones; percentile: likewise of each joint's samples in a batch.
+    warm_up: batches (or calls of `measure`) in which every joint is kept. min_keep: share of each sample's
+    joints that is kept whatever the rule says, the best ones; percentile: likewise of each joint's samples
+    in a batch.
     visible (K,): share of labeled bodies that shows each joint; given, each joint's confidence is raised or
     lowered, to its double or a tenth at most, until as large a share is selected: distribution alignment
     (ReMixMatch, Berthelot et al. 2020) for two outcomes, where we move the factor by what is still missing
@@ -132,18 +135,31 @@ class KeypointFilter(nn.Module):
         """confidence (B, K) in [0, 1], or not finite: dropped. In training mode the statistics move first."""
         if self.training:
             self.statistics.update(confidence)
-        counts = confidence.isfinite()
-        seen = torch.where(counts, confidence.float(), -1)  # below every threshold and floor
-        if self.visible is not None:
-            seen = thresholds.aligned(seen, self.log_factor)
+        seen = self._seen(confidence)
         weight = self._weight(seen)
         if self.training and self.visible is not None:
             step = (GAIN * self.statistics.rate).clamp(max=STEP)
-            moved = self.log_factor + step * self._missing(weight, counts)
+            moved = self.log_factor + step * self._missing(weight, confidence.isfinite())
             self.log_factor.copy_(moved.clamp(LOWEST, HIGHEST))
         floor = self._floor(seen)
         rescued = floor & (weight == 0)
         return FilterDecision(torch.where(rescued, 1, weight), rescued, self.threshold_by_joint)
+
+    @torch.no_grad()
+    def measure(self, confidence: Tensor) -> bool:
+        """Statistics and alignment of all instances at once, confidence (N, K), in place of running ones.
+
+        To be called by every process, with its part or with all. Returns whether decisions depend on them.
+        """
+        self.statistics.update(confidence, whole=True)
+        if self.visible is not None:
+            low, high = torch.full_like(self.log_factor, LOWEST), torch.full_like(self.log_factor, HIGHEST)
+            for _ in range(BISECTIONS):
+                self.log_factor.copy_((low + high) / 2)
+                missing = self._missing(self._weight(self._seen(confidence)), confidence.isfinite()) > 0
+                low = torch.where(missing, self.log_factor, low)
+                high = torch.where(missing, high, self.log_factor)
+        return self.rule != "fixed" or self.visible is not None or self.warm_up > 0
 
     @property
     def threshold_by_joint(self) -> Tensor:
@@ -159,6 +175,11 @@ class KeypointFilter(nn.Module):
         if self.rule == "softmatch":
             return statistics.mean
         return torch.full_like(statistics.mean, self.threshold)
+
+    def _seen(self, confidence: Tensor) -> Tensor:
+        """Aligned; what is not finite lies below every threshold and floor."""
+        seen = torch.where(confidence.isfinite(), confidence.float(), -1)
+        return seen if self.visible is None else thresholds.aligned(seen, self.log_factor)
 
     def _weight(self, confidence: Tensor) -> Tensor:
         """By the rule alone, (B, K) in [0, 1]."""

@@ -253,3 +253,26 @@ def test_statistics_stand_still_where_nothing_is_counted(empty):
 def test_impossible_options_are_named(options, told):
     with pytest.raises(SagecacheError, match=told):
         KeypointFilter(2, **options)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("align", [False, True])
+def test_what_is_measured_at_once_is_exact_whatever_came_before(rule, align):
+    generator = torch.Generator().manual_seed(0)
+    confidence, visible = torch.rand(500, 3, generator=generator), torch.tensor([0.3, 0.5, 0.7])
+    module = KeypointFilter(3, rule=rule, visible=visible if align else None)
+    for _ in range(3):
+        module(torch.rand(8, 3, generator=generator) / 4)
+    module.eval()
+    assert module.measure(confidence) == (align or rule != "fixed")
+    torch.testing.assert_close(module.statistics.mean, confidence.mean(0))
+    torch.testing.assert_close(module.statistics.variance, confidence.var(0, correction=0))
+    share = torch.cat([module(part).weight for part in confidence.split(64)]).mean(0)
+    if align:
+        torch.testing.assert_close(share, visible, atol=0.01, rtol=0)
+
+
+def test_a_measurement_counts_as_one_batch_of_the_warm_up():
+    module, confidence = KeypointFilter(2, warm_up=1).eval(), torch.tensor([[0.1, 0.9]])
+    assert module.measure(confidence) and module(confidence).keep.all()
+    assert module.measure(confidence) and module(confidence).keep.tolist() == [[False, True]]
