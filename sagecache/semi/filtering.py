@@ -162,6 +162,15 @@ class KeypointFilter(nn.Module):
         return self.rule != "fixed" or self.visible is not None or self.warm_up > 0
 
     @property
+    def least(self) -> float:
+        """Confidence that the rule asks of every joint, whatever the statistics; floors may take less.
+
+        Of 'flexmatch' what it asks of the joint that is learned best; 'freematch' and 'softmatch' have none.
+        """
+        known = dict(fixed=self.threshold, flexmatch=self.threshold, adaptive=self.limits[0])
+        return known.get(self.rule, 0.0)
+
+    @property
     def threshold_by_joint(self) -> Tensor:
         """(K,): confidence above which a joint is kept now (the mean for 'softmatch')."""
         statistics = self.statistics
