@@ -37,6 +37,13 @@ SECTIONS: dict[str, tuple[type, tuple[str, ...]]] = {
     "swaps": (SwapCheck, ("flip_indices",)),
 }
 ALSO = {"pseudo_labels": ("align",)}  # keys that are read here
+# Keys that are read under one value of another key alone: section, keys, that key, its default, the values.
+# Not pseudo_labels.threshold: pages inherit it, and a rule that doesn't read it is one word on such a page.
+DEPENDENT = (
+    ("pseudo_labels", ("beta", "limits"), "rule", "fixed", ("adaptive",)),
+    ("fusion", ("disagreement",), "on_disagreement", "best", ("best", "drop")),
+    ("gate", ("weight_b", "keep_b"), "teacher_b", "none", ("diffusion",)),
+)
 
 
 def check_labeling(recipe: Recipe) -> None:
@@ -44,6 +51,15 @@ def check_labeling(recipe: Recipe) -> None:
     for name, (made, given) in SECTIONS.items():
         options = _options(recipe, name)
         checked(made, options, RECIPE, f"semi.{name}", given=given, also=ALSO.get(name, ()))
+    for name, keys, master, default, values in DEPENDENT:
+        options = _options(recipe, name)
+        value, useless = options.get(master, default), [key for key in keys if key in options]
+        if useless and value not in values:
+            raise SagecacheError(
+                f"semi.{name}.{useless[0]} has no effect with {master} '{value}'",
+                file=RECIPE,
+                fix=f"Set semi.{name}.{master}='{values[0]}', or {useless[0]} to None.",
+            )
 
 
 def _build(recipe: Recipe, name: str, **given: Any) -> Any:
@@ -82,7 +98,7 @@ def build_labeler(project: Project, recipe: Recipe, sigma: float) -> PseudoLabel
 
     gate.threshold_plausibility None (the default) is calibrated: the KPS that 95 % of the labeled poses
     reach once they err like predictions (semi.gating.calibrate_threshold), as confident as the gate asks;
-    where it asks for no confidence, as the filter does of each joint.
+    where it asks for no confidence, as the filter does of each joint (`KeypointFilter.least`).
     """
     check_torso(recipe, project.skeleton)
     stats = SkeletonStats.load(project.stats_file, project.skeleton)
@@ -92,7 +108,7 @@ def build_labeler(project: Project, recipe: Recipe, sigma: float) -> PseudoLabel
     joints = _build(recipe, "pseudo_labels", num_keypoints=count, visible=visible)
     gate = _build(recipe, "gate")
     if semi.gate.get("threshold_plausibility") is None:
-        confidence = gate.threshold_confidence or joints.threshold
+        confidence = gate.threshold_confidence or joints.least
         gate.threshold_plausibility = _calibrated(project, recipe, plausibility, confidence)
     return PseudoLabeler(
         sigma,

@@ -91,17 +91,29 @@ class RefreshHook(Hook):
             self._refresh(runner)
 
     def _refresh(self, runner) -> None:
+        """Labels by statistics of all instances, not of those that happen to come first: where decisions
+        depend on them, the teacher looks twice.
+        """
         model = unwrap(runner.model)
         self.crops.number = runner.iter // self.every
-        table = LabelTable(len(self.crops), model.table.keypoints.shape[1]).to(model.table.keypoints.device)
-        for views in self.crops.batches(model, self.workers):
-            table.put(views["index"], model.pseudo_labels(views))
-        model.table.fill({name: _of_all_processes(value) for name, value in table.arrays().items()})
+        keypoint_filter = model.labeler.keypoint_filter
+        keypoint_filter.eval()
+        self._label(model)
+        if keypoint_filter.measure(model.table.confidence):
+            self._label(model)
+        keypoint_filter.train(model.training)
         if dist.get_rank() == 0:
             arrays = {name: value.cpu().numpy() for name, value in model.table.arrays().items()}
             about = self.provenance | _moment(runner.iter, model.ema_teacher)
             about["fates"] = {fate.name.lower(): int(fate) for fate in Fate}
             write_labels(self._path(runner.iter), arrays | {"ids": self.crops.ids()}, about)
+
+    def _label(self, model: nn.Module) -> None:
+        """Fill the table; the filter stands still, so that processes may have unequal numbers of batches."""
+        table = LabelTable(len(self.crops), model.table.keypoints.shape[1]).to(model.table.keypoints.device)
+        for views in self.crops.batches(model, self.workers):
+            table.put(views["index"], model.pseudo_labels(views))
+        model.table.fill({name: _of_all_processes(value) for name, value in table.arrays().items()})
 
     def _path(self, iteration: int) -> Path:
         return self.folder / f"iter_{iteration}.zarr"

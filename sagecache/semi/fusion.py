@@ -83,8 +83,8 @@ class ViewFusion(nn.Module):
     surer by .5 weighs 2.7 times as much. by: 'keypoint', or 'instance' for one weight a person (the mean
     confidence), which cannot trust one view's wrist and the other's hip. disagreement: modes further apart
     than this many sigmas are two opinions (SSPCM, Huang et al. 2023, rejects by the same distance).
-    on_disagreement: 'best' leaves out what is far from the surest view's mode, 'drop' also tells the filter
-    to drop the joint, 'average' has no such rule.
+    on_disagreement: 'best' leaves out what is far from the mode of the surest view (the one of the largest
+    weight), 'drop' also tells the filter to drop the joint, 'average' has no such rule.
     sigma: of the codec, heatmap pixels.
     """
 
@@ -133,7 +133,7 @@ class ViewFusion(nn.Module):
             confidence if self.by == "keypoint" else confidence.mean(-1, keepdim=True).expand_as(confidence)
         )
         weight = (judged / self.temperature).masked_fill(~seen, -math.inf).softmax(0)
-        best = confidence.masked_fill(~seen, -1).argmax(0, keepdim=True)  # (1, B, K)
+        best = judged.masked_fill(~seen, -1).argmax(0, keepdim=True)  # (1, B, K), the largest weight of all
         chosen = mode.gather(0, best.unsqueeze(-1).expand(-1, -1, -1, 2))
         near = (mode - chosen).norm(dim=-1) <= self.distance
         used = weight if self.rule == "average" else weight * near

@@ -18,15 +18,16 @@ from sagecache.geometry.affine import (
     invert_affine,
     is_mirrored,
     linear_scale,
+    swap_mirrored,
     transform_points,
 )
 from sagecache.geometry.heatmap import decode
 from sagecache.semi.coupling import StructuralCoupling
 from sagecache.semi.filtering import FilterDecision, KeypointFilter
-from sagecache.semi.fusion import TeacherView, ViewFusion
+from sagecache.semi.fusion import Fused, TeacherView, ViewFusion
 from sagecache.semi.gating import GateDecision, HybridGate, Plausibility
 from sagecache.semi.instances import InstanceGate
-from sagecache.semi.swaps import FacingVote, SwapCheck
+from sagecache.semi.swaps import FacingVote, SwapCheck, SwapDecision
 from sagecache.structures import Fate, PseudoLabels
 
 Correct = Callable[[Tensor, Tensor], Tensor]
@@ -80,16 +81,11 @@ class PseudoLabeler(nn.Module):
         """
         fused = self.fusion(views, heatmap_from_input, self.flip_indices)
         heatmap_from_image = compose(heatmap_from_input, views[0].view_from_image)
-        points, confidence = decode(fused.probability, self.sigma)
-        confidence, named = confidence * fused.agreement, None
-        if self.swaps is not None and fixed_votes is not None:
-            vote = self._vote(fused.probability, heatmap_from_image, bbox_scale)
-            named = self.swaps(fused.probability, points, confidence, vote, fixed_votes)
-            fused = fused._replace(probability=named.probability)
-            points, confidence = named.points, named.confidence
+        fused, points, confidence, named = self._named(fused, heatmap_from_image, bbox_scale, fixed_votes)
         keypoints = transform_points(invert_affine(heatmap_from_image), points)
 
-        filtered = self.keypoint_filter(confidence)
+        filtered = self.keypoint_filter(confidence)  # drops what is not finite
+        keypoints, confidence = _finite(keypoints), _finite(confidence)
         trusted = filtered.weight
         if self.fusion.rule == "drop":
             trusted = torch.where(fused.disagree, 0, trusted)
@@ -97,13 +93,16 @@ class PseudoLabeler(nn.Module):
         if named is not None:
             places = torch.where(named.silenced, trusted, 0)
             trusted = torch.where(named.silenced, 0, trusted * named.weight[:, None])
-        keep = trusted > 0
+        # lengths, angles and sizes don't depend on names of sides: silenced joints are judged like the others
+        keep, known = trusted > 0, (trusted > 0) | (places > 0)
         if self.coupling is not None:
-            trusted = trusted * self.coupling(keypoints, keep, bbox_scale)
-        score = self._plausibility(keypoints, keep, bbox_scale, confidence)
+            doubt = self.coupling(keypoints, known, bbox_scale)
+            trusted, places = trusted * doubt, places * doubt
+        score = self._plausibility(keypoints, known, bbox_scale, confidence)
         corrected = None if correct is None else correct(keypoints, confidence)
         decision = self.gate(confidence, keep, score, corrected)
         weights = decision.weights * torch.where(decision.teacher_a[:, None], trusted, 1)
+        places = places * decision.teacher_a[:, None]
         fate = _fate(fused.disagree, filtered, keep, decision)
         if named is not None:
             weights = torch.where(named.silenced, 0, weights)  # nor are they learned from teacher B
@@ -112,7 +111,7 @@ class PseudoLabeler(nn.Module):
             fate = torch.where(silent, int(Fate.SWAPPED), fate)
         if self.instances is not None:
             person = self.instances(
-                fused.probability, heatmap_from_image, keypoints, keep, confidence, bbox_scale
+                fused.probability, heatmap_from_image, keypoints, known, confidence, bbox_scale
             )
             weights = weights * person.keep[:, None]
             places = places * person.keep[:, None]
@@ -126,7 +125,7 @@ class PseudoLabeler(nn.Module):
             weights=weights,
             fate=fate,
             places=places,
-            # the gate has dropped what is not finite; NaN times a weight of 0 would still be NaN
+            # the gate has dropped what is not finite
             corrected=keypoints
             if corrected is None
             else torch.where(corrected.isfinite(), corrected, keypoints),
@@ -135,19 +134,41 @@ class PseudoLabeler(nn.Module):
     @torch.no_grad()
     def votes(self, views: Sequence[TeacherView], heatmap_from_input: Tensor, bbox_scale: Tensor) -> Tensor:
         """Front or back, (B,) in [-1, 1], by `FacingVote`; arguments as in ``forward``."""
-        maps = self.fusion(views, heatmap_from_input, self.flip_indices).probability
+        maps = _finite(self.fusion(views, heatmap_from_input, self.flip_indices).probability)
         return self._vote(maps, compose(heatmap_from_input, views[0].view_from_image), bbox_scale)
+
+    def _named(
+        self, fused: Fused, heatmap_from_image: Tensor, bbox_scale: Tensor, fixed_votes: Tensor | None
+    ) -> tuple[Fused, Tensor, Tensor, SwapDecision | None]:
+        """Maps, points and confidence as the fixed votes name them. Maps are finite; of one that was not,
+        point and confidence say so.
+        """
+        points, confidence = decode(fused.probability, self.sigma)
+        confidence = confidence * fused.agreement
+        fused = fused._replace(probability=_finite(fused.probability))
+        if self.swaps is None or fixed_votes is None:
+            return fused, points, confidence, None
+        vote = self._vote(fused.probability, heatmap_from_image, bbox_scale)
+        named = self.swaps(fused.probability, points, confidence, vote, fixed_votes)
+        disagree = swap_mirrored(fused.disagree, named.exchanged, self.flip_indices)
+        fused = fused._replace(probability=named.probability, disagree=disagree)
+        return fused, named.points, named.confidence, named
 
     def _vote(self, maps: Tensor, heatmap_from_image: Tensor, bbox_scale: Tensor) -> Tensor:
         return self.facing(
             maps, bbox_scale * linear_scale(heatmap_from_image), is_mirrored(heatmap_from_image)
         )
 
-    def _plausibility(self, keypoints, keep, bbox_scale, confidence) -> Tensor:
-        """Judged by the joints that would be learned from: the rest may lie anywhere."""
+    def _plausibility(self, keypoints, known, bbox_scale, confidence) -> Tensor:
+        """Judged by the joints that would be learned from, by name or by place: the rest may lie anywhere."""
         if self.plausibility is not None:
-            return self.plausibility(keypoints, keep, bbox_scale, confidence)
-        return (confidence * keep).sum(-1) / keep.sum(-1).clamp_min(1)
+            return self.plausibility(keypoints, known, bbox_scale, confidence)
+        return (confidence * known).sum(-1) / known.sum(-1).clamp_min(1)
+
+
+def _finite(values: Tensor) -> Tensor:
+    """0 for what is not: it is dropped, but NaN times a weight of 0 would still be NaN."""
+    return values.nan_to_num(0, 0, 0)
 
 
 def _fate(disagree: Tensor, filtered: FilterDecision, keep: Tensor, decision: GateDecision) -> Tensor:

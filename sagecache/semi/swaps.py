@@ -27,13 +27,15 @@ PLACE_SIGMAS = 1.2  # a place takes in the mass about it by a Gaussian this many
 class SwapDecision(NamedTuple):
     """Maps (B, K, h, w), points (B, K, 2) and confidence (B, K) after renaming.
 
-    corrected (B, K) bool: exchanged with the partner. silenced (B, K) bool: the name is not to be learned,
-    though the place may be. weight (B,) > 0: of the named body's joints.
+    exchanged (B,) bool: left and right changed places. corrected (B, K) bool: the joints that have a partner,
+    of these. silenced (B, K) bool: the name is not to be learned, though the place may be. weight (B,) > 0:
+    of the named body's joints.
     """
 
     probability: Tensor
     points: Tensor
     confidence: Tensor
+    exchanged: Tensor
     corrected: Tensor
     silenced: Tensor
     weight: Tensor
@@ -135,6 +137,7 @@ class SwapCheck(nn.Module):
         exchange = sure & (vote.sign() * fixed.sign() < 0)
         return SwapDecision(
             *(swap_mirrored(value, exchange, self.partner) for value in (probability, points, confidence)),
+            exchanged=exchange,
             corrected=exchange[:, None] & self.paired,
             silenced=(~sure & fixed.isfinite())[:, None] & self.paired,
             weight=torch.where(sure & (fixed < 0), self.weight_back, 1.0).to(confidence.dtype),

@@ -62,12 +62,6 @@ def top_of_joint(confidence: Tensor, share: float) -> Tensor:
     return top_of_sample(confidence.T, share).T
 
 
-def aligned(confidence: Tensor, share: Tensor, wanted: Tensor, largest: float = 2.0) -> Tensor:
-    """Confidence as if the share of joints that count as visible were that of the labels, (B, K) in [0, 1].
-
-    share (K,): running share above the threshold; wanted (K,): the labeled split's visible share. The
-    quotient, at most ``largest`` either way, multiplies the confidence (distribution alignment, ReMixMatch,
-    Berthelot et al. 2020, for two outcomes).
-    """
-    factor = (wanted / share.clamp_min(1e-6)).clamp(1 / largest, largest)
-    return (confidence * factor).clamp(max=1)
+def aligned(confidence: Tensor, log_factor: Tensor) -> Tensor:
+    """Confidence (B, K) times exp(log_factor) (K,), at most 1."""
+    return (confidence * log_factor.exp()).clamp(max=1)

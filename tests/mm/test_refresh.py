@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,15 +14,17 @@ from dots_network import bright_project, train
 
 from sagecache.cli.jobs import stats_job
 from sagecache.errors import SagecacheError
-from sagecache.mm import run
+from sagecache.mm import refresh, run
 from sagecache.mm.estimator import SemiPoseEstimator
 from sagecache.mm.gallery import look
 from sagecache.mm.refresh import stored_labels, stored_votes
 from sagecache.precompute.runner import run_stats
 from sagecache.project import Project
 from sagecache.project.trained import trained_run
+from sagecache.semi.filtering import KeypointFilter
 from sagecache.semi.refresh import LabelTable
 from sagecache.store.labels import read_labels
+from sagecache.structures import PseudoLabels
 
 WORDS = {
     "semi.refresh": 1,
@@ -108,6 +112,77 @@ def test_labels_of_another_moment_or_of_other_persons_are_not_shown(project, tmp
     assert stored_labels(folder, 4, [*persons, *project.instances("val")]) is None
     shutil.rmtree(folder / "pseudo_labels")
     assert look(project, one, 4).stored is None
+
+
+def test_a_dynamic_threshold_is_that_of_all_persons(project, tmp_path, monkeypatch):
+    """Two persons a batch, and the first ones of a training are judged by as much as the last."""
+    monkeypatch.setattr(refresh, "BATCH", 2)
+    words = {"semi.pseudo_labels.rule": "adaptive", "semi.pseudo_labels.beta": 0.0}
+    last = work(project, tmp_path / "run", words=words, max_iters=1)
+    arrays, _ = read_labels(tmp_path / "run" / "pseudo_labels" / "iter_0.zarr")
+    state = torch.load(last, weights_only=True)["state_dict"]
+    mean = state["labeler.keypoint_filter.statistics.mean"].numpy()
+    np.testing.assert_allclose(mean, arrays["confidence"].mean(0), atol=1e-6)
+    np.testing.assert_array_equal(arrays["weights"] > 0, arrays["confidence"] > mean.clip(0.1, 0.9))
+
+
+class _Views(torch.utils.data.Dataset):
+    """Nothing but numbers: of person i every joint is i hundredths sure."""
+
+    def __init__(self, count: int) -> None:
+        self.instances = [SimpleNamespace(key=(index, 0)) for index in range(count)]
+
+    def __len__(self) -> int:
+        return len(self.instances)
+
+    def views(self, draw) -> dict[str, np.ndarray]:
+        return dict(index=np.int64(draw.index), confidence=np.full(3, draw.index / 100, np.float32))
+
+
+class _Model(torch.nn.Module):
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.table, self.ema_teacher = LabelTable(count, 3), torch.nn.Linear(1, 1)
+        self.labeler = torch.nn.Module()
+        self.labeler.keypoint_filter = KeypointFilter(3, rule="adaptive", limits=(0.0, 1.0), beta=0.0)
+        self.data_preprocessor = SimpleNamespace(cast_data=lambda data: data)
+
+    def pseudo_labels(self, views: dict) -> PseudoLabels:
+        confidence = views["confidence"]
+        weights, pose = self.labeler.keypoint_filter(confidence).weight, torch.zeros(*confidence.shape, 2)
+        person = confidence[:, 0]
+        return PseudoLabels(
+            pose, pose, confidence, person, person > 0, weights, weights.long(), weights, pose
+        )
+
+
+def _one_of_two(rank: int, port: int, count: int, folder, queue) -> None:
+    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    refresh.BATCH, model = 4, _Model(count)
+    hook = refresh.RefreshHook(_Views(count), 1, folder, dict(seed=0))
+    hook._refresh(SimpleNamespace(model=model, iter=0))
+    queue.put((rank, model.table.weights.tolist(), model.labeler.keypoint_filter.statistics.mean.tolist()))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("count", [9, 1])
+def test_processes_with_unequal_numbers_of_batches_refresh_together(tmp_path, count):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = torch.multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    arguments = [(rank, port, count, tmp_path / "labels", queue) for rank in range(2)]
+    processes = [context.Process(target=_one_of_two, args=one) for one in arguments]
+    for process in processes:
+        process.start()
+    found = [queue.get(timeout=120) for _ in processes]
+    for process in processes:
+        process.join()
+    mean = (count - 1) / 200
+    for _, weights, statistics in found:
+        assert statistics == pytest.approx([mean] * 3)
+        assert weights == [[float(index / 100 > mean)] * 3 for index in range(count)]
 
 
 def test_labels_of_other_instances_are_refused(project, tmp_path):

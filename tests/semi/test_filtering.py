@@ -1,4 +1,5 @@
 import copy
+import math
 import socket
 
 import pytest
@@ -131,19 +132,51 @@ def test_everything_is_kept_while_it_warms_up():
     assert kept == [[[True, True]], [[True, True]], [[False, True]]]
 
 
-def test_alignment_brings_the_selected_share_to_the_labels():
-    torch.manual_seed(0)
-    wanted = torch.tensor([0.8, 0.3])
-    module, plain = KeypointFilter(2, visible=wanted), KeypointFilter(2)
-    batches = torch.rand(300, 64, 2)  # half of all is above .5
-    shares = torch.stack([module(batch).keep.float().mean(0) for batch in batches])[50:].mean(0)
-    alone = torch.stack([plain(batch).keep.float().mean(0) for batch in batches])[50:].mean(0)
-    assert ((shares - wanted).abs() < (alone - wanted).abs()).all() and shares[0] > 0.65 and shares[1] < 0.2
+def drawn(kind: str, count: int, generator: torch.Generator) -> torch.Tensor:
+    """Confidences (count, 1)."""
+    uniform, other = torch.rand(2, count, 1, generator=generator)
+    if kind == "uniform":
+        return uniform
+    if kind == "narrow":
+        return (0.5 + 0.08 * torch.randn(count, 1, generator=generator)).clamp(0, 1)
+    return torch.where(other < 0.6, 0.6 + 0.2 * uniform, 0.2 * uniform)  # two modes
+
+
+def shares_of(module: KeypointFilter, kind: str, batches: int = 500) -> float:
+    generator = torch.Generator().manual_seed(0)
+    weights = [module(drawn(kind, 64, generator)).weight.mean() for _ in range(batches)]
+    return torch.stack(weights[batches // 2 :]).mean().item()
+
+
+@pytest.mark.parametrize("wanted", [0.3, 0.7])
+@pytest.mark.parametrize("kind", ["uniform", "narrow", "two modes"])
+@pytest.mark.parametrize("rule", ["fixed", "adaptive", "softmatch"])
+def test_alignment_brings_the_selected_share_to_the_labels(rule, kind, wanted):
+    if kind == "two modes":
+        wanted = min(wanted, 0.6)  # the lower mode lies beyond twice its confidence
+    module = KeypointFilter(1, rule=rule, visible=torch.tensor([wanted]))
+    assert shares_of(module, kind) == pytest.approx(wanted, abs=0.05)
+
+
+def test_alignment_raises_a_confidence_to_its_double_at_most():
+    module = KeypointFilter(1, visible=torch.ones(1))
+    assert shares_of(module, "uniform") == pytest.approx(0.75, abs=0.03)  # above .25
+    assert module.log_factor.exp().item() == pytest.approx(2)
+
+
+def test_alignment_is_saved_and_moves_in_training_alone():
+    module = KeypointFilter(1, visible=torch.tensor([0.3]))
+    shares_of(module, "uniform", 20)
+    other = KeypointFilter(1, visible=torch.tensor([0.3])).eval()
+    other.load_state_dict(module.state_dict())
+    confidence = torch.rand(64, 1)
+    assert torch.equal(other(confidence).keep, module.eval()(confidence).keep)
+    assert other.log_factor == module.log_factor < 0 and "log_factor" not in KeypointFilter(1).state_dict()
 
 
 def _one_of_two(rank: int, batches: torch.Tensor, port: int, queue) -> None:
     torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    module = KeypointFilter(3)
+    module = KeypointFilter(3, visible=torch.tensor([0.3, 0.5, 0.9]))
     for batch in batches[rank]:
         module(batch)
     queue.put((rank, {name: value.tolist() for name, value in module.state_dict().items()}))
@@ -164,12 +197,48 @@ def test_two_processes_keep_the_statistics_of_both():
     found = dict(queue.get(timeout=60) for _ in processes)
     for process in processes:
         process.join()
-    alone = KeypointFilter(3)
+    alone = KeypointFilter(3, visible=torch.tensor([0.3, 0.5, 0.9]))
     for both in batches.transpose(0, 1):
         alone(both.flatten(0, 1))
     assert found[0] == found[1]
     for name, value in alone.state_dict().items():
         assert torch.tensor(found[0][name]).tolist() == pytest.approx(value.tolist(), abs=1e-5)
+
+
+RULES = ("fixed", "adaptive", "flexmatch", "freematch", "softmatch")
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_what_is_not_finite_is_dropped_and_leaves_no_trace(rule):
+    generator = torch.Generator().manual_seed(0)
+    module, other = KeypointFilter(3, rule=rule), KeypointFilter(3, rule=rule)
+    for _ in range(5):
+        batch = torch.rand(8, 3, generator=generator)
+        module(batch), other(batch)
+    batch = torch.rand(8, 3, generator=generator)
+    batch[2:4, 1] = torch.tensor([math.nan, math.inf])
+    assert module(batch).weight[2:4, 1].eq(0).all()
+    counted = torch.cat([batch[:2], batch[4:]])
+    other(counted)
+    before = {name: value[1] for name, value in other.statistics.named_buffers() if value.ndim}
+    for name, value in before.items():
+        assert getattr(module.statistics, name)[1].item() == pytest.approx(value.item(), abs=1e-6)
+
+
+def test_what_is_not_finite_takes_no_place_of_a_floor():
+    confidence = torch.tensor([[math.nan, 0.3, 0.2, 0.1]])
+    assert KeypointFilter(4, min_keep=0.25).eval()(confidence).keep.tolist() == [[False, True, False, False]]
+    by_joint = KeypointFilter(1, percentile=0.25).eval()(confidence.T)
+    assert by_joint.keep.flatten().tolist() == [False, True, False, False]
+
+
+@pytest.mark.parametrize("empty", [torch.empty(0, 3), torch.full((2, 3), math.nan)])
+def test_statistics_stand_still_where_nothing_is_counted(empty):
+    module, batch = KeypointFilter(3), torch.rand(4, 3)
+    for confidence in (empty, batch, empty):
+        module(confidence)
+    torch.testing.assert_close(module.statistics.mean, batch.mean(0))
+    assert module.statistics.updates == 1
 
 
 @pytest.mark.parametrize(
@@ -184,3 +253,26 @@ def test_two_processes_keep_the_statistics_of_both():
 def test_impossible_options_are_named(options, told):
     with pytest.raises(SagecacheError, match=told):
         KeypointFilter(2, **options)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("align", [False, True])
+def test_what_is_measured_at_once_is_exact_whatever_came_before(rule, align):
+    generator = torch.Generator().manual_seed(0)
+    confidence, visible = torch.rand(500, 3, generator=generator), torch.tensor([0.3, 0.5, 0.7])
+    module = KeypointFilter(3, rule=rule, visible=visible if align else None)
+    for _ in range(3):
+        module(torch.rand(8, 3, generator=generator) / 4)
+    module.eval()
+    assert module.measure(confidence) == (align or rule != "fixed")
+    torch.testing.assert_close(module.statistics.mean, confidence.mean(0))
+    torch.testing.assert_close(module.statistics.variance, confidence.var(0, correction=0))
+    share = torch.cat([module(part).weight for part in confidence.split(64)]).mean(0)
+    if align:
+        torch.testing.assert_close(share, visible, atol=0.01, rtol=0)
+
+
+def test_a_measurement_counts_as_one_batch_of_the_warm_up():
+    module, confidence = KeypointFilter(2, warm_up=1).eval(), torch.tensor([[0.1, 0.9]])
+    assert module.measure(confidence) and module(confidence).keep.all()
+    assert module.measure(confidence) and module(confidence).keep.tolist() == [[False, True]]

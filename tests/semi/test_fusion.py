@@ -118,6 +118,17 @@ def test_one_weight_a_person_cannot_trust_one_view_s_wrist_and_the_other_s_hip()
     torch.testing.assert_close(by_person.probability[:, 0], by_person.probability[:, 1])
 
 
+@pytest.mark.parametrize("temperature", [0.01, 0.5])
+def test_the_surest_person_s_mode_is_the_one_that_weighs_most(temperature):
+    """The first view is surer of the person, the second one of joint 0, which it puts elsewhere."""
+    first = torch.cat([pair(0.0, blur=0.02)[1], pair(0.0)[0], pair(0.0)[0]], 1)
+    second = torch.cat([pair(8.0)[1], pair(0.0, blur=0.05)[1], pair(0.0, blur=0.05)[1]], 1)
+    maps, seen = torch.stack([first, second]), torch.ones(2, 1, 3, dtype=torch.bool)
+    fused = ViewFusion(SIGMA, temperature=temperature, by="instance").fuse(maps, seen)
+    assert fused.disagree[0].tolist() == [True, False, False] and fused.agreement.min() > 0.5
+    torch.testing.assert_close(fused.probability[:, 0], first[:, 0])
+
+
 def test_flipped_passes_that_disagree_halve_the_confidence():
     maps = torch.zeros(1, 3, 64, 48)
     maps[:, :, 20, 10] = 1

@@ -1,16 +1,21 @@
 import math
+from dataclasses import fields
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from sagecache.geometry.affine import augment_affine, crop_affine, heatmap_affine
+from sagecache.semi.coupling import StructuralCoupling
 from sagecache.semi.filtering import KeypointFilter
-from sagecache.semi.fusion import TeacherView, fuse_flip
-from sagecache.semi.gating import HybridGate
+from sagecache.semi.fusion import TeacherView, ViewFusion, fuse_flip
+from sagecache.semi.gating import HybridGate, Plausibility
+from sagecache.semi.instances import InstanceGate
 from sagecache.semi.pseudo_labels import PseudoLabeler
 from sagecache.semi.swaps import FacingVote, SwapCheck
 from sagecache.skeleton import COCO17
+from sagecache.skeleton.stats import compute_stats
 from sagecache.structures import Fate
 
 FLIP = torch.tensor([0, 2, 1])  # nose, left, right
@@ -119,10 +124,26 @@ def test_labels_carry_no_gradient():
     assert not labels.probability.requires_grad and not labels.keypoints.requires_grad
 
 
+@pytest.mark.parametrize("what", [math.nan, math.inf])
+@pytest.mark.parametrize("joints", [[1], [0, 1, 2]])
+def test_what_is_not_finite_is_dropped_and_not_handed_on(what, joints):
+    view = weak_view()
+    maps = perfect_teacher(view).repeat(2, 1, 1, 1)
+    maps[0, joints] = what
+    labels = label(labeler(), maps, view)
+    assert all(getattr(labels, one.name).isfinite().all() for one in fields(labels))
+    kept = torch.ones(2, 3, dtype=torch.bool)
+    kept[0, joints] = False
+    assert torch.equal(labels.keep, kept)
+    alone = label(labeler(), perfect_teacher(view), view)
+    torch.testing.assert_close(labels.keypoints[1:], alone.keypoints)
+
+
 # -- left and right --------------------------------------------------------------------------------------
 
 PAIRS, TORSO = torch.tensor(COCO17.mirrored_joints), torch.tensor(COCO17.torso_joints)
 PARTNER = torch.tensor(COCO17.flip_indices)
+PARTS = ("gate", "plausibility", "instances", "coupling")
 
 
 def infant() -> Tensor:
@@ -136,19 +157,28 @@ def infant() -> Tensor:
     return points
 
 
-def label_infant(fixed_votes: Tensor | None, flip: bool = False, gate: HybridGate | None = None, **options):
+def infant_view(points: Tensor, flip: bool = False) -> TeacherView:
+    """What a right network sees of joints (17, 2) in the image."""
     view = weak_view(flip)
     matrix = HEATMAP_FROM_WEAK @ view[0]
-    points = infant() @ matrix[:2, :2].T + matrix[:2, 2]
+    points = points @ matrix[:2, :2].T + matrix[:2, 2]
     points = points[PARTNER] if flip else points
     y, x = torch.meshgrid(torch.arange(64.0), torch.arange(48.0), indexing="ij")
     square = (x - points[:, 0, None, None]) ** 2 + (y - points[:, 1, None, None]) ** 2
-    maps = torch.exp(-square / (2 * SIGMA**2))[None]
+    return TeacherView(torch.exp(-square / (2 * SIGMA**2))[None], "heatmap", view)
+
+
+def label_views(views: list[TeacherView], fixed_votes: Tensor | None, parts: dict, box=118.0, **options):
     swaps = (FacingVote(PAIRS, TORSO, SIGMA), SwapCheck(PARTNER, weight_back=3.0))
-    module = PseudoLabeler(SIGMA, PARTNER, KeypointFilter(17), gate or HybridGate(), swaps=swaps)
-    views = [TeacherView(maps, "heatmap", view)]
-    assert module.votes(views, HEATMAP_FROM_WEAK, torch.tensor([118.0])).item() > 0.4
-    return module(views, HEATMAP_FROM_WEAK, torch.tensor([118.0]), fixed_votes=fixed_votes, **options)
+    parts = dict(keypoint_filter=KeypointFilter(17), gate=HybridGate(), swaps=swaps) | parts
+    module = PseudoLabeler(SIGMA, PARTNER, **parts)
+    assert module.votes(views, HEATMAP_FROM_WEAK, torch.tensor([box])).item() > 0.4
+    return module(views, HEATMAP_FROM_WEAK, torch.tensor([box]), fixed_votes=fixed_votes, **options)
+
+
+def label_infant(fixed_votes: Tensor | None, flip: bool = False, box: float = 118.0, **options):
+    parts = {name: options.pop(name) for name in PARTS if name in options}
+    return label_views([infant_view(infant(), flip)], fixed_votes, parts, box, **options)
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -183,3 +213,66 @@ def test_silent_names_are_not_learned_from_the_prior_s_pose_either():
 def test_without_a_vote_names_stay_as_they_are():
     labels = label_infant(None)
     assert labels.fate.eq(Fate.KEPT).all() and labels.places.eq(0).all()
+
+
+SILENT, FRONT = torch.tensor([0.05]), torch.tensor([0.9])
+GIANT = 40.0  # the box that makes a giant of the infant
+
+
+@pytest.fixture(scope="module")
+def stats():
+    points = infant().numpy() + np.random.default_rng(0).normal(0, 2, (100, 17, 2))
+    seen = np.concatenate([points, np.full((100, 17, 1), 2.0)], -1)
+    return compute_stats(seen, np.tile([0.0, 0.0, 118.0, 118.0], (100, 1)), COCO17)
+
+
+def test_whole_persons_are_judged_by_their_silent_joints_too(stats):
+    gate = InstanceGate(stats, SIGMA, size=1.2)
+    fit, giant = (label_infant(SILENT, box=box, instances=gate) for box in (118.0, GIANT))
+    assert fit.places.sum() == 16
+    assert giant.places.eq(0).all() and giant.weights.eq(0).all() and giant.fate.eq(Fate.INSTANCE).all()
+
+
+def test_a_person_that_the_gate_refuses_teaches_no_places():
+    labels = label_infant(SILENT, gate=HybridGate(threshold_confidence=1.0))
+    assert not labels.teacher_a.any() and labels.places.eq(0).all() and labels.fate.eq(Fate.REFUSED).all()
+
+
+def test_a_silent_body_is_as_plausible_as_a_named_one(stats):
+    scores = [
+        [
+            label_infant(vote, box=box, plausibility=Plausibility.from_stats(stats)).plausibility.item()
+            for vote in (SILENT, FRONT)
+        ]
+        for box in (118.0, GIANT)
+    ]
+    assert scores[0][0] == scores[0][1] > 0.9 and scores[1][0] == scores[1][1] < 0.8
+
+
+def test_an_implausible_structure_lowers_the_weights_of_places_as_well(stats):
+    coupling = StructuralCoupling(stats)
+    silent, named = (label_infant(vote, box=GIANT, coupling=coupling) for vote in (SILENT, FRONT))
+    paired = PARTNER != torch.arange(17)
+    assert named.weights[0, 5:].max() < 0.5
+    torch.testing.assert_close(silent.places[0, paired], named.weights[0, paired])
+
+
+@pytest.mark.parametrize(("vote", "dropped"), [(0.9, 9), (-0.9, 10)])
+def test_the_views_disagreement_goes_with_the_joint_that_is_renamed(vote, dropped):
+    other = infant()
+    other[9] += torch.tensor([-20.0, 25.0])  # the teacher's left wrist
+    views = [infant_view(infant()), infant_view(other)]
+    parts = dict(
+        fusion=ViewFusion(SIGMA, on_disagreement="drop"), keypoint_filter=KeypointFilter(17, threshold=0.2)
+    )
+    labels = label_views(views, torch.tensor([vote]), parts)
+    assert (labels.weights[0] == 0).nonzero().flatten().tolist() == [dropped]
+    assert labels.fate[0, dropped] == Fate.DISAGREE
+
+
+def test_one_blind_joint_leaves_the_body_its_vote():
+    view = infant_view(infant())
+    view.heatmaps[:, 9] = math.nan
+    labels = label_views([view], torch.tensor([-0.9]), {})
+    assert labels.fate[0, 9:11].tolist() == [Fate.CORRECTED, Fate.LOW_CONFIDENCE]
+    assert labels.places.eq(0).all() and labels.keypoints.isfinite().all()

@@ -56,8 +56,7 @@ def test_floors_keep_the_best_of_a_sample_and_of_a_joint(share, count):
     assert torch.equal(thresholds.top_of_joint(confidence.T, share), kept.T)
 
 
-def test_alignment_moves_the_share_towards_the_labels_and_has_a_bound():
-    confidence = torch.tensor([[0.4, 0.4, 0.4]])
-    found = thresholds.aligned(confidence, torch.tensor([0.4, 0.8, 0.01]), torch.tensor([0.8, 0.4, 1.0]))
-    assert found.tolist() == [pytest.approx([0.8, 0.2, 0.8])]
-    assert thresholds.aligned(torch.ones(1, 1), torch.tensor([0.1]), torch.tensor([0.9])).item() == 1
+def test_alignment_raises_and_lowers_confidence_up_to_one():
+    log_factor = torch.tensor([2.0, 0.5, 2.0]).log()
+    found = thresholds.aligned(torch.tensor([[0.4, 0.4, 0.9]]), log_factor)
+    assert found.tolist() == [pytest.approx([0.8, 0.2, 1.0])]
