@@ -1,6 +1,6 @@
 """SAGE-Pose: one EMA teacher that looks at two views, and a vote that holds left and right in place.
 
-What the design asks for, and what is left out here because it did not help: docs/sage-pose.md, results.md.
+What the design asks for, and what is left out here: docs/sage-pose.md.
 """
 
 load_from = "stage0"
