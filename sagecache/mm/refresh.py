@@ -58,7 +58,7 @@ def label_hooks(
     if recipe.semi.refresh:
         estimator.table = LabelTable(len(views), len(estimator.labeler.flip_indices))
         every = recipe.semi.refresh * loader.sampler.steps_an_epoch(UNLABELED)
-        hooks.append(RefreshHook(views, every, work_dir / LABELS, provenance, loader.num_workers))
+        hooks.append(RefreshHook(views, every, work_dir / LABELS, provenance, loader.num_workers, report))
     return hooks
 
 
@@ -66,16 +66,23 @@ class RefreshHook(Hook):
     """Fills the estimator's label table every ``every`` iterations, the first of the training among them.
 
     views: the unlabeled stream. folder: where each refresh is written, ``iter_<n>.zarr``; a resumed run reads
-    the one it was learning from. provenance: goes into each of them; its 'seed' draws the views.
+    the one it was learning from. provenance: goes into each of them; its 'seed' draws the views. report: as
+    for `ProgressHook`.
     """
 
     priority = "HIGH"  # after SemiHook, which seeds the step
 
     def __init__(
-        self, views: UnlabeledViews, every: int, folder: Path, provenance: Mapping, workers: int = 0
+        self,
+        views: UnlabeledViews,
+        every: int,
+        folder: Path,
+        provenance: Mapping,
+        workers: int = 0,
+        report: Callable[..., None] = lambda *told: None,
     ) -> None:
-        self.crops, self.every, self.folder = _WeakViews(views, provenance["seed"]), every, folder
-        self.workers, self.provenance = workers, dict(provenance, every_iterations=every)
+        self.crops, self.every = _WeakViews(views, provenance["seed"], workers, report), every
+        self.folder, self.provenance = folder, dict(provenance, every_iterations=every)
 
     def before_train(self, runner) -> None:
         iteration = runner.iter // self.every * self.every
@@ -111,7 +118,7 @@ class RefreshHook(Hook):
     def _label(self, model: nn.Module) -> None:
         """Fill the table; the filter stands still, so that processes may have unequal numbers of batches."""
         table = LabelTable(len(self.crops), model.table.keypoints.shape[1]).to(model.table.keypoints.device)
-        for views in self.crops.batches(model, self.workers):
+        for views in self.crops.batches(model, f"labels of {len(self.crops)} persons"):
             table.put(views["index"], model.pseudo_labels(views))
         model.table.fill({name: _of_all_processes(value) for name, value in table.arrays().items()})
 
@@ -137,8 +144,8 @@ class FacingHook(Hook):
         workers: int = 0,
         report: Callable[..., None] = lambda *told: None,
     ) -> None:
-        self.crops, self.path, self.workers = _WeakViews(views, provenance["seed"]), path, workers
-        self.provenance, self.report = dict(provenance, rounds=ROUNDS), report
+        self.crops, self.path = _WeakViews(views, provenance["seed"], workers, report), path
+        self.provenance = dict(provenance, rounds=ROUNDS)
 
     def before_train(self, runner) -> None:
         model = unwrap(runner.model)
@@ -147,17 +154,13 @@ class FacingHook(Hook):
 
     def _vote(self, model: nn.Module) -> Tensor:
         votes = torch.zeros(len(self.crops), device=model.heatmap_from_input.device)
-        training, seen, told = model.training, 0, 0
+        training = model.training
         model.eval()
-        self.report(0, 0, f"the start weights tell front from back, {ROUNDS} looks at {len(votes)} persons")
         for number in range(ROUNDS):
             self.crops.number = number
-            for views in self.crops.batches(model, self.workers):
+            what = f"front or back of {len(votes)} persons, look {number + 1} of {ROUNDS}"
+            for views in self.crops.batches(model, what):
                 votes[views["index"]] += model.facing_votes(views) / ROUNDS
-                seen += len(views["index"]) * dist.get_world_size()
-                if seen * 5 // (ROUNDS * len(votes)) > told:  # every fifth, of what takes minutes
-                    told = seen * 5 // (ROUNDS * len(votes))
-                    self.report(0, 0, f"front from back: {20 * told} %")
         model.train(training)
         votes = _of_all_processes(votes)
         if dist.get_rank() == 0:
@@ -214,23 +217,33 @@ def stored_labels(work_dir: Path, iterations: int, instances: Sequence[Instance]
 
 
 class _WeakViews(Dataset):
-    """What the teachers look at, of each instance; a fresh draw at each refresh."""
+    """What the teachers look at, of each instance; a fresh draw at each refresh. workers: loader processes.
+    report: as for `ProgressHook`.
+    """
 
-    def __init__(self, views: UnlabeledViews, seed: int) -> None:
+    def __init__(self, views: UnlabeledViews, seed: int, workers: int, report: Callable[..., None]) -> None:
         self.views, self.seed, self.number = copy.copy(views), seed, 0
+        self.workers, self.report = workers, report
         self.views.num_strong_views = 0
 
-    def batches(self, model: nn.Module, workers: int) -> Iterator[dict[str, Tensor]]:
-        """This process's share of all instances, on the model's device."""
+    def batches(self, model: nn.Module, what: str) -> Iterator[dict[str, Tensor]]:
+        """This process's share of all instances, on the model's device. It takes minutes: each fifth is told,
+        and what it is for.
+        """
         loader = DataLoader(
             self,
             batch_size=BATCH,
             sampler=range(dist.get_rank(), len(self), dist.get_world_size()),
-            num_workers=workers,
+            num_workers=self.workers,
             collate_fn=collate,
             generator=torch.Generator(),  # a loader draws a seed, and the step's own must stay as it is
         )
-        yield from map(model.data_preprocessor.cast_data, loader)
+        told = -1
+        for number, views in enumerate(map(model.data_preprocessor.cast_data, loader)):
+            if 5 * number // len(loader) > told:
+                told = 5 * number // len(loader)
+                self.report(0, 0, f"{what}: {20 * told} %")
+            yield views
 
     def ids(self) -> np.ndarray:
         return np.array([one.key for one in self.views.instances], np.int64)

@@ -216,3 +216,11 @@ def test_votes_are_taken_once_before_the_first_step_and_read_by_a_resumed_run(pr
     resumed = work(project, cut, words=words, max_iters=4, resume=True)
     one, other = (torch.load(path, weights_only=True)["state_dict"] for path in (whole, resumed))
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_what_takes_minutes_is_told_by_fifths():
+    said, count = [], 7 * refresh.BATCH
+    crops = refresh._WeakViews(_Views(count), 0, 0, lambda *told: said.append(told))
+    seen = [index for views in crops.batches(_Model(count), "labels") for index in views["index"].tolist()]
+    assert seen == list(range(count))
+    assert said == [(0, 0, f"labels: {share} %") for share in (0, 20, 40, 60, 80)]
