@@ -44,7 +44,7 @@ def build_estimator(
             terms=build_terms(project, recipe, frame.sigma, prior) if with_terms else {},
             mixing=build_mixing(project, recipe),
             style=build_style(recipe),
-            prior=prior if recipe.semi.gate.get("teacher_b") == "diffusion" else None,
+            prior=prior if recipe.semi.has_teacher_b else None,
             teacher=recipe.semi.teacher,
             ramp_up_steps=recipe.semi.ramp_up,
         )
@@ -69,14 +69,6 @@ def _load_start(project: Project, recipe: Recipe, student: torch.nn.Module, star
 def _demo_starts(project: Project) -> list[str]:
     """Recipes whose pages ask for the committed student."""
     return [name for name in project.recipe_names() if project.recipe(name)[0].load_from == "demo"]
-
-
-def warn_of_random_start(recipe: Recipe, model: dict) -> None:
-    """Of a training whose student knows nothing at its start; not where model.py names weights."""
-    if recipe.load_from is None and not _names_weights(model):
-        logger.warning(
-            "the student starts from random weights: load_from is None, and model.py names none (init_cfg)"
-        )
 
 
 def _names_weights(config: Any) -> bool:
@@ -112,9 +104,15 @@ def start_checkpoint(project: Project, recipe: Recipe) -> Path | None:
     return path
 
 
-def warn_of_start(project: Project, recipe: Recipe) -> None:
-    """A trial (--max-iters, overrides) stands for its recipe until that is trained again."""
+def warn_of_start(project: Project, recipe: Recipe, model: dict) -> None:
+    """Of a start that may not be meant: random weights, where model.py names none either, or a trial
+    (--max-iters, overrides), which stands for its recipe until that is trained again.
+    """
     name = recipe.load_from
+    if name is None and not _names_weights(model):
+        logger.warning(
+            "the student starts from random weights: load_from is None, and model.py names none (init_cfg)"
+        )
     if name not in project.recipe_names() or finished_run(project.work_dir(name)) is None:
         return
     if how := shortfall(project.work_dir(name), *project.recipe(name)):

@@ -16,7 +16,7 @@ from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 
 from sagecache.errors import SagecacheError, recipe_is
-from sagecache.mm.build import build_estimator, warn_of_random_start, warn_of_start
+from sagecache.mm.build import build_estimator, warn_of_start
 from sagecache.mm.checkpoints import Resumable, newest_readable
 from sagecache.mm.compat import ddp_wrapper_cfg, init_cpu_distributed
 from sagecache.mm.guards import watchers
@@ -107,12 +107,10 @@ def _train(project: Project, name: str, options: TrainOptions, work_dir: Path, r
     if world_size() > 1:
         init_cpu_distributed()
     torch.manual_seed(seed)
-    if last is None:
-        warn_of_start(project, recipe)
+    if last is None and rank() == 0:
+        warn_of_start(project, recipe, model)
     with recipe_is(project.recipe_page(name)):
         estimator = build_estimator(project, recipe, model)
-    if last is not None and last.iteration < (options.max_iters or recipe.train_cfg.max_iters):
-        _tell_of_half_a_step(last.iteration, recipe.accumulation)
     loader = train_loader(project, recipe, model, seed)
     sections = _sections(project, name, recipe, model, options, work_dir, seed, report)
     about = dict(recipe=name, recipe_sha256=recipe_digest(recipe, model), seed=seed)
@@ -130,7 +128,6 @@ def _train(project: Project, name: str, options: TrainOptions, work_dir: Path, r
             ),
         )
         if runner.rank == 0 and last is None:
-            warn_of_random_start(recipe, model)
             note_start(work_dir, recipe, model, inputs_of(project, recipe))
         with (
             memory_advice(recipe, model),
@@ -174,6 +171,14 @@ def _last_of_run(work_dir: Path, recipe: Recipe, model: dict, options: TrainOpti
     max_iters = options.max_iters or recipe.train_cfg.max_iters
     if last.iteration >= max_iters:
         logger.warning("nothing left to do: %s is at iteration %d of %d", work_dir, last.iteration, max_iters)
+    elif within := last.iteration % recipe.accumulation:
+        logger.warning(
+            "iteration %d ends within an optimiser step of %d: checkpoints keep no gradients, so that the %d "
+            "before it are missing in the first step",
+            last.iteration,
+            recipe.accumulation,
+            within,
+        )
     return last
 
 
@@ -260,15 +265,6 @@ def _whole_steps(key: str, interval: int, accumulated: int, max_iters: int) -> i
         told = "train_cfg.%s %d becomes %d: optimiser steps of %d iterations are not cut"
         logger.warning(told, key, interval, whole, accumulated)
     return whole
-
-
-def _tell_of_half_a_step(iteration: int, accumulated: int) -> None:
-    if within := iteration % accumulated:
-        told = (
-            "iteration %d ends within an optimiser step of %d: checkpoints keep no gradients, so that the %d "
-        )
-        told += "before it are missing in the first step"
-        logger.warning(told, iteration, accumulated, within)
 
 
 def _default_hooks(log_interval: int, saved_every: int, validated: bool) -> dict[str, Any]:

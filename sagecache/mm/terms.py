@@ -37,7 +37,7 @@ class TermInputs:
     prior: DiffusionPrior | None
 
     def teacher_b(self) -> bool:
-        return self.recipe.semi.gate.get("teacher_b") == "diffusion"
+        return self.recipe.semi.has_teacher_b
 
     def flip_indices(self) -> Tensor:
         return torch.tensor(self.project.skeleton.flip_indices)
@@ -168,7 +168,7 @@ def _refuse_keys_without_effect(semi: SemiSettings) -> None:
             "terms.consistency.soft_sigma",
             consistency.get("soft_sigma"),
             "gate.teacher_b='diffusion'",
-            semi.gate.get("teacher_b") == "diffusion",
+            semi.has_teacher_b,
         ),
     ):
         if value and not there:  # of a bad value its own check tells more

@@ -154,6 +154,11 @@ class SemiSettings:
     ramp_up: int = 0
     refresh: int = 0
 
+    @property
+    def has_teacher_b(self) -> bool:
+        """Whether the gate gives samples that it refuses to the prior."""
+        return self.gate.get("teacher_b") == "diffusion"
+
     def __post_init__(self) -> None:
         for name in SECTIONS:
             if getattr(self, name) is None:  # one form alone, so that both are the same training
@@ -292,7 +297,7 @@ class Recipe:
 
     @property
     def uses_prior(self) -> bool:
-        return "prior" in self._needs or self.semi.gate.get("teacher_b", "none") == "diffusion"
+        return "prior" in self._needs or self.semi.has_teacher_b
 
     @property
     def _needs(self) -> set[str | None]:

@@ -56,7 +56,7 @@ def test_a_base_of_a_trial_run_is_warned_of(project, caplog):
         caplog.clear()
         note_start(work_dir, *made_of)
         mark_finished(work_dir, FinishedRun(done, "iter_2.pth"))
-        build.warn_of_start(project, project.recipe("stage1-full")[0])
+        build.warn_of_start(project, *project.recipe("stage1-full"))
         assert start(project, "stage0") == work_dir / "iter_2.pth"
         assert told in caplog.text and bool(told) == bool(caplog.text)
 
@@ -96,7 +96,7 @@ def test_a_student_that_knows_nothing_is_told_of_once(project, caplog):
     ):
         caplog.clear()
         own = model | dict(backbone=dict(model["backbone"], init_cfg=init_cfg))
-        build.warn_of_random_start(replace(recipe, load_from=load_from), own)
+        build.warn_of_start(project, replace(recipe, load_from=load_from), own)
         assert ("starts from random weights" in caplog.text) == told
 
 
