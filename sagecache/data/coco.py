@@ -71,7 +71,7 @@ def load_coco(path: str | Path) -> dict:
     keypoints, where given, are flat triplets of finite numbers. Raises SagecacheError naming the file, the
     record and what it should be. Other keys are passed through.
     """
-    content = _load_json(path)
+    content = load_json(path)
     if not isinstance(content, dict) or "images" not in content:
         kind = "a list, as detection files are" if isinstance(content, list) else "no 'images'"
         raise SagecacheError(
@@ -96,7 +96,7 @@ def load_detections(path: str | Path) -> list[dict]:
     """Person boxes in COCO's result format, as mmpose's bbox_file reads it: a list of
     {image_id: int, category_id: int, bbox: [x, y, w, h], score: number}. Raises SagecacheError.
     """
-    content = _load_json(path)
+    content = load_json(path)
     if not isinstance(content, list):
         raise SagecacheError(
             f"must be a list of detections, not {_kind(content)}",
@@ -110,6 +110,31 @@ def load_detections(path: str | Path) -> list[dict]:
         record.numbers("bbox", count=4)
         record.number("score")
     return content
+
+
+def load_json(path: str | Path) -> Any:
+    """The content of a JSON file. Raises SagecacheError that says where it is broken, or that it is cut."""
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise SagecacheError("annotation file is missing", file=path) from None
+    except UnicodeDecodeError:
+        raise SagecacheError("is not JSON: it holds bytes that are not UTF-8 text", file=path) from None
+    except OSError as error:
+        raise SagecacheError(f"can't be read: {error.strerror}", file=path) from None
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        if not text.strip():
+            problem, fix = "is empty", "Write it again"
+        elif error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string"):
+            problem, fix = f"is truncated: JSON ends in the middle, at line {error.lineno}", "Copy it again"
+        else:
+            problem = f"is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
+            fix = "Mend that place"
+        raise SagecacheError(problem, file=path, fix=fix) from None
+    except RecursionError:
+        raise SagecacheError("nests its lists deeper than any annotation file", file=path) from None
 
 
 def labeled_keypoints(annotation: dict) -> int:
@@ -249,28 +274,6 @@ def _check_annotation(record: _Record) -> None:
             record.fail(
                 f"'keypoints' must be triplets (x, y, v), it has {len(record.value['keypoints'])} numbers"
             )
-
-
-def _load_json(path: str | Path) -> Any:
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise SagecacheError("annotation file is missing", file=path) from None
-    except UnicodeDecodeError:
-        raise SagecacheError("is not JSON: it holds bytes that are not UTF-8 text", file=path) from None
-    except OSError as error:
-        raise SagecacheError(f"can't be read: {error.strerror}", file=path) from None
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        if not text.strip():
-            problem, fix = "is empty", "Write it again"
-        elif error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string"):
-            problem, fix = f"is truncated: JSON ends in the middle, at line {error.lineno}", "Copy it again"
-        else:
-            problem = f"is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
-            fix = "Mend that place"
-        raise SagecacheError(problem, file=path, fix=fix) from None
 
 
 def _paths_by_id(coco: dict, root: str | Path, file: str | Path | None) -> dict[int, Path]:
