@@ -1,4 +1,4 @@
-"""``sagecache data check`` and ``sagecache data synth``."""
+"""``sagecache data check`` and ``sagecache data synth``; ``sagecache data convert`` is in `convert`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import click
 
 from sagecache.cli.actions import ensure, synth
 from sagecache.cli.context import json_option, project_option
+from sagecache.cli.convert import convert_command
 from sagecache.cli.output import emit_json, emit_table, note, progress
 from sagecache.errors import SagecacheError, counted
 
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
 
 @click.group("data")
 def data_command() -> None:
-    """Verify splits; render the demo's infants."""
+    """Verify splits; bring data of other formats; render the demo's infants."""
+
+
+data_command.add_command(convert_command)
 
 
 @data_command.command("synth")

@@ -1,0 +1,281 @@
+"""``sagecache data convert FORMAT SOURCE OUTPUT``: other formats become files that `init` takes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from sagecache.cli.context import json_option
+from sagecache.cli.output import emit_json, emit_table, note, progress
+from sagecache.errors import SagecacheError, counted
+
+if TYPE_CHECKING:
+    from sagecache.data.convert import Reading, Report
+
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+OUTPUT = click.Path(dir_okay=False, path_type=Path)
+AREAS = ("bbox53", "bbox", "annotation")  # of sagecache.data.convert.AREA_RULES
+MOST_NOTES = 12  # on the screen; the file has them all
+
+images_option = click.option(
+    "--images",
+    type=FOLDER,
+    help="Folder that the file names start at: what is not there is left out, and sizes are compared.",
+)
+map_option = click.option(
+    "--map",
+    "renamed",
+    multiple=True,
+    metavar="THEIRS=OURS",
+    help="What a joint is called here, such as 'Schulter links=left_shoulder'; 'neck=none' leaves it out. "
+    "Can be repeated.",
+)
+
+
+def area_option(default: str, *, stated: bool) -> Callable:
+    return click.option(
+        "--area",
+        type=click.Choice(AREAS if stated else AREAS[:2]),
+        default=default,
+        show_default=True,
+        help="Of a person, for OKS. bbox53: .53 w h of the box, as mmpose. bbox: w h."
+        + (" annotation: as the file says." if stated else ""),
+    )
+
+
+def common_options(function: Callable) -> Callable:
+    """--force, --preview and --json; the function returns what is to be printed."""
+
+    @click.option("--force", is_flag=True, help="Replace what is there.")
+    @click.option(
+        "--preview", type=OUTPUT, help="Also draw some pictures with their skeletons into this PNG."
+    )
+    @json_option
+    @functools.wraps(function)
+    def wrapper(*args, as_json: bool, **options) -> None:
+        tell(function(*args, **options), as_json)
+
+    return wrapper
+
+
+@click.group("convert")
+def convert_command() -> None:
+    """Bring labels of other formats, or videos, as COCO keypoint files with COCO's 17 joints."""
+
+
+@convert_command.command("mini-rgbd")
+@click.argument("source", type=FOLDER)
+@click.argument("output", type=OUTPUT)
+@click.option(
+    "--sequences", help="Only these: names and ranges, such as 01-08,10. Splits are made of whole sequences."
+)
+@area_option("bbox53", stated=False)
+@common_options
+def mini_rgbd_command(
+    source: Path, output: Path, sequences: str | None, area: str, force: bool, preview: Path | None
+) -> Report:
+    """MINI-RGBD's folder of sequences (25 SMIL joints, 13 of them COCO's) to a COCO file.
+
+    SOURCE is the image folder for 'sagecache init --images'.
+    """
+    from sagecache.data.mini_rgbd import read_mini_rgbd
+
+    _require_free(output, source, preview, force)
+    wanted = None if sequences is None else [word.strip() for word in sequences.split(",") if word.strip()]
+    with progress("mini-rgbd") as report:
+        reading = read_mini_rgbd(source, wanted, report)
+    return finish(reading, output, source, area, preview)
+
+
+@convert_command.command("wholebody")
+@click.argument("source", type=FILE)
+@click.argument("output", type=OUTPUT)
+@images_option
+@area_option("annotation", stated=True)
+@common_options
+def wholebody_command(
+    source: Path, output: Path, images: Path | None, area: str, force: bool, preview: Path | None
+) -> Report:
+    """A COCO-WholeBody file to its 17 body joints."""
+    from sagecache.data.coco_variants import read_wholebody
+
+    _require_free(output, source, preview, force)
+    return finish(read_wholebody(source), output, images, area, preview)
+
+
+@convert_command.command("syrip")
+@click.argument("source", type=FILE)
+@click.argument("output", type=OUTPUT)
+@images_option
+@area_option("bbox53", stated=True)
+@common_options
+def syrip_command(
+    source: Path, output: Path, images: Path | None, area: str, force: bool, preview: Path | None
+) -> Report:
+    """A SyRIP file, with ids from 1 and an area that all its files share.
+
+    Its own area has another rule in each file, so that it is not the default.
+    """
+    from sagecache.data.coco_variants import read_syrip
+
+    _require_free(output, source, preview, force)
+    return finish(read_syrip(source), output, images, area, preview)
+
+
+@convert_command.command("cvat")
+@click.argument("source", type=FILE)
+@click.argument("output", type=OUTPUT)
+@images_option
+@map_option
+@area_option("bbox53", stated=False)
+@common_options
+def cvat_command(
+    source: Path,
+    output: Path,
+    images: Path | None,
+    renamed: tuple[str, ...],
+    area: str,
+    force: bool,
+    preview: Path | None,
+) -> Report:
+    """CVAT's export 'CVAT for images 1.1' (XML) or 'COCO Keypoints 1.0' (JSON), unpacked."""
+    from sagecache.data.cvat import read_cvat
+
+    _require_free(output, source, preview, force)
+    return finish(read_cvat(source, renamed=parse_map(renamed)), output, images, area, preview)
+
+
+@convert_command.command("label-studio")
+@click.argument("source", type=FILE)
+@click.argument("output", type=OUTPUT)
+@images_option
+@map_option
+@area_option("bbox53", stated=False)
+@common_options
+def label_studio_command(
+    source: Path,
+    output: Path,
+    images: Path | None,
+    renamed: tuple[str, ...],
+    area: str,
+    force: bool,
+    preview: Path | None,
+) -> Report:
+    """Label Studio's export 'JSON', its keypoints labeled by joint names."""
+    from sagecache.data.label_studio import read_label_studio
+
+    _require_free(output, source, preview, force)
+    return finish(read_label_studio(source, renamed=parse_map(renamed)), output, images, area, preview)
+
+
+@convert_command.command("video")
+@click.argument("source", type=click.Path(exists=True, path_type=Path))
+@click.argument("output", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--every", type=click.IntRange(1), help="Every N-th frame. Default: 1, all of them.")
+@click.option("--fps", type=click.FloatRange(0, min_open=True), help="At most so many frames a second.")
+@click.option("--limit", type=click.IntRange(1), help="At most so many frames of each video.")
+@click.option("--keep-cut", is_flag=True, help="Keep what can be read of a video that is cut off.")
+@common_options
+def video_command(
+    source: Path,
+    output: Path,
+    every: int | None,
+    fps: float | None,
+    limit: int | None,
+    keep_cut: bool,
+    force: bool,
+    preview: Path | None,
+) -> Report:
+    """Frames of a video, or of a folder of them, as a split: OUTPUT/images and OUTPUT/annotations.json.
+
+    --force sets a folder that is there aside, under another name.
+    """
+    from sagecache.data.videos import IMAGES, FrameChoice, video_files, write_frames
+
+    if every is not None and fps is not None:
+        raise SagecacheError("--every and --fps exclude each other", fix="Give one of them")
+    _require_free_preview(preview, force)
+    choice = FrameChoice(every or 1, fps, limit)
+    with progress("video") as told:
+        coco, report = write_frames(
+            video_files(source), output, choice, force=force, keep_cut=keep_cut, progress=told
+        )
+    draw_preview(preview, coco, output / IMAGES)
+    return report
+
+
+def finish(reading: Reading, output: Path, images: Path | None, area: str, preview: Path | None) -> Report:
+    """Find the images, convert, draw the preview, then write the file."""
+    from sagecache.data.convert import to_coco, write_coco
+    from sagecache.data.picture_files import find_pictures
+
+    if preview is not None and images is None:
+        raise SagecacheError("--preview draws on the images", fix="Give their folder: --images")
+    if images is not None and reading.file != images:  # MINI-RGBD's reader has found them itself
+        with progress("images") as told:
+            reading = find_pictures(reading, images, told)
+    coco, report = to_coco(reading, area=area)
+    draw_preview(preview, coco, images)
+    write_coco(output, coco)
+    note(f"{output}: {counted(report.images, 'image')}, {counted(report.persons, 'person')}")
+    return report
+
+
+def draw_preview(path: Path | None, coco: Mapping, images: Path | None) -> None:
+    if path is None:
+        return
+    import cv2
+
+    from sagecache.skeleton import COCO17
+    from sagecache.store.files import write_whole
+    from sagecache.visualization.annotations import annotation_sheet
+
+    sheet = annotation_sheet(coco, images, COCO17)
+    write_whole(path, cv2.imencode(".png", sheet[..., ::-1])[1].tobytes())
+    note(f"preview: {path}")
+
+
+def parse_map(words: tuple[str, ...]) -> dict[str, str]:
+    """{'theirs': 'ours'} of 'theirs=ours'; only the last '=' parts them."""
+    pairs = [word.rpartition("=") for word in words]
+    for word, (theirs, _, ours) in zip(words, pairs, strict=True):
+        if not theirs or not ours:
+            raise SagecacheError(
+                f"--map '{word}' is not THEIRS=OURS", fix="For example --map L_Sho=left_shoulder"
+            )
+    return {theirs.strip(): ours.strip() for theirs, _, ours in pairs}
+
+
+def tell(report: Report, as_json: bool) -> None:
+    """What was kept, dropped and decided, on stdout."""
+    if as_json:
+        emit_json(report.as_dict())
+        return
+    if report.joints:
+        rows = [(name, count) for name, count in report.joints.items()]
+        emit_table(report.format, ("joint", "persons"), rows)
+    click.echo(f"{counted(report.images, 'image')}, {counted(report.persons, 'person')}")
+    for reason, count in report.dropped.items():
+        click.echo(f"left out: {count} {reason}")
+    for line in report.notes[:MOST_NOTES]:
+        click.echo(line)
+    if len(report.notes) > MOST_NOTES:
+        click.echo(f"… and {len(report.notes) - MOST_NOTES} more such lines in the file")
+
+
+def _require_free(output: Path, source: Path, preview: Path | None, force: bool) -> None:
+    """Before the work, not after it."""
+    from sagecache.data.convert import require_free
+
+    require_free(output, source, force)
+    _require_free_preview(preview, force)
+
+
+def _require_free_preview(preview: Path | None, force: bool) -> None:
+    if preview is not None and preview.exists() and not force:
+        raise SagecacheError("is already there", file=preview, fix="Give another name, or --force")
