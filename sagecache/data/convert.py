@@ -137,15 +137,6 @@ def to_coco(reading: Reading, skeleton: Skeleton = COCO17, area: str = "bbox53")
     if any(picture.persons for picture in reading.pictures):
         notes.append(f"area: {AREA_RULES[area]}")
     records = [dict(id=i, **record) for i, (_, record) in zip(ids, annotations, strict=True)]
-    kept = Counter(k for one in records for k, v in enumerate(one["keypoints"][2::3]) if v)
-    report = Report(
-        format=reading.format,
-        images=len(images),
-        persons=len(records),
-        joints={name: kept[k] for k, name in enumerate(skeleton.names)},
-        dropped={reason: count for reason, count in dropped.items() if count},
-        notes=tuple(notes),
-    )
     coco = dict(
         info=dict(description=f"Converted from {reading.format}", notes=list(notes)),
         licenses=list(reading.licences),
@@ -153,7 +144,7 @@ def to_coco(reading: Reading, skeleton: Skeleton = COCO17, area: str = "bbox53")
         annotations=records,
         categories=[person_category_of(skeleton)],
     )
-    return coco, report
+    return coco, _report(reading.format, coco, dropped, skeleton)
 
 
 def person_category_of(skeleton: Skeleton) -> dict:
@@ -205,8 +196,31 @@ def require_free(path: Path, source: Path, force: bool) -> None:
 
 
 def write_coco(path: Path, coco: Mapping) -> None:
-    """Write the whole file or nothing; folders above it are made."""
-    write_whole(path, json.dumps(coco, ensure_ascii=False, allow_nan=False).encode())
+    """Write the whole file or nothing; folders above it are made. Raises SagecacheError for NaN, which JSON
+    does not have and which some files hold all the same.
+    """
+    try:
+        text = json.dumps(coco, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        raise SagecacheError(
+            "would hold a number that is not finite",
+            file=path,
+            fix="Look for NaN or Infinity in the file that is converted",
+        ) from None
+    write_whole(path, text.encode())
+
+
+def _report(format: str, coco: Mapping, dropped: Mapping[str, int], skeleton: Skeleton) -> Report:
+    records = coco["annotations"]
+    labeled = Counter(k for one in records for k, v in enumerate(one["keypoints"][2::3]) if v)
+    return Report(
+        format=format,
+        images=len(coco["images"]),
+        persons=len(records),
+        joints={name: labeled[k] for k, name in enumerate(skeleton.names)},
+        dropped={reason: count for reason, count in dropped.items() if count},
+        notes=tuple(coco["info"]["notes"]),
+    )
 
 
 def _require_different_files(reading: Reading) -> None:

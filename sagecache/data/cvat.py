@@ -51,11 +51,12 @@ def read_cvat(path: Path, skeleton: Skeleton = COCO17, renamed: Mapping[str, str
         joints = joints_by_name(names, skeleton, renamed)
     except SagecacheError as error:
         raise SagecacheError(error.message, file=path, fix=error.fix) from None
-    recording, dropped = _recording(root), Counter()
-    pictures = tuple(_picture(path, image, joints, recording, skeleton, dropped) for image in images)
+    videos, dropped = _recordings(root), Counter()
+    pictures = tuple(_picture(path, image, joints, videos, skeleton, dropped) for image in images)
     notes = [f"box: the <box> of a person's group, else {BOX_RULE}"]
-    if recording:
-        notes.append(f"frames of the video '{recording}', which is their sequence for the leak guard")
+    if videos:
+        named = ", ".join(f"'{name}'" for name in videos.values())
+        notes.append(f"frames of {named}: the video is their sequence for the leak guard")
     return Reading("CVAT", path, pictures, dropped, tuple(notes), turned=True)
 
 
@@ -84,6 +85,8 @@ def parse_xml(path: Path) -> Element:
             file=path,
             fix="Export it again from CVAT",
         ) from None
+    except LookupError as error:
+        raise SagecacheError(f"is no XML: {error}", file=path, fix="Export it again from CVAT") from None
     except OSError as error:
         raise SagecacheError(f"can't be read: {error.strerror}", file=path) from None
     return builder.close()
@@ -95,20 +98,21 @@ def _joint_labels(images: Iterable[Element]) -> Iterable[str]:
             yield points.get("label", "")
 
 
-def _recording(root: Element) -> str | None:
-    """The video that the frames of a task are of, None for a task of pictures."""
-    task = root.find("meta/task")
-    if task is None or task.findtext("mode") != "interpolation":
-        return None
-    name = task.findtext("source") or task.findtext("name") or ""
-    return PurePosixPath(name.replace("\\", "/")).stem or None
+def _recordings(root: Element) -> dict[str | None, str]:
+    """{task id: name of the video that its frames are of}; the id is None but in the export of a project."""
+    found: dict[str | None, str] = {}
+    for task in root.iterfind("meta/project/tasks/task"):
+        found[task.findtext("id")] = task.findtext("source") or ""
+    places = ("meta/task/source", "meta/job/source", "meta/source")  # newer versions, and older ones
+    found[None] = next((text for place in places if (text := root.findtext(place))), "")
+    return {task: PurePosixPath(name.replace("\\", "/")).stem for task, name in found.items() if name}
 
 
 def _picture(
     path: Path,
     image: Element,
     joints: Mapping[str, int | None],
-    recording: str | None,
+    videos: Mapping[str | None, str],
     skeleton: Skeleton,
     dropped: Counter,
 ) -> Picture:
@@ -128,7 +132,8 @@ def _picture(
         Person(_keypoints(points, joints, skeleton, path, where), box)
         for (_, points), box in zip(groups, boxes, strict=True)
     ]
-    fields = {} if recording is None else dict(sequence=recording, frame=number)
+    video = videos.get(image.get("task_id"), videos.get(None))
+    fields = {} if video is None else dict(sequence=video, frame=number)
     other = (PurePosixPath(name).name,)
     return Picture(name.replace("\\", "/"), size, tuple(persons), number, other, fields)
 

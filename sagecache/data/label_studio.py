@@ -49,7 +49,9 @@ def read_label_studio(
         raise SagecacheError("is not a list of tasks with 'data'", file=path, fix=EXPORT)
     dropped: Counter = Counter()
     chosen = [(task, _regions(path, i, task, dropped)) for i, task in enumerate(tasks)]
-    names = list(dict.fromkeys(one.label for _, regions in chosen for one in regions if one.label))
+    names = list(
+        dict.fromkeys(one.label for _, regions in chosen for one in regions if one.label is not None)
+    )
     try:
         joints = joints_by_name(names, skeleton, renamed)
     except SagecacheError as error:
@@ -69,16 +71,17 @@ class _Region:
 
     def __init__(self, path: Path, where: str, record: Mapping, size: tuple[int, int]) -> None:
         value = record.get("value")
-        keys = ("x", "y") if "keypointlabels" in value else ("x", "y", "width", "height")
+        labels = _labels(value)
+        keys = ("x", "y") if labels else ("x", "y", "width", "height")
         numbers = [value.get(key) for key in keys]
         if not all(isinstance(n, (int, float)) and abs(n) < 1e6 for n in numbers):
             raise SagecacheError(
                 f"a region lacks {', '.join(keys)} in percent", file=path, record=where, fix=EXPORT
             )
-        self.id, self.parent = record.get("id"), record.get("parentID")
+        self.id, self.parent = _text(record, "id"), _text(record, "parentID")
         self.size = size
         self.pixels = tuple(n / 100 * size[i % 2] for i, n in enumerate(numbers))
-        self.label = str(value["keypointlabels"][0]) if "keypointlabels" in value else None
+        self.label = str(labels[0]) if labels else None
         self.tilted = bool(value.get("rotation"))
         self.occluded = False
 
@@ -100,12 +103,12 @@ def _regions(path: Path, index: int, task: Mapping, dropped: Counter) -> list[_R
     regions = []
     for record in records:
         size = record.get("original_width"), record.get("original_height")
-        if not all(isinstance(side, int) and side > 0 for side in size):
+        if not all(isinstance(side, int) and 0 < side < 10**6 for side in size):
             raise SagecacheError(
                 "a region lacks original_width and original_height", file=path, record=where, fix=EXPORT
             )
         regions.append(_Region(path, where, record, size))
-    hidden = {record.get("id") for record in _dicts(best["result"]) if _says_hidden(record)}
+    hidden = {_text(record, "id") for record in _dicts(best["result"]) if _says_hidden(record)}
     for region in regions:
         region.occluded = region.id is not None and region.id in hidden
     return regions
@@ -115,8 +118,16 @@ def _is_region(record: Mapping) -> bool:
     value = record.get("value")
     if not isinstance(value, Mapping):
         return False
+    return bool(_labels(value)) or record.get("type") in ("rectanglelabels", "rectangle")
+
+
+def _labels(value: Mapping) -> list:
     labels = value.get("keypointlabels")
-    return bool(labels and isinstance(labels, list)) or record.get("type") in ("rectanglelabels", "rectangle")
+    return labels if isinstance(labels, list) else []
+
+
+def _text(record: Mapping, key: str) -> str | None:
+    return None if record.get(key) is None else str(record[key])
 
 
 def _says_hidden(record: Mapping) -> bool:

@@ -202,6 +202,6 @@ def test_nothing_is_overwritten_unasked(tmp_path):
     require_free(there, source, force=True)
     with pytest.raises(SagecacheError, match="is what would be read"):
         require_free(source, source, force=True)
-    with pytest.raises(ValueError):
+    with pytest.raises(SagecacheError, match="not finite.*NaN"):
         write_coco(there, {"a": float("nan")})
     assert there.read_text() == "{}" and len(list(tmp_path.iterdir())) == 2

@@ -88,18 +88,38 @@ def test_a_group_of_two_persons_has_one_box(tmp_path):
     assert [one["bbox"][2] for one in coco["annotations"]] == [120.5, 4] and not report.dropped
 
 
-def test_frames_of_a_video_are_of_one_recording(tmp_path):
-    meta = "<meta><task><name>Crib</name><mode>{}</mode><source>{}</source></task></meta>"
-    images = skeleton_xml([NOSE]), skeleton_xml([EYE])
-    video = written(tmp_path, *images, meta=meta.format("interpolation", "crib 7.mp4"))
+@pytest.mark.parametrize(
+    "meta",
+    [
+        "<task><name>x</name><source>crib 7.mp4</source></task>",
+        "<job><source>crib 7.mp4</source></job>",
+        "<task><name>x</name></task><source>C:\\videos\\crib 7.mp4</source>",
+    ],
+)
+def test_frames_of_a_video_are_of_one_recording(tmp_path, meta):
+    meta = f"<meta>{meta}<dumped>2024</dumped></meta>"
+    video = written(tmp_path, skeleton_xml([NOSE]), skeleton_xml([EYE]), meta=meta)
     coco, _ = converted(video)
     assert [(i["sequence"], i["frame"]) for i in coco["images"]] == [("crib 7", 0), ("crib 7", 1)]
     frames = [dict(id=i, file_name=f"crib 7_{i:06d}.jpg", sequence="crib 7") for i in range(3)]
     val = ImageList(tmp_path, coco["images"])
     (leak,) = find_leaks({"unlabeled": ImageList(tmp_path, frames)}, {"val": val})
     assert leak.kind == "recording"
-    pictures = written(tmp_path, skeleton_xml([NOSE]), meta=meta.format("annotation", ""))
-    assert "sequence" not in converted(pictures)[0]["images"][0]
+
+
+def test_tasks_of_a_project_have_videos_of_their_own(tmp_path):
+    tasks = "".join(
+        f"<task><id>{i}</id>{source}</task>" for i, source in ((4, "<source>a.mp4</source>"), (5, ""))
+    )
+    path = written(tmp_path, skeleton_xml([NOSE]), skeleton_xml([EYE]), skeleton_xml([EYE]))
+    text = path.read_text().replace(
+        "</version>", f"</version><meta><project><tasks>{tasks}</tasks></project></meta>"
+    )
+    for i, task in enumerate((4, 4, 5)):
+        text = text.replace(f'<image id="{i}"', f'<image task_id="{task}" id="{i}"')
+    path.write_text(text)
+    coco, _ = converted(path)
+    assert [image.get("sequence") for image in coco["images"]] == ["a", "a", None]
 
 
 def test_frames_without_a_suffix_are_found(tmp_path):
@@ -149,6 +169,7 @@ BOMB = """<?xml version="1.0"?>
         ("<annotations><image", "not XML, or was cut: .* at line 1"),
         ("", "not XML, or was cut"),
         ("<annotations>&nbsp;</annotations>", "not XML"),
+        ('<?xml version="1.0" encoding="utf-88"?><annotations/>', "no XML: unknown encoding"),
         ("<dataset/>", "<dataset>, no <annotations>.*CVAT for images"),
         ('<annotations><track id="0"/></annotations>', "is 'CVAT for video'.*CVAT for images"),
         ("<annotations/>", "no skeletons and no points"),

@@ -158,10 +158,16 @@ def changed(**changes) -> list[dict]:
         ({}, "not a list of tasks.*Export it as 'JSON'"),
         ([dict(image="a.jpg", kp=[])], "not a list of tasks"),  # JSON-MIN
         ([3], "not a list of tasks"),
+        (changed(original_width=10**30), "lacks original_width"),
+        (changed(value=dict(x=1, y=2, keypointlabels=[""])), "unknown joints: ''"),
         (changed(original_width=None), "task 1: a region lacks original_width"),
         (changed(value=dict(x=3, keypointlabels=["nose"])), "task 1: a region lacks x, y in percent"),
         (changed(value=dict(x="3", y=2, keypointlabels=["nose"])), "lacks x, y"),
         (changed(value=dict(x=float("nan"), y=2, keypointlabels=["nose"])), "lacks x, y"),
+        (
+            [studio_task(1, [dict(studio_box(1, 2, 3, 4), value=dict(keypointlabels=[]))])],
+            "lacks x, y, width",
+        ),
         ([studio_task(1, [], annotations=[])], "nothing is left of it.*without a finished annotation"),
         ([studio_task(1, [], annotations={"a": 3})], "nothing is left"),
         ([studio_task(1, [], annotations=[3, None, dict(result=[3, {}, dict(value=3)])])], "nothing is left"),
