@@ -6,22 +6,23 @@ from __future__ import annotations
 
 import logging
 import pickle
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sagecache.errors import SagecacheError
-from sagecache.mm.checkpoint_keys import backbone_alone, mismatch, unwrapped
+from sagecache.mm.checkpoint_keys import BACKBONE, State, backbone_alone, mismatch, unwrapped
 from sagecache.mm.compat import activate
+from sagecache.models.public_weights import fit_positions, from_public
+from sagecache.models.vit import VisionTransformer
+from sagecache.models.weight_files import read_tensors
 
 logger = logging.getLogger(__name__)
 
 PREFIXES = ("student.", "ema_teacher.", "appearance_teacher.")
-FOREIGN = "Give a .pth of this project's training or of mmpose, or a .safetensors."
 
 
 @dataclass(frozen=True)
@@ -31,24 +32,6 @@ class Resumable:
     path: Path
     iteration: int
     seed: int | None
-
-
-def read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint file, safely (weights only). Raises SagecacheError."""
-    activate()  # allows mmengine's own meta types
-    if not path.is_file():
-        raise SagecacheError("no such checkpoint", file=path, fix="Train one: sagecache train stage0.")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises half a dozen types on a cut or foreign file
-        told = str(error).split("\n")[0]
-        raise SagecacheError(f"can't be read as a checkpoint: {told}", file=path, fix=FOREIGN) from error
-    state = content.get("state_dict", content) if isinstance(content, Mapping) else content
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise SagecacheError(f"holds a {type(content).__name__}, no tensors by name", file=path, fix=FOREIGN)
-    return state
 
 
 def newest_readable(work_dir: Path) -> Resumable | None:
@@ -97,7 +80,7 @@ def network_state(path: Path, network: str) -> dict[str, Tensor]:
 
     Raises SagecacheError where a file of several networks lacks this one.
     """
-    state = unwrapped(read_state(path))
+    state = unwrapped(read_tensors(path))
     networks = [prefix for prefix in PREFIXES if any(key.startswith(prefix) for key in state)]
     if not networks:
         return state
@@ -117,16 +100,50 @@ def load_network(
     what the network has beside it keeps its first values. Raises SagecacheError that lists missing,
     unexpected and misshapen keys and says what they usually mean.
     """
-    state = network_state(path, network)
     own = model.state_dict()
+    state, told = _adapted(path, network_state(path, network), own, getattr(model, "backbone", None))
     backbone = backbone_alone(state, own) if backbone_serves else None
     if backbone is not None:
         if parts := sorted({key.split(".")[0] for key in own.keys() - backbone.keys()}):
             logger.warning("%s is a backbone alone: %s starts from scratch", path, " and ".join(parts))
         state = own | backbone
+    model.load_state_dict(_fitting(path, state, own, told))
+
+
+def load_backbone(backbone: nn.Module, path: Path) -> None:
+    """Load the backbone of a file that may hold more; what else is there is left.
+
+    Raises SagecacheError as load_network.
+    """
+    own = {BACKBONE + key: value for key, value in backbone.state_dict().items()}
+    state, told = _adapted(path, network_state(path, "ema_teacher"), own, backbone)
+    if any(key.startswith(BACKBONE) for key in state):
+        state = {key: value for key, value in state.items() if key.startswith(BACKBONE)}
+    else:
+        state = {BACKBONE + key: value for key, value in state.items()}
+    fitting = _fitting(path, state, own, told)
+    backbone.load_state_dict({key.removeprefix(BACKBONE): value for key, value in fitting.items()})
+
+
+def _adapted(path: Path, state: State, own: State, backbone: nn.Module | None) -> tuple[State, list[str]]:
+    """A public layout under our names, its positions on the grid of a ViT; what was done, in words."""
+    state, renamed = from_public(state)
+    if not isinstance(backbone, VisionTransformer):
+        return state, renamed
+    try:
+        state, resized = fit_positions(state, own, backbone.grid)
+    except SagecacheError as error:
+        raise SagecacheError(error.message, file=path, fix=error.fix) from error
+    return state, renamed + resized
+
+
+def _fitting(path: Path, state: State, own: State, told: list[str]) -> dict[str, Tensor]:
+    """The state in the network's precision. Raises SagecacheError where names or shapes differ."""
     if (problem := mismatch(state, own)) is not None:
         raise SagecacheError(problem[0], file=path, fix=problem[1])
-    model.load_state_dict({key: value.to(own[key].dtype) for key, value in state.items()})
+    if told:
+        logger.warning("%s: all %d tensors fit; %s", path, len(own), "; ".join(told))
+    return {key: value.to(own[key].dtype) for key, value in state.items()}
 
 
 def export_network(path: Path, output: Path, network: str = "ema_teacher") -> None:

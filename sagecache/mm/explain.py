@@ -12,12 +12,13 @@ import torch
 from sagecache.geometry.affine import compose, invert_affine, transform_points
 from sagecache.geometry.heatmap import decode, probability
 from sagecache.mm.build import build_estimator
-from sagecache.mm.checkpoints import PREFIXES, load_network, read_state
+from sagecache.mm.checkpoints import PREFIXES, load_network
 from sagecache.mm.codecs import codec_of, map_sigma
 from sagecache.mm.estimator import SemiPoseEstimator
 from sagecache.mm.outputs import network_maps
 from sagecache.mm.refresh import stored_votes
 from sagecache.mm.samples import upright_views
+from sagecache.models.weight_files import read_tensors
 from sagecache.project import Project, Recipe
 from sagecache.structures import Instance
 
@@ -77,7 +78,7 @@ def trained_estimator(project: Project, recipe: Recipe, model: dict, checkpoint:
             load_network(getattr(estimator, name), checkpoint, name)
     state = estimator.state_dict()
     known = {key for key in state if not key.startswith(PREFIXES)}
-    found = {key: value for key, value in read_state(checkpoint).items() if key in known}
+    found = {key: value for key, value in read_tensors(checkpoint).items() if key in known}
     estimator.load_state_dict(state | found)
     return estimator.eval()
 

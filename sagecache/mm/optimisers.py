@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import torch
@@ -13,11 +14,18 @@ from mmengine.registry import PARAM_SCHEDULERS
 from torch import nn
 
 from sagecache.errors import RECIPE, SagecacheError
+from sagecache.models.vit import VisionTransformer
+
+LAYER_DECAY = "LayerDecayOptimWrapperConstructor"
 
 
 def build_optimizer(student: nn.Module, config: Mapping[str, Any], amp: bool) -> OptimWrapper:
-    """The recipe's optim_wrapper over the student alone: layer decay looks for names in ``backbone.…``."""
-    config = dict(config)
+    """The recipe's optim_wrapper over the student alone: layer decay looks for names in ``backbone.…``.
+
+    mmpose's LayerDecayOptimWrapperConstructor needs the number of a ViT's blocks: it is filled in, and one
+    that is not the student's is refused. Raises SagecacheError.
+    """
+    config = _with_layers(dict(config), student)
     if "optimizer" not in config:
         raise SagecacheError(
             "the recipe has no optimiser", fix="Set optim_wrapper = dict(optimizer=dict(type=…))."
@@ -26,9 +34,30 @@ def build_optimizer(student: nn.Module, config: Mapping[str, Any], amp: bool) ->
         # bfloat16 has float32's range: no loss scaling, for which the host would wait in every step
         config |= dict(type="AmpOptimWrapper", dtype="bfloat16", loss_scale=dict(enabled=False))
     try:
-        return build_optim_wrapper(student, config)
+        with redirect_stdout(io.StringIO()):  # mmpose's constructor prints its settings
+            return build_optim_wrapper(student, config)
     except (AttributeError, KeyError, TypeError, ValueError, AssertionError) as error:
         raise SagecacheError(f"optim_wrapper can't be built: {error}", record=str(dict(config))) from error
+
+
+def _with_layers(config: dict[str, Any], student: nn.Module) -> dict[str, Any]:
+    if config.get("constructor") != LAYER_DECAY:
+        return config
+    backbone, paramwise = getattr(student, "backbone", None), dict(config.get("paramwise_cfg") or {})
+    if not isinstance(backbone, VisionTransformer):
+        raise SagecacheError(
+            f"{LAYER_DECAY} knows the names of a ViT's blocks, and this backbone is a {type(backbone).__name__}",
+            file=RECIPE,
+            fix="Leave 'constructor' out, or take type='VisionTransformer' in model.py.",
+        )
+    layers = backbone.arch.num_layers
+    if paramwise.setdefault("num_layers", layers) != layers:
+        raise SagecacheError(
+            f"paramwise_cfg.num_layers is {paramwise['num_layers']}, the backbone has {layers} blocks",
+            file=RECIPE,
+            fix="Leave it out: it is read off the backbone.",
+        )
+    return {**config, "paramwise_cfg": paramwise}
 
 
 def schedule(schedulers: Any, max_iters: int) -> list[dict] | None:

@@ -1,6 +1,7 @@
 """Our networks and losses under names that mmpose configs can use. Importing it makes mmpose usable.
 
-Registers: ``PoseNet`` (the demo's backbone), ``SoftmaxHeatmapHead``, ``SpatialCrossEntropyLoss``.
+Registers: ``PoseNet`` (the demo's backbone), ``VisionTransformer`` (Sapiens, ViTPose),
+``SoftmaxHeatmapHead``, ``SpatialCrossEntropyLoss``.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ from mmpose.registry import MODELS  # noqa: E402
 
 from sagecache.errors import SagecacheError  # noqa: E402
 from sagecache.mm.codecs import codec_of  # noqa: E402
+from sagecache.mm.vit import VisionTransformer, with_our_vit  # noqa: E402
 from sagecache.models.convnet import PoseNet  # noqa: E402
 
 MODELS.register_module(name="PoseNet", module=PoseNet)
+MODELS.register_module(name="VisionTransformer", module=VisionTransformer)
 
 
 @MODELS.register_module()
@@ -87,7 +90,7 @@ def build_student(model: dict) -> nn.Module:
     MMLogger.get_current_instance().setLevel("WARNING")  # init_weights names every parameter
     with DefaultScope.overwrite_default_scope("mmpose"):
         try:
-            student = MODELS.build(model)
+            student = MODELS.build(with_our_vit(model))
         except (KeyError, TypeError, ValueError, AssertionError) as error:
             raise SagecacheError(
                 f"mmpose can't build this model: {error}",

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from sagecache.errors import SagecacheError, nearest
 
+T, R = TypeVar("T"), TypeVar("R")
 FIELDS = {"depth": 1, "normal": 3, "mask": 1}  # channels of each output
 DEPTH_KINDS = ("metric", "affine", "disparity")
 _ONE_AT_A_TIME = threading.Lock()  # the number of threads is torch's own global
@@ -121,26 +122,31 @@ def to_tensor(crops: np.ndarray, device: str | torch.device = "cpu") -> Tensor:
 def in_parts(
     run: Callable[[np.ndarray], dict[str, Tensor]], crops: np.ndarray, device: str | torch.device = "cpu"
 ) -> dict[str, Tensor]:
-    """run(crops); on a CPU PART crops a thread, as many threads at once as torch has.
+    """run(crops); on a CPU PART crops a thread, see `in_threads`."""
+    if torch.device(device).type != "cpu" or len(crops) == 0:
+        return run(crops)
+    parts = in_threads(run, [crops[first : first + PART] for first in range(0, len(crops), PART)])
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def in_threads(run: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """run of each item, in as many threads as torch has, each of them with torch to itself.
 
     A network whose layers are shared among threads rounds differently with their number, and a store would
     depend on who made it; it is also slower. run must be safe to call from several threads.
     """
-    if torch.device(device).type != "cpu" or len(crops) == 0:
-        return run(crops)
 
-    def alone(first: int) -> dict[str, Tensor]:
+    def alone(item: T) -> R:
         torch.set_num_threads(1)  # of this thread, and of those to come: hence set back below
-        return run(crops[first : first + PART])
+        return run(item)
 
     with _ONE_AT_A_TIME:
         threads = torch.get_num_threads()
         try:
             with ThreadPoolExecutor(threads) as pool:
-                parts = list(pool.map(alone, range(0, len(crops), PART)))
+                return list(pool.map(alone, items))
         finally:
             torch.set_num_threads(threads)
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def convert_normals(normals: Tensor, axes: str) -> Tensor:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sagecache.errors import SagecacheError
 from sagecache.models.convnet import GeometryNet, PersonDetector
 from sagecache.models.weights import load_geometry_net, load_person_detector, weights_path
 from sagecache.strict import positive
@@ -22,7 +22,7 @@ from sagecache.teachers.base import (
     resize_maps,
     to_tensor,
 )
-from sagecache.teachers.detectors import clean_boxes, letterbox, suppress
+from sagecache.teachers.detectors import BoxRule, letterbox
 
 
 class DemoGeometry:
@@ -84,11 +84,7 @@ class DemoGeometry:
 
 
 class DemoDetector:
-    """Person boxes from PersonDetector.
-
-    score: least score of a box; low, as AP needs the tail, and a split's min_score chooses among them later.
-    nms: largest IoU of two boxes that both stay. limit: most boxes an image.
-    """
+    """Person boxes from PersonDetector; score, nms, limit as in BoxRule."""
 
     def __init__(
         self,
@@ -98,20 +94,16 @@ class DemoDetector:
         net: PersonDetector | None = None,
         weights_hash: str | None = None,
     ) -> None:
-        if not (0 <= score < 1 and 0 < nms <= 1 and limit > 0):
-            raise SagecacheError(f"detector settings out of range: score {score}, nms {nms}, limit {limit}")
-        self.score, self.nms, self.limit = score, nms, limit
+        self._rule = BoxRule(score, nms, limit)
         self._net = (net or load_person_detector()).eval().to(memory_format=torch.channels_last)
         self._hash = weights_hash or file_hash(weights_path("detector"))
 
     @torch.inference_mode()
     def __call__(self, images: list[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
-        results = []
-        for image, (boxes, scores) in zip(images, self._raw(images), strict=True):
-            boxes, scores = clean_boxes(boxes, scores, (image.shape[1], image.shape[0]))
-            kept = suppress(boxes, scores, self.nms)[: self.limit]
-            results.append((boxes[kept], scores[kept]))
-        return results
+        return [
+            self._rule(boxes, scores, (image.shape[1], image.shape[0]))
+            for image, (boxes, scores) in zip(images, self._raw(images), strict=True)
+        ]
 
     def _raw(self, images: list[np.ndarray], batch: int = 16) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Boxes above the score in each image's own pixels, before suppression."""
@@ -119,7 +111,7 @@ class DemoDetector:
             fitted = [letterbox(image, PersonDetector.INPUT_SIZE) for image in images[first : first + batch]]
             out = in_parts(self._maps, np.stack([picture for picture, _, _ in fitted]))["boxes"]
             for maps, (_, scale, offset) in zip(out, fitted, strict=True):
-                boxes, scores = decode_boxes(maps, self.score)
+                boxes, scores = decode_boxes(maps, self._rule.score)
                 # continuous coordinates (pixel i covers [i, i + 1]) -> centres at integers
                 yield (boxes - np.array([*offset, *offset])) / scale - 0.5, scores
 
@@ -129,11 +121,12 @@ class DemoDetector:
         return dict(boxes=self._net(images))
 
     def fingerprint(self) -> dict[str, object]:
-        rule = dict(score=self.score, nms=self.nms, limit=self.limit)
         preprocessing = dict(
             input_size=list(PersonDetector.INPUT_SIZE), scale="1/255", colour="rgb", border="mean"
         )
-        return dict(name="demo-detector", weights=self._hash, preprocessing=preprocessing, rule=rule)
+        return dict(
+            name="demo-detector", weights=self._hash, preprocessing=preprocessing, rule=asdict(self._rule)
+        )
 
 
 def decode_boxes(maps: Tensor, score: float) -> tuple[np.ndarray, np.ndarray]:

@@ -2,8 +2,39 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
+
+from sagecache.errors import SagecacheError
+
+Found = tuple[np.ndarray, np.ndarray]  # boxes xyxy (n, 4) in pixels, centres at integers; scores (n,)
+
+
+@dataclass(frozen=True)
+class BoxRule:
+    """Which boxes of an image stay.
+
+    score: least score; low, as AP needs the tail, and a split's min_score chooses among them later.
+    nms: largest IoU of two boxes that both stay. limit: most boxes an image.
+    """
+
+    score: float = 0.05
+    nms: float = 0.5
+    limit: int = 10
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.score < 1 and 0 < self.nms <= 1 and self.limit > 0):
+            raise SagecacheError(
+                f"detector settings out of range: score {self.score}, nms {self.nms}, limit {self.limit}"
+            )
+
+    def __call__(self, boxes: np.ndarray, scores: np.ndarray, size: tuple[int, int]) -> Found:
+        """Boxes xyxy (n, 4) and scores (n,) of an image of size (width, height) that stay, best first."""
+        boxes, scores = clean_boxes(boxes[scores >= self.score], scores[scores >= self.score], size)
+        kept = suppress(boxes, scores, self.nms)[: self.limit]
+        return boxes[kept], scores[kept]
 
 
 def letterbox(image: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, float, tuple[float, float]]:

@@ -3,24 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 from sagecache.errors import SagecacheError, nearest
 from sagecache.strict import build, call_with
 from sagecache.teachers.base import Detector, Teacher
 from sagecache.teachers.demo import DemoDetector, DemoGeometry
+from sagecache.teachers.huggingface import HuggingFaceSettings, HuggingFaceTeacher
+from sagecache.teachers.huggingface_detector import HuggingFaceDetector
+from sagecache.teachers.sapiens import SapiensSettings, SapiensTeacher
 from sagecache.teachers.torchscript import TorchScriptSettings, TorchScriptTeacher
+from sagecache.teachers.torchscript_detector import TorchScriptDetector, TorchScriptDetectorSettings
 
 Options = Mapping[str, object]
+T = TypeVar("T")
 
 TEACHERS: dict[str, Callable[[Options], Teacher]] = {
     "demo": lambda options: _demo(DemoGeometry, options, "teacher"),
-    "torchscript": lambda options: TorchScriptTeacher(
-        build(TorchScriptSettings, options, "data.py", "teacher")
-    ),
+    "huggingface": lambda options: HuggingFaceTeacher(_settings(HuggingFaceSettings, options, "teacher")),
+    "sapiens": lambda options: SapiensTeacher(_settings(SapiensSettings, options, "teacher")),
+    "torchscript": lambda options: TorchScriptTeacher(_settings(TorchScriptSettings, options, "teacher")),
 }
 DETECTORS: dict[str, Callable[[Options], Detector]] = {
     "demo": lambda options: _demo(DemoDetector, options, "detector"),
+    "huggingface": lambda options: call_with(HuggingFaceDetector, options, "data.py", "detector"),
+    "torchscript": lambda options: TorchScriptDetector(
+        _settings(TorchScriptDetectorSettings, options, "detector")
+    ),
 }
+
+
+def _settings(cls: type[T], options: Options, what: str) -> T:
+    return build(cls, options, "data.py", what)
 
 
 def _demo(builder: Callable, options: Options, what: str):

@@ -8,63 +8,29 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from sagecache.errors import SagecacheError, nearest
-from sagecache.strict import positive
-from sagecache.teachers.base import (
-    DEPTH_KINDS,
-    FIELDS,
-    NORMAL_AXES,
-    TeacherSpec,
-    check_crops,
-    convert_normals,
-    file_hash,
-    in_parts,
-    resize_maps,
-    to_tensor,
-)
-
-PRECISIONS = ("as_exported", "bfloat16")
-MASK_RULES = ("network", "threshold", "everything")
+from sagecache.errors import SagecacheError
+from sagecache.teachers.answers import AnswerSettings, NetworkTeacher
+from sagecache.teachers.base import file_hash
 
 
 @dataclass(frozen=True)
-class TorchScriptSettings:
-    """What a TorchScript file is and how to read its answers.
+class TorchScriptSettings(AnswerSettings):
+    """What a TorchScript file is; the other settings are those of AnswerSettings.
 
     files: output -> path, one file each ('depth', 'normal', 'mask'); or path and outputs: one file that
     returns a tuple in that order (for a single output a tensor will do).
-    input_size, map_size: (width, height). mean, std: RGB, grey levels of 0..255.
-    depth_kind: 'metric' | 'affine' | 'disparity'. towards: True where the network's depth grows towards the
-    camera; it is negated. unit: of the depth. normal_axes: 'opencv' | 'opengl' (x right, y up, z to us).
-    mask: 'network' (an output called 'mask': logits, one channel, or several with the background first),
-    'threshold' (raw depth within mask_range) or 'everything' (all ones: it says nothing).
-    precision: 'as_exported' or 'bfloat16' (weights and activations in bfloat16: other numbers, another
-    fingerprint). device: where it runs; never part of the fingerprint.
     """
 
     files: dict[str, str] = field(default_factory=dict)
     path: str | None = None
     outputs: tuple[str, ...] = ()
-    input_size: tuple[int, int] = (768, 1024)
-    map_size: tuple[int, int] = (192, 256)
     mean: tuple[float, float, float] = (123.5, 116.5, 103.5)
     std: tuple[float, float, float] = (58.5, 57.0, 57.5)
-    depth_kind: str = "affine"
-    towards: bool = False
-    unit: str = "relative"
-    normal_axes: str = "opencv"
-    mask: str = "everything"
-    mask_range: tuple[float, float] | None = None
-    precision: str = "as_exported"
-    device: str = "cpu"
 
     def __post_init__(self) -> None:
         if bool(self.files) == bool(self.path):
@@ -78,172 +44,49 @@ class TorchScriptSettings:
             )
         if len(set(self.outputs)) != len(self.outputs):
             raise SagecacheError(f"'outputs' names one twice: {', '.join(self.outputs)}")
-        for name in self.returned:
-            if name not in FIELDS:
-                raise SagecacheError(f"unknown output '{name}'", fix=nearest(name, FIELDS))
-        for value, known in (
-            (self.mask, MASK_RULES),
-            (self.normal_axes, NORMAL_AXES),
-            (self.depth_kind, DEPTH_KINDS),
-            (self.precision, PRECISIONS),
-        ):
-            if value not in known:
-                raise SagecacheError(f"unknown setting '{value}'", fix=nearest(value, known))
-        for name in ("std", "input_size", "map_size"):
-            for value in getattr(self, name):
-                positive(name, value)
-        try:
-            torch.device(self.device)
-        except RuntimeError as error:
-            raise SagecacheError(
-                f"unknown device '{self.device}'", fix="For example 'cpu' or 'cuda'."
-            ) from error
-        self._check_mask()
-
-    def _check_mask(self) -> None:
-        if (self.mask == "network") != ("mask" in self.returned):
-            raise SagecacheError(
-                f"mask is '{self.mask}' but the files give {', '.join(self.returned)}",
-                fix="Use mask='network' exactly when one of the outputs is called 'mask'.",
-            )
-        if (self.mask == "threshold") != (self.mask_range is not None):
-            raise SagecacheError("mask_range goes with mask='threshold'", fix="Give both or neither.")
-        if self.mask_range is not None and not self.mask_range[0] < self.mask_range[1]:
-            raise SagecacheError(f"mask_range is {self.mask_range}, it goes from low to high")
-        if self.mask == "threshold" and "depth" not in self.returned:
-            raise SagecacheError("mask='threshold' needs an output 'depth'")
+        super().__post_init__()
 
     @property
     def returned(self) -> tuple[str, ...]:
-        """Outputs of the files, before the mask is added."""
         return tuple(self.files) or tuple(self.outputs)
 
 
-class TorchScriptTeacher:
-    """Teacher over one or several TorchScript files; see TorchScriptSettings.
+class TorchScriptTeacher(NetworkTeacher):
+    """Teacher over one or several TorchScript files; see TorchScriptSettings and NetworkTeacher.
 
-    The networks are loaded at the first call: who only compares fingerprints pays for reading the files.
-    Raises SagecacheError for a missing file, and when called for one that is no TorchScript and for outputs
-    of the wrong shape.
+    Raises SagecacheError for a missing file, and when called for one that is no TorchScript.
     """
 
     def __init__(self, settings: TorchScriptSettings) -> None:
-        self.settings = settings
         paths = {name: Path(path) for name, path in settings.files.items()} or {"all": Path(settings.path)}
         for path in paths.values():
             if not path.is_file():
                 raise SagecacheError(
                     "TorchScript file not found", file=path, fix="Correct its path in data.py."
                 )
-        self._hashes = {name: file_hash(path) for name, path in paths.items()}
-        self._paths = paths
-        with_mask = settings.returned if settings.mask == "network" else (*settings.returned, "mask")
-        self.spec = TeacherSpec(
-            name="torchscript",
-            input_size=tuple(settings.input_size),
-            map_size=tuple(settings.map_size),
-            outputs=tuple(name for name in FIELDS if name in with_mask),
-            depth_kind=settings.depth_kind,
-            unit=settings.unit,
-            mask_from=settings.mask,
+        super().__init__(
+            "torchscript", settings, paths, {name: file_hash(path) for name, path in paths.items()}
         )
 
-    def __call__(self, crops: np.ndarray) -> dict[str, Tensor]:
-        check_crops(crops, self.spec.input_size)
-        _ = self._modules  # loaded once, before threads ask for it
-        return in_parts(self._maps, crops, self.settings.device)
+    def load(self, output: str, path: Path) -> torch.jit.ScriptModule:
+        return load_torchscript(path, self.settings.device)
 
-    @torch.inference_mode()
-    def _maps(self, crops: np.ndarray) -> dict[str, Tensor]:
-        pixels = to_tensor(crops, self.settings.device)
-        mean, std = (pixels.new_tensor(v).view(3, 1, 1) for v in (self.settings.mean, self.settings.std))
-        images = (pixels - mean) / std
-        raw = self._answers(images)
-        maps = {name: self._finish(name, value) for name, value in raw.items() if name != "mask"}
-        maps["mask"] = resize_maps(self._mask(raw, maps), self.spec.map_size)
-        return {name: maps[name] for name in self.spec.outputs}
-
-    @cached_property
-    def _modules(self) -> dict[str, torch.jit.ScriptModule]:
-        modules = {name: _load(path, self.settings.device) for name, path in self._paths.items()}
-        if self.settings.precision == "bfloat16":
-            modules = {name: module.to(torch.bfloat16) for name, module in modules.items()}
-        return modules
-
-    def _answers(self, images: Tensor) -> dict[str, Tensor]:
-        """Raw outputs (B, C, h, w) float32, shapes checked."""
-        answers = {name: self._answer(name, images) for name in self._modules}
-        if "all" in answers:
-            answer = answers["all"]
-            answers = dict(zip(self.settings.outputs, self._as_tuple(answer), strict=True))
-        for name, value in answers.items():
-            value = value[0] if isinstance(value, (tuple, list)) and len(value) == 1 else value
-            answers[name] = self._check(name, value, len(images)).float()
-        return answers
-
-    def _answer(self, name: str, images: Tensor) -> object:
-        """What one file says, in the precision of its own weights."""
-        module = self._modules[name]
-        weight = next((p for p in module.parameters() if p.is_floating_point()), images)
-        try:
-            return module(images.to(weight.dtype))
-        except RuntimeError as error:  # TorchScript wraps whatever goes wrong inside
-            reason = [line for line in str(error).strip().splitlines() if line.strip()][-1]
-            raise SagecacheError(
-                f"the network failed on a batch {tuple(images.shape)}: {reason}",
-                file=self._paths[name],
-                fix="Check input_size, and that the file was exported for this device.",
-            ) from error
-
-    def _as_tuple(self, answer: object) -> tuple[Tensor, ...]:
+    def unpack(self, answers: Mapping[str, object]) -> Mapping[str, object]:
+        if "all" not in answers:
+            return answers
+        answer, outputs = answers["all"], self.settings.outputs
         parts = tuple(answer) if isinstance(answer, (tuple, list)) else (answer,)
-        if len(parts) != len(self.settings.outputs):
+        if len(parts) != len(outputs):
             raise SagecacheError(
-                f"the file returns {len(parts)} maps, 'outputs' names {len(self.settings.outputs)}",
+                f"the file returns {len(parts)} maps, 'outputs' names {len(outputs)}",
                 file=self._paths["all"],
                 fix="Name as many outputs as the file returns, in its order.",
             )
-        return parts
-
-    def _check(self, name: str, value: object, count: int) -> Tensor:
-        """A tensor (count, C, h, w); (count, h, w) gets its channel."""
-        if isinstance(value, Tensor) and value.ndim == 3 and FIELDS[name] == 1:
-            value = value[:, None]
-        shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        right = isinstance(value, Tensor) and value.ndim == 4 and len(value) == count
-        if not right or (name != "mask" and value.shape[1] != FIELDS[name]):
-            raise SagecacheError(
-                f"output '{name}' is {shape}, expected ({count}, {FIELDS[name]}, h, w)",
-                file=self._paths.get(name, self._paths.get("all")),
-                fix="Check 'files' or 'outputs', and that the file takes a batch.",
-            )
-        return value
-
-    def _finish(self, name: str, value: Tensor) -> Tensor:
-        """To map_size, our axes and our direction of depth."""
-        if name == "normal":
-            return convert_normals(resize_maps(value, self.spec.map_size), self.settings.normal_axes)
-        value = resize_maps(value, self.spec.map_size)
-        return -value if self.settings.towards else value
-
-    def _mask(self, raw: Mapping[str, Tensor], maps: Mapping[str, Tensor]) -> Tensor:
-        if self.settings.mask == "network":
-            logits = raw["mask"]
-            return logits.sigmoid() if logits.shape[1] == 1 else 1 - logits.softmax(1)[:, :1]
-        if self.settings.mask == "threshold":
-            low, high = self.settings.mask_range
-            return ((raw["depth"] >= low) & (raw["depth"] <= high)).float()
-        return torch.ones_like(next(iter(maps.values()))[:, :1])
-
-    def fingerprint(self) -> dict[str, object]:
-        """Hashes of the files' bytes and every setting but the paths and the device."""
-        places = ("files", "path", "device")
-        preprocessing = {key: value for key, value in asdict(self.settings).items() if key not in places}
-        preprocessing = {k: list(v) if isinstance(v, tuple) else v for k, v in preprocessing.items()}
-        return dict(spec=self.spec.as_dict(), weights=dict(self._hashes), preprocessing=preprocessing)
+        return dict(zip(outputs, parts, strict=True))
 
 
-def _load(path: Path, device: str) -> torch.jit.ScriptModule:
+def load_torchscript(path: Path, device: str) -> torch.jit.ScriptModule:
+    """A TorchScript archive in evaluation mode. Raises SagecacheError for any other file."""
     try:
         with warnings.catch_warnings():
             # torch calls TorchScript old; it is nevertheless what Sapiens-lite and others ship.

@@ -1,0 +1,83 @@
+"""The head of Sapiens v1's depth, normal and segmentation networks, under its public names.
+
+Deconvolutions double the size, convolutions mix, and one more convolution gives the channels of the answer
+(Khirodkar et al. 2024; layers as in its published source). Instance norms have no weights, hence no names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+from sagecache.errors import SagecacheError
+
+
+class DenseHead(nn.Module):
+    """features (B, C, h, w) -> (B, out_channels, h * 2^n, w * 2^n), n deconvolutions of kernel 4.
+
+    deconvs: channels of each; convs: (channels, kernel) of each.
+    """
+
+    def __init__(
+        self, in_channels: int, deconvs: Sequence[int], convs: Sequence[tuple[int, int]], out_channels: int
+    ) -> None:
+        super().__init__()
+        widths = [in_channels, *deconvs]
+        self.deconv_layers = nn.Sequential(
+            *(
+                layer
+                for before, after in pairwise(widths)
+                for layer in _normed(nn.ConvTranspose2d(before, after, 4, 2, 1, bias=False), after)
+            )
+        )
+        widths = [widths[-1], *(width for width, _ in convs)]
+        self.conv_layers = nn.Sequential(
+            *(
+                layer
+                for (before, after), (_, kernel) in zip(pairwise(widths), convs, strict=True)
+                for layer in _normed(nn.Conv2d(before, after, kernel, padding=kernel // 2), after)
+            )
+        )
+        self.conv_seg = nn.Conv2d(widths[-1], out_channels, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.conv_seg(self.conv_layers(self.deconv_layers(features)))
+
+
+def dense_head_of(state: Mapping[str, Tensor], prefix: str = "decode_head.") -> DenseHead:
+    """The head whose weights a state holds, by their names and shapes; with values of its own.
+
+    Raises SagecacheError where its last layer is missing, or a deconvolution's kernel is not 4.
+    """
+    last = state.get(f"{prefix}conv_seg.weight")
+    if last is None:
+        raise SagecacheError(
+            f"no '{prefix}conv_seg.weight': it has no dense head",
+            fix="Take a depth, normal or segmentation checkpoint.",
+        )
+    deconvs, convs = _weights(state, f"{prefix}deconv_layers."), _weights(state, f"{prefix}conv_layers.")
+    if any(weight.shape[2:] != (4, 4) for weight in deconvs):
+        raise SagecacheError(f"deconvolutions of {tuple(deconvs[0].shape[2:])}", fix="Sapiens' are 4x4.")
+    in_channels = deconvs[0].shape[0] if deconvs else (convs[0] if convs else last).shape[1]
+    return DenseHead(
+        in_channels,
+        [weight.shape[1] for weight in deconvs],
+        [(weight.shape[0], weight.shape[2]) for weight in convs],
+        last.shape[0],
+    )
+
+
+def _weights(state: Mapping[str, Tensor], prefix: str) -> list[Tensor]:
+    """Weights of numbered layers, in their order."""
+    found = {}
+    for name, value in state.items():
+        if match := re.fullmatch(re.escape(prefix) + r"(\d+)\.weight", name):
+            found[int(match.group(1))] = value
+    return [found[number] for number in sorted(found)]
+
+
+def _normed(convolution: nn.Module, channels: int) -> tuple[nn.Module, nn.Module, nn.Module]:
+    return convolution, nn.InstanceNorm2d(channels), nn.SiLU()

@@ -1,0 +1,94 @@
+"""Sapiens v1's own checkpoints as a teacher: depth, normals and segmentation, each a ViT with a dense head.
+
+Sizes come from the weights: nothing is named twice. Its licence is CC BY-NC 4.0 (non-commercial), for the
+weights and for what is made with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sagecache.errors import SagecacheError
+from sagecache.models.dense_head import DenseHead, dense_head_of
+from sagecache.models.public_weights import fit_positions
+from sagecache.models.vit import VisionTransformer, arch_of_state
+from sagecache.models.weight_files import read_tensors
+from sagecache.models.weights import fill
+from sagecache.teachers.answers import AnswerSettings, NetworkTeacher
+from sagecache.teachers.base import file_hash
+
+# Pixels around the image before it is cut into patches, as each network was trained; the wrong one moves
+# every map by two pixels and is silent.
+PADDING = {"depth": 0, "normal": 2, "mask": 2}
+
+
+@dataclass(frozen=True)
+class SapiensSettings(AnswerSettings):
+    """Which checkpoints; the other settings are those of AnswerSettings, with Sapiens' values.
+
+    files: output -> checkpoint ('depth', 'normal', 'mask': the segmentation network), .pth or .safetensors.
+    Depth is relative and grows away from the camera; normals look at the viewer, x right and y up.
+    """
+
+    files: dict[str, str] = field(default_factory=dict)
+    normal_axes: str = "opengl"
+
+    def __post_init__(self) -> None:
+        if not self.files:
+            raise SagecacheError(
+                "a Sapiens teacher needs 'files'", fix="For example files=dict(depth='….pth')."
+            )
+        super().__post_init__()
+
+    @property
+    def returned(self) -> tuple[str, ...]:
+        return tuple(self.files)
+
+
+class SapiensTeacher(NetworkTeacher):
+    """Teacher over Sapiens checkpoints; see SapiensSettings and NetworkTeacher."""
+
+    def __init__(self, settings: SapiensSettings) -> None:
+        paths = {name: Path(path) for name, path in settings.files.items()}
+        for path in paths.values():
+            if not path.is_file():
+                raise SagecacheError("no such checkpoint", file=path, fix="Correct its path in data.py.")
+        super().__init__("sapiens", settings, paths, {name: file_hash(path) for name, path in paths.items()})
+
+    def load(self, output: str, path: Path) -> SapiensNetwork:
+        width, height = self.settings.input_size
+        try:
+            net = sapiens_network(read_tensors(path), (height, width), PADDING[output])
+        except SagecacheError as error:
+            raise SagecacheError(error.message, file=path, record=error.record, fix=error.fix) from error
+        return net.to(self.settings.device)
+
+
+class SapiensNetwork(nn.Module):
+    """images (B, 3, H, W), normalised -> maps (B, C, h, w): a backbone and its dense head."""
+
+    def __init__(self, backbone: VisionTransformer, decode_head: DenseHead) -> None:
+        super().__init__()
+        self.backbone, self.decode_head = backbone, decode_head
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.decode_head(self.backbone(images))
+
+
+def sapiens_network(state: Mapping[str, Tensor], img_size: tuple[int, int], padding: int) -> SapiensNetwork:
+    """The network of a checkpoint's tensors for images of img_size (height, width), in evaluation mode.
+
+    Every tensor is used and none is missing. Raises SagecacheError otherwise.
+    """
+    state = {name: value for name, value in state.items() if not name.startswith("auxiliary_head.")}
+    with torch.device("meta"):  # no time for first values that are replaced at once
+        net = SapiensNetwork(
+            VisionTransformer(arch_of_state(state), img_size, padding=padding), dense_head_of(state)
+        )
+    state, _ = fit_positions(state, net.state_dict(), net.backbone.grid)
+    return fill(net.to_empty(device="cpu"), {name: value.float() for name, value in state.items()})

@@ -1,0 +1,136 @@
+"""Files of others: what stands beside weights is ignored, code is refused by name, nothing of a file runs."""
+
+import argparse
+import json
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from mmengine.logging.history_buffer import HistoryBuffer
+from safetensors.torch import save_file
+from torch import nn
+
+from sagecache.errors import SagecacheError
+from sagecache.models.weight_files import read_config, read_tensors
+
+WEIGHTS = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.zeros(2)}
+
+
+class Planted:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder):
+        self.folder = str(folder)
+
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
+
+
+def same(state):
+    assert state.keys() == WEIGHTS.keys()
+    assert all(torch.equal(state[name], WEIGHTS[name]) for name in WEIGHTS)
+
+
+@pytest.mark.parametrize("wrap", ["state_dict", "model", "module", None])
+def test_weights_are_found_where_frameworks_put_them(tmp_path, wrap):
+    torch.save({wrap: WEIGHTS, "epoch": 3} if wrap else WEIGHTS, tmp_path / "w.pth")
+    same(read_tensors(tmp_path / "w.pth"))
+
+
+def test_what_training_leaves_beside_the_weights_is_ignored(tmp_path):
+    history = HistoryBuffer()
+    history.update(3.0)
+    beside = dict(
+        message_hub=dict(loss=history),
+        best=np.float64(0.7),
+        array=np.arange(3),
+        arguments=argparse.Namespace(lr=0.1),
+    )
+    torch.save({"state_dict": WEIGHTS, "meta": beside}, tmp_path / "w.pth")
+    same(read_tensors(tmp_path / "w.pth"))
+
+
+def test_code_is_refused_by_name_and_does_not_run(tmp_path):
+    torch.save({"state_dict": WEIGHTS, "meta": Planted(tmp_path / "made")}, tmp_path / "bad.pth")
+    with pytest.raises(SagecacheError, match=r"bad.pth: its pickle asks for \w+.mkdir"):
+        read_tensors(tmp_path / "bad.pth")
+    (tmp_path / "old.pth").write_bytes(pickle.dumps({"a": Planted(tmp_path / "made")}))
+    with pytest.raises(SagecacheError, match="old.pth: can't be read as a checkpoint"):
+        read_tensors(tmp_path / "old.pth")
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_permitted_name_is_a_stand_in(tmp_path):
+    """mmengine pickles getattr; the real one would give a pickle any function there is."""
+
+    class Climb:
+        def __reduce__(self):
+            return getattr, ("text", "no_such_attribute")
+
+    torch.save({"state_dict": WEIGHTS, "meta": Climb()}, tmp_path / "w.pth")
+    same(read_tensors(tmp_path / "w.pth"))
+
+
+def test_a_folder_of_hugging_face_in_one_file_in_several_and_pickled(tmp_path):
+    for name in ("one", "many", "pickled"):
+        (tmp_path / name).mkdir()
+    save_file(WEIGHTS, tmp_path / "one" / "model.safetensors")
+    parts = {"a.weight": "model-00001-of-00002.safetensors", "a.bias": "model-00002-of-00002.safetensors"}
+    for name, file in parts.items():
+        save_file({name: WEIGHTS[name]}, tmp_path / "many" / file)
+    (tmp_path / "many" / "model.safetensors.index.json").write_text(json.dumps(dict(weight_map=parts)))
+    torch.save(WEIGHTS, tmp_path / "pickled" / "pytorch_model.bin")
+    for name in ("one", "many", "pickled"):
+        same(read_tensors(tmp_path / name))
+
+
+def test_an_index_can_not_lead_out_of_its_folder(tmp_path):
+    save_file(WEIGHTS, tmp_path / "outside.safetensors")
+    (tmp_path / "in").mkdir()
+    index = dict(weight_map={"a.weight": "../outside.safetensors"})
+    (tmp_path / "in" / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(SagecacheError, match="no 'weight_map' of file names"):
+        read_tensors(tmp_path / "in")
+
+
+def test_wrong_files_are_one_clear_line(tmp_path):
+    torch.save(WEIGHTS, tmp_path / "cut.pth")
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "cut.pth").read_bytes()[:300])
+    save_file(WEIGHTS, tmp_path / "cut.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "cut.safetensors").read_bytes()[:40])
+    torch.save([torch.ones(2)], tmp_path / "list.pth")
+    torch.save({"state_dict": {}}, tmp_path / "empty.pth")
+    (tmp_path / "page.pth").write_text("<html>404</html>")
+    (tmp_path / "none").mkdir()
+    for name, told in {
+        "cut.pth": "can't be read",
+        "cut.safetensors": "can't be read",
+        "list.pth": "holds a list",
+        "empty.pth": "holds no tensors",
+        "page.pth": "can't be read",
+        "none": "holds none of model.safetensors",
+        "gone.pth": "no such checkpoint",
+    }.items():
+        with pytest.raises(SagecacheError, match=f"{name}: {told}") as caught:
+            read_tensors(tmp_path / name)
+        assert "\n" not in str(caught.value) and caught.value.fix
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_torchscript_file_is_named_as_one(tmp_path):
+    torch.jit.script(nn.Linear(2, 2)).save(str(tmp_path / "net.pt"))
+    with pytest.raises(SagecacheError, match="is a TorchScript file.*torchscript"):
+        read_tensors(tmp_path / "net.pt")
+
+
+def test_a_config_must_be_an_object(tmp_path):
+    with pytest.raises(SagecacheError, match="config.json: no such file"):
+        read_config(tmp_path)
+    for text, told in (("{", "is no JSON"), ("[1]", "is no JSON object")):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(SagecacheError, match=told):
+            read_config(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "vitpose"}')
+    assert read_config(tmp_path)["model_type"] == "vitpose"

@@ -1,0 +1,182 @@
+"""Hugging Face folders as teachers: their own processors' pixels, kinds of depth, axes, refusals."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from public_networks import depth_anything, dpt, sapiens2, save_folder, zoedepth
+from torch import nn
+
+from sagecache.errors import SagecacheError
+from sagecache.store.fingerprint import diff
+from sagecache.teachers.registry import build_teacher
+
+transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+NORMAL = dict(image_mean=MEAN, image_std=STD, do_normalize=True)
+
+
+def crops(width, height, count=2):
+    return np.random.default_rng(0).integers(0, 256, (count, height, width, 3), np.uint8)
+
+
+def by_the_own_processor(processor, images):
+    """What transformers' own preprocessing makes of a crop, without its resizing."""
+    made = processor(images=[Image.fromarray(one) for one in images], do_resize=False, return_tensors="pt")
+    return made["pixel_values"]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["relative", "metric"])
+def test_depth_anything(tmp_path, kind):
+    network = depth_anything(transformers, kind)
+    folder = save_folder(network, tmp_path / "net", **NORMAL)
+    size = dict(input_size=(42, 56), map_size=(42, 56))
+    teacher = build_teacher(dict(type="huggingface", files=dict(depth=str(folder)), **size))
+    processor = transformers.DPTImageProcessorPil(image_mean=MEAN, image_std=STD)
+    want = network(pixel_values=by_the_own_processor(processor, crops(42, 56))).predicted_depth
+    torch.testing.assert_close(teacher(crops(42, 56))["depth"][:, 0], want, atol=1e-5, rtol=1e-4)
+    found = teacher.spec.depth_kind, teacher.spec.unit
+    assert found == (("metric", "m") if kind == "metric" else ("disparity", "relative"))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("make", "kind"), [(dpt, ("disparity", "relative")), (zoedepth, ("metric", "m"))], ids=["dpt", "zoedepth"]
+)
+def test_other_networks_of_depth(tmp_path, make, kind):
+    network = make(transformers)
+    half = dict(image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    folder = save_folder(network, tmp_path / "net", **half)
+    size = dict(input_size=(64, 64), map_size=(64, 64))
+    teacher = build_teacher(dict(type="huggingface", files=dict(depth=str(folder)), **size))
+    pixels = torch.from_numpy(crops(64, 64)).permute(0, 3, 1, 2) / 127.5 - 1
+    want = network(pixel_values=pixels).predicted_depth
+    torch.testing.assert_close(teacher(crops(64, 64))["depth"][:, 0], want, atol=1e-4, rtol=1e-3)
+    assert (teacher.spec.depth_kind, teacher.spec.unit) == kind
+
+
+@torch.no_grad()
+def test_sapiens2_normals_points_and_segments(tmp_path):
+    tasks = dict(normal="NormalEstimation", depth="PointmapEstimation", mask="SemanticSegmentation")
+    networks = {
+        name: sapiens2(transformers, task, 28 if name == "mask" else 3) for name, task in tasks.items()
+    }
+    files = {name: str(save_folder(net, tmp_path / name, **NORMAL)) for name, net in networks.items()}
+    size = dict(input_size=(48, 64), map_size=(12, 16))
+    teacher = build_teacher(dict(type="huggingface", files=files, mask="network", **size))
+    maps = teacher(crops(48, 64))
+    scale = torch.tensor(STD).view(3, 1, 1)
+    pixels = (
+        torch.from_numpy(crops(48, 64)).permute(0, 3, 1, 2) / 255 - torch.tensor(MEAN).view(3, 1, 1)
+    ) / scale
+    normal = networks["normal"](pixel_values=pixels).normals * torch.tensor([1.0, -1, -1]).view(3, 1, 1)
+    torch.testing.assert_close(maps["normal"], nn.functional.normalize(normal, dim=1), atol=1e-5, rtol=1e-3)
+    points = networks["depth"](pixel_values=pixels)
+    metres = points.pointmaps[:, 2:] / points.scales.view(-1, 1, 1, 1)
+    torch.testing.assert_close(maps["depth"], metres, atol=1e-4, rtol=1e-3)
+    body = 1 - networks["mask"](pixel_values=pixels).logits.softmax(1)[:, :1]
+    torch.testing.assert_close(maps["mask"], body, atol=1e-5, rtol=1e-3)
+    assert (teacher.spec.depth_kind, teacher.spec.unit) == ("metric", "m")
+
+
+@torch.no_grad()
+def test_a_class_called_person_is_the_mask(tmp_path):
+    """ADE20K's networks have persons among furniture, and no background."""
+    network = sapiens2(transformers, "SemanticSegmentation", 5)
+    network.config.id2label = {0: "wall", 1: "bed", 2: "Person", 3: "lamp", 4: "rug"}
+    files = dict(
+        depth=str(save_folder(sapiens2(transformers, "PointmapEstimation"), tmp_path / "d", **NORMAL))
+    )
+    files["mask"] = str(save_folder(network, tmp_path / "m", **NORMAL))
+    size = dict(input_size=(48, 64), map_size=(12, 16))
+    maps = build_teacher(dict(type="huggingface", files=files, mask="network", **size))(crops(48, 64))
+    scale = torch.tensor(STD).view(3, 1, 1)
+    pixels = (
+        torch.from_numpy(crops(48, 64)).permute(0, 3, 1, 2) / 255 - torch.tensor(MEAN).view(3, 1, 1)
+    ) / scale
+    person = network(pixel_values=pixels).logits.softmax(1)[:, 2:3]
+    torch.testing.assert_close(maps["mask"], person, atol=1e-5, rtol=1e-3)
+
+
+def test_the_fingerprint_follows_weights_and_preprocessing_and_no_path(tmp_path):
+    def printed(name, seed=0, **said):
+        folder = save_folder(depth_anything(transformers, seed=seed), tmp_path / name, **(NORMAL | said))
+        size = dict(input_size=(42, 56), map_size=(42, 56))
+        return build_teacher(dict(type="huggingface", files=dict(depth=str(folder)), **size)).fingerprint()
+
+    one = printed("one")
+    assert printed("moved") == one
+    assert "weights" in str(diff(one, printed("other", seed=1)))
+    assert "mean" in str(diff(one, printed("said", image_mean=[0.5] * 3)))
+
+
+def folder_with(tmp_path, config, weights=True):
+    folder = tmp_path / "net"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    if weights:
+        (folder / "model.safetensors").write_bytes(b"cut")
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("config", "output", "told"),
+    [
+        (
+            dict(model_type="depth_pro", architectures=["DepthProForDepthEstimation"]),
+            "depth",
+            "inverse depths",
+        ),
+        (dict(model_type="dpt", architectures=["NoSuchNetwork"]), "depth", "names NoSuchNetwork"),
+        (dict(model_type="dpt"), "depth", "names no architecture"),
+        (dict(model_type="vitpose", architectures=["VitPoseForPoseEstimation"]), "normal", "gives no normal"),
+        (
+            dict(model_type="dpt", architectures=["DPTForDepthEstimation"]),
+            "depth",
+            "transformers can't load it",
+        ),
+    ],
+)
+def test_folders_that_can_not_serve_are_told(tmp_path, config, output, told):
+    folder = folder_with(tmp_path, config)
+    known = dict(depth_kind="affine", unit="relative", input_size=(48, 64), map_size=(12, 16))
+    teacher = build_teacher(dict(type="huggingface", files={output: folder}, **known))
+    with pytest.raises(SagecacheError, match=told) as caught:
+        teacher(crops(48, 64))
+    assert str(caught.value.file) == folder
+
+
+def test_settings_that_nobody_knows_are_asked_for(tmp_path):
+    with pytest.raises(SagecacheError, match="needs 'files'"):
+        build_teacher(dict(type="huggingface"))
+    with pytest.raises(SagecacheError, match="config.json: no such file"):
+        build_teacher(dict(type="huggingface", files=dict(depth=str(tmp_path))))
+    folder = folder_with(tmp_path, dict(model_type="new_depth", architectures=["NewForDepthEstimation"]))
+    with pytest.raises(SagecacheError, match="what kind of depth a 'new_depth' gives.*depth_kind"):
+        build_teacher(dict(type="huggingface", files=dict(depth=folder)))
+
+
+def test_weights_that_leave_gaps_are_refused(tmp_path):
+    """transformers would fill them with random numbers and say so in a warning."""
+    network = depth_anything(transformers)
+    folder = save_folder(network, tmp_path / "net", **NORMAL)
+    page = json.loads((folder / "config.json").read_text())
+    page["fusion_hidden_size"] = 16
+    (folder / "config.json").write_text(json.dumps(page))
+    size = dict(input_size=(42, 56), map_size=(42, 56))
+    with pytest.raises(SagecacheError, match="net: (its weights don't fit|transformers can't load it)"):
+        build_teacher(dict(type="huggingface", files=dict(depth=str(folder)), **size))(crops(42, 56))
+
+
+def test_folders_that_want_other_pixels_do_not_share_a_teacher(tmp_path):
+    files = {
+        "depth": str(save_folder(sapiens2(transformers, "PointmapEstimation"), tmp_path / "d", **NORMAL)),
+        "normal": str(
+            save_folder(sapiens2(transformers, "NormalEstimation"), tmp_path / "n", image_mean=[0.5] * 3)
+        ),
+    }
+    with pytest.raises(SagecacheError, match="normalised in different ways"):
+        build_teacher(dict(type="huggingface", files=files))
