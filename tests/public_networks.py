@@ -173,9 +173,10 @@ def yolos(transformers, seed: int = 0):
         label2id={"chair": 0, "person": 1, "dog": 2},
     )
     network = transformers.YolosForObjectDetection(config)
+    torch.nn.init.normal_(network.vit.embeddings.detection_tokens)  # fresh ones are all the same
     for head in (network.class_labels_classifier, network.bbox_predictor):
-        for parameter in head.parameters():  # fresh ones give every query the same class and box
-            torch.nn.init.normal_(parameter, std=0.5)
+        for name, parameter in head.named_parameters():
+            torch.nn.init.normal_(parameter, std=0.3 * name.endswith("weight"))
     return network.eval()
 
 

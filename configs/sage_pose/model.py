@@ -1,6 +1,16 @@
-"""HRNet-W32, 192x256, UDP, a common public student. Any mmpose top-down model can stand here."""
+"""ViTPose-B. Size and resolution are the two values at the top; any mmpose top-down model can stand here."""
 
-codec = dict(type="UDPHeatmap", input_size=(192, 256), heatmap_size=(48, 64), sigma=2)
+arch = "vitpose_b"  # or vitpose_s, vitpose_l, vitpose_h
+height, width = 256, 192  # or 768, 576: multiples of 64; positions are resized from the checkpoint's
+
+channels = {"vitpose_s": 384, "vitpose_b": 768, "vitpose_l": 1024, "vitpose_h": 1280}[arch]
+codec = dict(
+    type="UDPHeatmap",
+    input_size=(width, height),
+    heatmap_size=(width // 4, height // 4),
+    # 2 at 256 rows, as published; 3 sigma whole, or mmpose draws labels near two edges one map pixel off
+    sigma=round(6 * height / 256) / 3,
+)
 
 model = dict(
     type="TopdownPoseEstimator",
@@ -11,32 +21,19 @@ model = dict(
         bgr_to_rgb=True,
     ),
     backbone=dict(
-        type="HRNet",
-        in_channels=3,
-        extra=dict(
-            stage1=dict(
-                num_modules=1, num_branches=1, block="BOTTLENECK", num_blocks=(4,), num_channels=(64,)
-            ),
-            stage2=dict(
-                num_modules=1, num_branches=2, block="BASIC", num_blocks=(4, 4), num_channels=(32, 64)
-            ),
-            stage3=dict(
-                num_modules=4, num_branches=3, block="BASIC", num_blocks=(4, 4, 4), num_channels=(32, 64, 128)
-            ),
-            stage4=dict(
-                num_modules=3,
-                num_branches=4,
-                block="BASIC",
-                num_blocks=(4, 4, 4, 4),
-                num_channels=(32, 64, 128, 256),
-            ),
-        ),
+        type="VisionTransformer",
+        arch=arch,
+        img_size=(height, width),
+        patch_cfg=dict(padding=2),
+        drop_path_rate=0.3 if arch == "vitpose_b" else 0.1,
+        with_cp=False,  # True: activations are computed again in the backward pass, a third slower
     ),
     head=dict(
         type="HeatmapHead",
-        in_channels=32,
+        in_channels=channels,
         out_channels=17,
-        deconv_out_channels=None,
+        deconv_out_channels=(256, 256),
+        deconv_kernel_sizes=(4, 4),
         loss=dict(type="KeypointMSELoss", use_target_weight=True),
         decoder=codec,
     ),

@@ -1,6 +1,6 @@
 """Stage 0: fine-tune a pretrained student on the labels."""
 
-load_from = None  # a checkpoint of the model page, such as mmpose's td-hm_hrnet-w32_udp; ours or plain
+load_from = None  # a ViTPose checkpoint: mmpose's, the first one's, or a Hugging Face folder; ours too
 data = dict(labeled="labeled", val="val")
 batch = dict(labeled=32, workers=8)
 

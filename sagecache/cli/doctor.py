@@ -53,11 +53,19 @@ class Finding:
 @click.option(
     "--project", "folder", type=click.Path(file_okay=False), help="Folder of the project to look at."
 )
+@click.option("--recipe", help="Also plan this recipe's memory on a GPU: weights, moments, activations.")
+@click.option("--gpu", type=float, help="GiB of the GPU to plan for. Default: the one that is here, else 24.")
 @json_option
 @click.pass_context
-def doctor_command(context: click.Context, folder: str | None, as_json: bool) -> None:
+def doctor_command(
+    context: click.Context, folder: str | None, recipe: str | None, gpu: float | None, as_json: bool
+) -> None:
     """Versions, shims, devices, disk, and what the project lacks; exit 1 where training could not work."""
+    if gpu is not None and recipe is None:
+        raise click.UsageError("--gpu goes with --recipe.")
     findings = diagnose(folder)
+    if recipe is not None:
+        findings += plan_memory(open_project(folder), recipe, gpu)
     healthy = all(finding.state != ERROR for finding in findings)
     if as_json:
         emit_json(dict(ok=healthy, findings=[asdict(finding) for finding in findings]))
@@ -207,6 +215,35 @@ def check_disk(name: str, root: Path) -> Finding:
         fix = f"Free some, or change {name}_root in data.py."
         return Finding("disk", name, value, ERROR if free < FULL else NOTE, fix)
     return Finding("disk", name, value)
+
+
+def plan_memory(project: Project, name: str, gpu: float | None) -> list[Finding]:
+    """What one pass of a recipe takes on a GPU of so many GiB, by arithmetic. Raises SagecacheError."""
+    import torch
+
+    from sagecache.mm.plan import advice, memory_plan
+
+    if gpu is None:
+        gpu = torch.cuda.get_device_properties(0).total_memory / GIB if torch.cuda.is_available() else 24.0
+    recipe, model = project.recipe(name)
+    plan = memory_plan(recipe, model)
+    section = f"memory of {name}"
+    rows = [
+        Finding(
+            section, "parameters", f"{plan.parameters / 1e6:,.1f} million, {plan.trained / 1e6:,.1f} trained"
+        )
+    ]
+    parts = {
+        "student, gradients": plan.student,
+        "optimiser": plan.optimiser,
+        "EMA teachers": plan.teachers,
+        "activations kept": plan.activations,
+        "teachers' pass": plan.teacher_pass,
+    }
+    rows += [Finding(section, part, f"{size / GIB:.1f} GiB") for part, size in parts.items()]
+    told = advice(plan, recipe, model, gpu * GIB)
+    fits = plan.total <= gpu * GIB
+    return [*rows, Finding(section, "in all", f"{plan.total / GIB:.1f} GiB: {told}", OK if fits else NOTE)]
 
 
 # -- project -------------------------------------------------------------------------------------------

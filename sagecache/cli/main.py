@@ -24,6 +24,7 @@ COMMANDS = {
     "cache": "cache",
     "train": "train",
     "eval": "evaluate",
+    "predict": "predict",
     "export": "train",
     "inspect": "inspect",
     "report": "report",

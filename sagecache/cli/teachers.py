@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from sagecache.cli.actions import detect, ensure
-from sagecache.cli.context import json_option, project_option
+from sagecache.cli.context import json_option, open_project, project_option
 from sagecache.cli.output import emit_json, emit_table, progress
 from sagecache.errors import SagecacheError, counted
 
 if TYPE_CHECKING:
     from sagecache.project import Project
 
+SAPIENS_LICENCE = "CC BY-NC 4.0: no commercial use"
 
-@click.command("teachers", short_help="The frozen networks and their errors.")
-@project_option
+
+@click.group("teachers", invoke_without_command=True, short_help="The frozen networks: which, how good.")
+@click.option("--project", "folder", type=click.Path(file_okay=False), help="Folder of the project.")
 @click.option("--split", help="Measure the errors on this split; it needs ground-truth geometry (rendered).")
 @json_option
-def teachers_command(project: Project, split: str | None, as_json: bool) -> None:
+@click.pass_context
+def teachers_command(context: click.Context, folder: str | None, split: str | None, as_json: bool) -> None:
     """The project's frozen networks; with --split, their errors beside a constant baseline."""
+    if context.invoked_subcommand is not None:
+        return
+    project = open_project(folder)
     summary = describe(project)
     if split is not None:
         summary |= measure(project, split)
@@ -36,6 +43,68 @@ def teachers_command(project: Project, split: str | None, as_json: bool) -> None
         ]
         emit_table(f"geometry on {split}, {counted(summary['instances'], 'instance')}", ["", *columns], rows)
         click.echo(f"person detector on {split}: AP50 {100 * summary['detector_ap50']:.1f}")
+
+
+@teachers_command.command("ls")
+@project_option
+@json_option
+def ls_command(project: Project, as_json: bool) -> None:
+    """Which files and folders this project's networks come from, and whether they are there."""
+    rows = list_networks(project)
+    if as_json:
+        emit_json(rows)
+        return
+    columns = ("network", "type", "gives", "file", "GB", "licence")
+    emit_table("", columns, [[row[column] for column in columns] for row in rows])
+
+
+@teachers_command.command("check")
+@click.argument("path", metavar="FILE", type=click.Path(exists=True))
+@project_option
+@click.option("--size", default=None, metavar="WxH", help="Pixels of the network's input. Default: its own.")
+@click.option("--image", type=click.Path(exists=True, dir_okay=False), help="Look at this picture.")
+@click.option("--split", help="Look at the first person of this split. Default: one with annotated boxes.")
+@click.option(
+    "--output", type=click.Path(dir_okay=False), help="Where the picture goes. Default: FILE's name.png."
+)
+@click.option("--device", default="cpu", show_default=True, help="Where to run it.")
+@json_option
+@click.pass_context
+def check_command(
+    context: click.Context, path: str, project: Project, as_json: bool, **options: str | None
+) -> None:
+    """What a weight file is, whether all its names match, what it needs, and what it says of one picture.
+
+    Exit 1 where names don't match or the network can't be used here.
+    """
+    from sagecache.cli.teachers_check import check, findings
+
+    summary = check(project, Path(path), **options)
+    if as_json:
+        emit_json(summary)
+    else:
+        emit_table(str(path), ("", ""), findings(summary))
+    context.exit(0 if summary["usable"] else 1)
+
+
+def list_networks(project: Project) -> list[dict]:
+    """One dict for each file of data.py's teacher and detector, and one for each that has none."""
+    rows = []
+    for role, config in (("teacher", project.data.teacher), ("detector", project.data.detector)):
+        kind = str(config.get("type"))
+        files = dict(config.get("files") or {}) or ({"": config["path"]} if config.get("path") else {})
+        for output, path in files.items() or [("", None)]:
+            row = dict(network=role, type=kind, gives=output, file=path or "in the package", GB="")
+            row["licence"] = SAPIENS_LICENCE if kind == "sapiens" or "sapiens" in str(path).lower() else ""
+            if path is not None:
+                row["GB"] = f"{_size(Path(path)) / 1e9:.2f}" if Path(path).exists() else "missing"
+            rows.append(row)
+    return rows
+
+
+def _size(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(one.stat().st_size for one in files if one.is_file())
 
 
 def _figure(value: float | None) -> str:

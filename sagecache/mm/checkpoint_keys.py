@@ -10,8 +10,6 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-# Wrappers that put a word before every name: DistributedDataParallel, torch.compile.
-WRAPPERS = ("module.", "_orig_mod.")
 BACKBONE = "backbone."
 CLASSIFIER = ("head.fc.", "head.layers.", "fc.")  # of ImageNet training: no heatmap head has such layers
 JOINTS = {
@@ -26,16 +24,6 @@ JOINTS = {
 }
 
 State = Mapping[str, Tensor]
-
-
-def unwrapped(state: State) -> dict[str, Tensor]:
-    """Without the word that a wrapper put before every single name, or before each network's."""
-    state = dict(state)
-    for _ in WRAPPERS:  # both at once: compiled, then distributed, or the other way round
-        for wrapper in WRAPPERS:
-            if state and all(key.startswith(wrapper) for key in state):
-                state = {key.removeprefix(wrapper): value for key, value in state.items()}
-    return state
 
 
 def backbone_alone(state: State, own: State) -> dict[str, Tensor] | None:

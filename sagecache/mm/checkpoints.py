@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sagecache.errors import SagecacheError
-from sagecache.mm.checkpoint_keys import BACKBONE, State, backbone_alone, mismatch, unwrapped
+from sagecache.mm.checkpoint_keys import BACKBONE, State, backbone_alone, mismatch
 from sagecache.mm.compat import activate
-from sagecache.models.public_weights import fit_positions, from_public
+from sagecache.models.public_weights import fit_positions, from_public, unwrapped
 from sagecache.models.vit import VisionTransformer
 from sagecache.models.weight_files import read_tensors
 

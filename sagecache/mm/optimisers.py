@@ -46,7 +46,7 @@ def _with_layers(config: dict[str, Any], student: nn.Module) -> dict[str, Any]:
     backbone, paramwise = getattr(student, "backbone", None), dict(config.get("paramwise_cfg") or {})
     if not isinstance(backbone, VisionTransformer):
         raise SagecacheError(
-            f"{LAYER_DECAY} knows the names of a ViT's blocks, and this backbone is a {type(backbone).__name__}",
+            f"{LAYER_DECAY} is for blocks of a ViT, and this backbone is a {type(backbone).__name__}",
             file=RECIPE,
             fix="Leave 'constructor' out, or take type='VisionTransformer' in model.py.",
         )

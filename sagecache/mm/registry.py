@@ -81,8 +81,11 @@ def ideal_peak_inverse(sigma: float | tuple[float, float]) -> float:
     return 2 * math.pi * sigma_x * sigma_y
 
 
-def build_student(model: dict) -> nn.Module:
-    """Build the mmpose pose estimator of a project's model page, initialised as its config says."""
+def build_student(model: dict, initialise: bool = True) -> nn.Module:
+    """Build the mmpose pose estimator of a project's model page, initialised as its config says.
+
+    initialise False leaves that out, and reads no weights: for a count, on torch's meta device.
+    """
     from mmengine.logging import MMLogger
     from mmengine.registry import DefaultScope
 
@@ -104,7 +107,8 @@ def build_student(model: dict) -> nn.Module:
             fix="Set data_preprocessor=dict(type='PoseDataPreprocessor', mean=…, std=…, bgr_to_rgb=True).",
         )
     _require_maps(student, codec)
-    student.init_weights()
+    if initialise:
+        student.init_weights()
     return student
 
 

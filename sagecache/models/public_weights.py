@@ -21,6 +21,8 @@ from sagecache.models.vit import resize_pos_embed
 State = Mapping[str, Tensor]
 POSITIONS = "backbone.pos_embed"
 EXPERT = 0  # of ViTPose+: COCO; then AIC, MPII, AP-10K, APT-36K, COCO-WholeBody
+# Words that DistributedDataParallel and torch.compile put before every name.
+WRAPPERS = ("module.", "_orig_mod.")
 # Parts of a pretraining, of a classifier, and of ViTPose+'s other data sets: no pose network has them.
 _LEFT_OUT = re.compile(
     r"(backbone\.)?(cls_token|mask_token|fc_norm\.|decoder_|head\.(weight|bias)$)|associate_keypoint_heads\."
@@ -57,6 +59,16 @@ _HUGGING_FACE = {
     "head.deconv_layers.4": "head.batchnorm2",
     "head.final_layer": "head.conv",
 }
+
+
+def unwrapped(state: State) -> dict[str, Tensor]:
+    """Without the word that a wrapper put before every single name, or before each network's."""
+    state = dict(state)
+    for _ in WRAPPERS:  # both at once: compiled, then distributed, or the other way round
+        for wrapper in WRAPPERS:
+            if state and all(key.startswith(wrapper) for key in state):
+                state = {key.removeprefix(wrapper): value for key, value in state.items()}
+    return state
 
 
 def from_public(state: State) -> tuple[dict[str, Tensor], list[str]]:
@@ -100,7 +112,7 @@ def fit_positions(state: State, own: State, grid: tuple[int, int]) -> tuple[dict
     if positions is None or wanted is None or positions.shape == wanted.shape or positions.ndim != 3:
         return state, []
     count = positions.shape[1]
-    found = next(_grids(count, grid), None)
+    found = grid_of(count, grid)
     if found is None:
         raise SagecacheError(
             f"{count} position embeddings are neither a square nor of the aspect of {grid[0]}x{grid[1]}",
@@ -110,6 +122,14 @@ def fit_positions(state: State, own: State, grid: tuple[int, int]) -> tuple[dict
     state[POSITIONS] = resize_pos_embed(positions[:, extra:], source, grid)
     told = f"position embeddings resized from {source[0]}x{source[1]} to {grid[0]}x{grid[1]} tokens"
     return state, [told] if source != grid else ["the class token's position is left out"]
+
+
+def grid_of(count: int, like: tuple[int, int] = (4, 3)) -> tuple[tuple[int, int], int] | None:
+    """((h, w), extra): the grid that so many position embeddings are for, and those before it; None if none.
+
+    Of the aspect of ``like`` (h, w), else square; extra: 1 where a class token's comes first.
+    """
+    return next(_grids(count, like), None)
 
 
 def _grids(count: int, like: tuple[int, int]) -> Iterator[tuple[tuple[int, int], int]]:

@@ -6,19 +6,12 @@ weights and for what is made with them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
-
 from sagecache.errors import SagecacheError
-from sagecache.models.dense_head import DenseHead, dense_head_of
-from sagecache.models.public_weights import fit_positions
-from sagecache.models.vit import VisionTransformer, arch_of_state
+from sagecache.models.sapiens import SapiensNetwork, sapiens_network
 from sagecache.models.weight_files import read_tensors
-from sagecache.models.weights import fill
 from sagecache.teachers.answers import AnswerSettings, NetworkTeacher
 from sagecache.teachers.base import file_hash
 
@@ -67,28 +60,3 @@ class SapiensTeacher(NetworkTeacher):
         except SagecacheError as error:
             raise SagecacheError(error.message, file=path, record=error.record, fix=error.fix) from error
         return net.to(self.settings.device)
-
-
-class SapiensNetwork(nn.Module):
-    """images (B, 3, H, W), normalised -> maps (B, C, h, w): a backbone and its dense head."""
-
-    def __init__(self, backbone: VisionTransformer, decode_head: DenseHead) -> None:
-        super().__init__()
-        self.backbone, self.decode_head = backbone, decode_head
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.decode_head(self.backbone(images))
-
-
-def sapiens_network(state: Mapping[str, Tensor], img_size: tuple[int, int], padding: int) -> SapiensNetwork:
-    """The network of a checkpoint's tensors for images of img_size (height, width), in evaluation mode.
-
-    Every tensor is used and none is missing. Raises SagecacheError otherwise.
-    """
-    state = {name: value for name, value in state.items() if not name.startswith("auxiliary_head.")}
-    with torch.device("meta"):  # no time for first values that are replaced at once
-        net = SapiensNetwork(
-            VisionTransformer(arch_of_state(state), img_size, padding=padding), dense_head_of(state)
-        )
-    state, _ = fit_positions(state, net.state_dict(), net.backbone.grid)
-    return fill(net.to_empty(device="cpu"), {name: value.float() for name, value in state.items()})

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from sagecache.errors import SagecacheError
-from sagecache.mm.checkpoint_keys import backbone_alone, mismatch, unwrapped
+from sagecache.mm.checkpoint_keys import backbone_alone, mismatch
 from sagecache.mm.checkpoints import load_network
+from sagecache.models.public_weights import unwrapped
 
 
 class Network(nn.Module):

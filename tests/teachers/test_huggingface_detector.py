@@ -40,12 +40,14 @@ def test_yolos(tmp_path):
     processor.save_pretrained(folder)
     images = [image(50, 70), image(80, 60, 1), image(50, 70, 2)]
     found = build_detector(dict(type="huggingface", path=str(folder), **ALL))(images)
+    persons_of_all = 0
     for one, result in zip(images, found, strict=True):
         answer = network(pixel_values=processor(images=[one], return_tensors="pt")["pixel_values"])
         classes = answer.logits[0].softmax(-1)[:, :-1].numpy()
         persons = classes.argmax(1) == 1
-        assert persons.any()
+        persons_of_all += persons.sum()
         same_boxes(result, answer.pred_boxes[0].numpy()[persons], classes[persons, 1], *one.shape[:2])
+    assert 0 < persons_of_all < 36
 
 
 @torch.no_grad()

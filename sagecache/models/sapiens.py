@@ -1,7 +1,8 @@
-"""The head of Sapiens v1's depth, normal and segmentation networks, under its public names.
+"""Sapiens v1's depth, normal and segmentation networks under their public names: a ViT and a dense head.
 
-Deconvolutions double the size, convolutions mix, and one more convolution gives the channels of the answer
-(Khirodkar et al. 2024; layers as in its published source). Instance norms have no weights, hence no names.
+In the head deconvolutions double the size, convolutions mix, and one more convolution gives the channels of
+the answer (Khirodkar et al. 2024; layers as in its published source). Instance norms have no weights, hence
+no names.
 """
 
 from __future__ import annotations
@@ -10,9 +11,38 @@ import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 
 from sagecache.errors import SagecacheError
+from sagecache.models.public_weights import fit_positions
+from sagecache.models.vit import VisionTransformer, arch_of_state
+from sagecache.models.weights import fill
+
+
+class SapiensNetwork(nn.Module):
+    """images (B, 3, H, W), normalised -> maps (B, C, h, w): a backbone and its dense head."""
+
+    def __init__(self, backbone: VisionTransformer, decode_head: DenseHead) -> None:
+        super().__init__()
+        self.backbone, self.decode_head = backbone, decode_head
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.decode_head(self.backbone(images))
+
+
+def sapiens_network(state: Mapping[str, Tensor], img_size: tuple[int, int], padding: int) -> SapiensNetwork:
+    """The network of a checkpoint's tensors for images of img_size (height, width), in evaluation mode.
+
+    Every tensor is used and none is missing. Raises SagecacheError otherwise.
+    """
+    state = {name: value for name, value in state.items() if not name.startswith("auxiliary_head.")}
+    with torch.device("meta"):  # no time for first values that are replaced at once
+        net = SapiensNetwork(
+            VisionTransformer(arch_of_state(state), img_size, padding=padding), dense_head_of(state)
+        )
+    state, _ = fit_positions(state, net.state_dict(), net.backbone.grid)
+    return fill(net.to_empty(device="cpu"), {name: value.float() for name, value in state.items()})
 
 
 class DenseHead(nn.Module):

@@ -1,0 +1,65 @@
+"""What a network needs in memory, without running it: torch's fake tensors have shapes and no values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """parameters: numbers, trained ones apart. saved: bytes that a forward pass keeps for its backward pass;
+    a buffer that two layers keep counts once, parameters not at all, casts of them under autocast do.
+    widest: bytes of what goes in and out of the layer with most of it: what a pass without gradients needs.
+    """
+
+    parameters: int
+    trained: int
+    saved: int
+    widest: int
+
+
+def footprint(
+    build: Callable[[], nn.Module], shape: tuple[int, ...], amp: bool = False, train: bool = True
+) -> Footprint:
+    """Of the network that build() makes, for a float32 input (B, C, H, W) on one device.
+
+    amp: under bfloat16 autocast. train: in training mode, else in evaluation mode with gradients.
+    What torch keeps on a CPU is counted: a GPU's kernels differ in what they keep by a few percent.
+    """
+    with torch.device("meta"):
+        net = build()
+    net.train(train)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        net.to_empty(device="cpu")
+        own = {parameter.untyped_storage()._cdata for parameter in net.parameters()}
+        kept: dict[int, tuple[int, Tensor]] = {}
+
+        def keep(value: Tensor) -> Tensor:
+            storage = value.untyped_storage()
+            if storage._cdata not in own:
+                kept[storage._cdata] = (storage.nbytes(), value)  # held, or its address would be used again
+            return value
+
+        through = [0]
+
+        def measure(_: nn.Module, inputs: tuple, output: object) -> None:
+            through.append(sum(one.nbytes for one in (*inputs, output) if isinstance(one, Tensor)))
+
+        for module in net.modules():
+            if next(module.children(), None) is None:
+                module.register_forward_hook(measure)
+        hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value)
+        with hooks, torch.autocast("cpu", torch.bfloat16, enabled=amp):
+            net(torch.empty(shape))
+        parameters = list(net.parameters())
+    return Footprint(
+        sum(one.numel() for one in parameters),
+        sum(one.numel() for one in parameters if one.requires_grad),
+        sum(size for size, _ in kept.values()),
+        max(through),
+    )

@@ -1,0 +1,92 @@
+"""Memory of a training by arithmetic: the demo's against what a pass keeps, Sapiens' pages of real data."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from sagecache.mm.plan import GIB, RESERVE, advice, memory_plan
+from sagecache.mm.registry import build_student
+from sagecache.project import Project, embedded_project
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+def kept(student, images):
+    """Bytes of what a real pass keeps for its backward pass, each storage once."""
+    own, found = {p.untyped_storage()._cdata for p in student.parameters()}, {}
+
+    def keep(value):
+        if value.untyped_storage()._cdata not in own:
+            found[value.untyped_storage()._cdata] = (value.untyped_storage().nbytes(), value)
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        student(images, None, mode="tensor")
+    return sum(size for size, _ in found.values())
+
+
+def test_activations_are_what_a_pass_of_the_whole_batch_keeps():
+    project = Project.open(embedded_project())
+    recipe, model = project.recipe("stage1-baseline")
+    images = torch.randn(recipe.batch.labeled + recipe.batch.unlabeled, 3, 128, 96)
+    plan = memory_plan(recipe, model)
+    student = build_student(model).train()
+    assert plan.activations == pytest.approx(kept(student, images), rel=0.005)
+    count = sum(parameter.numel() for parameter in student.parameters())
+    assert (plan.parameters, plan.student, plan.optimiser, plan.teachers) == (
+        count,
+        8 * count,
+        8 * count,
+        4 * count,
+    )
+
+
+def test_a_second_teacher_and_a_second_view_are_counted():
+    project = Project.open(embedded_project())
+    one, dual = (memory_plan(*project.recipe(name)) for name in ("stage1-baseline", "sage-pose-dual"))
+    assert dual.teachers == 2 * one.teachers
+    assert dual.activations > 1.5 * one.activations  # two strong views of each image
+    assert memory_plan(*project.recipe("stage0")).teacher_pass == 0
+
+
+@pytest.mark.parametrize("project", ["nk_sapiens", "sage_pose"])
+def test_pages_for_real_data_build_and_fit_a_gpu(project):
+    opened = Project.open(CONFIGS / project)
+    for name in opened.recipe_names():
+        recipe, model = opened.recipe(name)
+        if recipe.kind == "pose":
+            plan = memory_plan(recipe, model)
+            assert "fits into 80 GiB" in advice(plan, recipe, model, 80 * GIB)
+            told = advice(plan, recipe, model, 4 * GIB)
+            assert "does not fit into 4 GiB; next: " in told and "batch." in told
+
+
+@pytest.mark.parametrize("size", [(768, 576), (1024, 768)])
+@pytest.mark.parametrize(
+    ("project", "arch"),
+    [
+        ("nk_sapiens", "sapiens_0.3b"),
+        ("nk_sapiens", "sapiens_0.6b"),
+        ("nk_sapiens", "sapiens_1b"),
+        ("sage_pose", "vitpose_b"),
+    ],
+)
+def test_each_size_of_the_pages_builds_on_the_meta_device(project, arch, size, tmp_path):
+    """The two values at the top of model.py are all that changes."""
+    page = (CONFIGS / project / "model.py").read_text()
+    lines = page.splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith("arch = "))
+    lines[at : at + 2] = [f'arch = "{arch}"', f"height, width = {size}"]
+    namespace: dict = {}
+    exec("\n".join(lines), namespace)
+    with torch.device("meta"):
+        student = build_student(namespace["model"], initialise=False)
+    assert student.backbone.grid == (size[0] // 16, size[1] // 16)
+    assert 3 * namespace["codec"]["sigma"] == pytest.approx(round(3 * namespace["codec"]["sigma"]))
+
+
+def test_the_total_is_the_sum_and_a_reserve():
+    plan = memory_plan(*Project.open(embedded_project()).recipe("stage0"))
+    parts = (plan.student, plan.optimiser, plan.teachers, plan.activations, plan.teacher_pass)
+    assert plan.total == sum(parts) + RESERVE
