@@ -72,7 +72,7 @@ def how_to_go_on(work_dir: Path, resume: bool, begun: float) -> str:
     return f"add --resume to the same command to go on from the last checkpoint in {work_dir}"
 
 
-@click.command("export", short_help="Write a plain mmpose checkpoint.")
+@click.command("export", short_help="For mmpose, ONNX, TorchScript, Hugging Face.")
 @project_option
 @click.option(
     "--checkpoint", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Default: the newest."
@@ -80,14 +80,26 @@ def how_to_go_on(work_dir: Path, resume: bool, begun: float) -> str:
 @click.option(
     "--network", type=click.Choice(["ema_teacher", "student"]), default="ema_teacher", show_default=True
 )
-@click.argument("output", type=click.Path(dir_okay=False, path_type=Path))
-def export_command(project: Project, checkpoint: Path | None, network: str, output: Path) -> None:
-    """Write a trained network as a plain mmpose checkpoint OUTPUT."""
-    from sagecache.mm.checkpoints import export_network
+@click.option(
+    "--to",
+    "kind",
+    type=click.Choice(["mmpose", "onnx", "torchscript", "huggingface"]),
+    help="Default: by OUTPUT's suffix (.pth .safetensors, .onnx, .pt; none: a Hugging Face folder).",
+)
+@click.argument("output", type=click.Path(path_type=Path))
+def export_command(
+    project: Project, checkpoint: Path | None, network: str, kind: str | None, output: Path
+) -> None:
+    """Write a trained network to OUTPUT, and run what was written against the original.
+
+    For mmpose: a checkpoint and its config. ONNX and TorchScript: a function of RGB pictures (B, 3, H, W) of
+    0..255 that normalises them itself. Hugging Face: a folder for VitPoseForPoseEstimation.
+    """
+    from sagecache.mm.export import export
 
     output.parent.mkdir(parents=True, exist_ok=True)
-    export_network(newest_checkpoint(project, checkpoint), output, network)
-    click.echo(output)
+    for told in export(project, newest_checkpoint(project, checkpoint), output, network, kind):
+        click.echo(told)
 
 
 def newest_checkpoint(project: Project, checkpoint: Path | None) -> Path:

@@ -15,10 +15,9 @@ def keypoint_boxes(keypoints: np.ndarray, padding: float = PADDING, threshold: f
     Returns (N, 4) x, y, width, height in pixels, not clipped.
     """
     counted = keypoints[..., 2] > threshold  # (N, K)
-    points = np.where(counted[..., None], keypoints[..., :2], np.nan)
-    low = np.where(counted[..., None], points, np.inf).min(1)
-    high = np.where(counted[..., None], points, -np.inf).max(1)
-    middle, size = (low + high) / 2, (high - low) * padding
-    boxes = np.concatenate([middle - size / 2, size], 1)
-    boxes[counted.sum(1) < MIN_JOINTS] = np.nan
-    return boxes
+    low = np.where(counted[..., None], keypoints[..., :2], np.inf).min(1)
+    high = np.where(counted[..., None], keypoints[..., :2], -np.inf).max(1)
+    enough = (counted.sum(1) >= MIN_JOINTS)[:, None]
+    low, high = np.where(enough, low, np.nan), np.where(enough, high, np.nan)
+    size = (high - low) * padding
+    return np.concatenate([(low + high - size) / 2, size], 1)

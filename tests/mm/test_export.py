@@ -1,0 +1,224 @@
+"""Exports run where they are meant to run: onnxruntime, torch.jit, transformers, plain mmpose."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from sagecache.errors import SagecacheError
+from sagecache.mm.checkpoints import load_network
+from sagecache.mm.evaluate import predict
+from sagecache.mm.export import PoseFunction, export
+from sagecache.mm.registry import build_student
+from sagecache.project import Project, embedded_project
+from sagecache.structures import Instance
+
+STATISTICS = "mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True"
+VIT = f"""
+codec = dict(type="UDPHeatmap", input_size=(48, 64), heatmap_size=(12, 16), sigma=1)
+model = dict(
+    type="TopdownPoseEstimator",
+    data_preprocessor=dict(type="PoseDataPreprocessor", {STATISTICS}),
+    backbone=dict(
+        type="VisionTransformer",
+        arch=dict(embed_dims=32, num_layers=2, num_heads=2, feedforward_channels=128),
+        img_size=(64, 48),
+        patch_cfg=dict(padding=2),
+    ),
+    head=dict(
+        type="HeatmapHead",
+        in_channels=32,
+        out_channels=17,
+        deconv_out_channels=(256, 256),
+        deconv_kernel_sizes=(4, 4),
+        loss=dict(type="KeypointMSELoss", use_target_weight=True),
+        decoder=codec,
+    ),
+    test_cfg=dict(flip_test=True, flip_mode="heatmap", shift_heatmap=False),
+)
+"""
+RESNET = (
+    VIT.replace(
+        VIT[VIT.index("    backbone") : VIT.index("    head")],
+        '    backbone=dict(type="ResNet", depth=18),\n',
+    )
+    .replace("in_channels=32", "in_channels=512")
+    .replace("(256, 256)", "(16, 16, 16)")
+    .replace("(4, 4)", "(4, 4, 4)")
+)
+SIMCC = f"""
+codec = dict(
+    type="SimCCLabel",
+    input_size=(48, 64),
+    sigma=(2.0, 2.3),
+    simcc_split_ratio=2.0,
+    normalize=False,
+    use_dark=False,
+)
+model = dict(
+    type="TopdownPoseEstimator",
+    data_preprocessor=dict(type="PoseDataPreprocessor", {STATISTICS}),
+    backbone=dict(type="ResNet", depth=18),
+    head=dict(
+        type="SimCCHead",
+        in_channels=512,
+        out_channels=17,
+        input_size=codec["input_size"],
+        in_featuremap_size=(2, 2),
+        simcc_split_ratio=2.0,
+        deconv_out_channels=None,
+        loss=dict(type="KLDiscretLoss", use_target_weight=True),
+        decoder=codec,
+    ),
+    test_cfg=dict(flip_test=True),
+)
+"""
+
+
+def project_of(folder, page):
+    folder.mkdir()
+    for one in embedded_project().glob("*.py"):
+        shutil.copyfile(one, folder / one.name)
+    (folder / "model.py").write_text(page)
+    return Project.open(folder)
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A project of a page, and a checkpoint with weights and batch norms that are not the first ones."""
+
+    def make(page, name="mine"):
+        project = project_of(tmp_path / name, page)
+        torch.manual_seed(0)
+        student = build_student(project.model)
+        for part in student.modules():
+            if isinstance(part, torch.nn.BatchNorm2d):
+                torch.nn.init.normal_(part.running_mean, std=0.1)
+                torch.nn.init.uniform_(part.running_var, 0.5, 2)
+        path = tmp_path / f"{name}.pth"
+        torch.save({"state_dict": student.state_dict()}, path)
+        return project, path, student.eval()
+
+    return make
+
+
+def pictures(count=3):
+    return torch.rand(count, 3, 64, 48, generator=torch.Generator().manual_seed(5)) * 255
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("page", [VIT, SIMCC], ids=["vit", "simcc"])
+@torch.no_grad()
+def test_torchscript(trained, tmp_path, page):
+    project, checkpoint, student = trained(page)
+    (told,) = export(project, checkpoint, tmp_path / "net.pt", "ema_teacher")
+    assert "off by" in told
+    written, want = torch.jit.load(tmp_path / "net.pt")(pictures()), PoseFunction(student)(pictures())
+    for one, other in zip(*((x if isinstance(x, tuple) else (x,)) for x in (written, want)), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("page", [VIT, SIMCC], ids=["vit", "simcc"])
+@torch.no_grad()
+def test_onnx(trained, tmp_path, page):
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    project, checkpoint, student = trained(page)
+    export(project, checkpoint, tmp_path / "net.onnx", "ema_teacher")
+    session = onnxruntime.InferenceSession(str(tmp_path / "net.onnx"), providers=["CPUExecutionProvider"])
+    want = PoseFunction(student)(pictures())
+    for one, other in zip(
+        session.run(None, {"images": pictures().numpy()}),
+        want if isinstance(want, tuple) else (want,),
+        strict=True,
+    ):
+        np.testing.assert_allclose(one, other.numpy(), atol=1e-4 * float(other.abs().max()))
+    assert [path.name for path in tmp_path.iterdir() if ".tmp" in path.name] == []
+
+
+@torch.no_grad()
+def test_hugging_face_goes_there_and_back(trained, tmp_path):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    project, checkpoint, student = trained(VIT)
+    (told,) = export(project, checkpoint, tmp_path / "vitpose", "ema_teacher")
+    assert "run by transformers" in told
+    loaded = transformers.VitPoseForPoseEstimation.from_pretrained(
+        tmp_path / "vitpose", local_files_only=True
+    )
+    network = loaded.eval()
+    assert network.config.id2label[0] == "nose" and network.config.num_labels == 17
+    processor = transformers.VitPoseImageProcessor.from_pretrained(tmp_path / "vitpose")
+    mean, std = (torch.tensor(getattr(processor, name)).view(3, 1, 1) for name in ("image_mean", "image_std"))
+    want = PoseFunction(student)(pictures())
+    torch.testing.assert_close(
+        network(pixel_values=(pictures() / 255 - mean) / std).heatmaps, want, atol=1e-4, rtol=1e-4
+    )
+    again = torch.load(checkpoint)["state_dict"]  # and a training can start from it
+    other = build_student(project.model)
+    load_network(other, tmp_path / "vitpose")
+    for name, value in other.state_dict().items():
+        torch.testing.assert_close(value, again[name], msg=name)
+
+
+PLAIN = """
+import sys
+import numpy as np
+import plain_shims
+config, checkpoint, picture, out = sys.argv[1:]
+from mmpose.apis import inference_topdown, init_model
+model = init_model(config, checkpoint, device="cpu")
+(sample,) = inference_topdown(model, picture, np.array([[10.0, 8.0, 60.0, 80.0]]), bbox_format="xyxy")
+np.savez(out, keypoints=sample.pred_instances.keypoints, scores=sample.pred_instances.keypoint_scores)
+assert not any(name.startswith("sagecache") for name in sys.modules), "sagecache was imported"
+"""
+
+
+def test_plain_mmpose_predicts_the_same_keypoints(trained, tmp_path):
+    """In a process that never imports sagecache; mmpose on today's torch needs repairs of its own there."""
+    project, checkpoint, _ = trained(RESNET)
+    told = export(project, checkpoint, tmp_path / "plain.pth", "ema_teacher")
+    assert "plain.py: its config" in told[1]
+    image = np.random.default_rng(0).integers(0, 256, (96, 80, 3), np.uint8)
+    cv2.imwrite(str(tmp_path / "x.png"), cv2.GaussianBlur(image, (0, 0), 3))
+    instance = Instance(1, 0, tmp_path / "x.png", (10.0, 8.0, 50.0, 72.0))
+    (ours,) = predict(project, checkpoint, [instance])
+    shutil.copyfile(Path(__file__).parents[1] / "plain_shims.py", tmp_path / "plain_shims.py")
+    (tmp_path / "run.py").write_text(PLAIN)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "run.py", "plain.py", "plain.pth", "x.png", "out.npz"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = np.load(tmp_path / "out.npz")
+    want = np.array(ours["keypoints"]).reshape(17, 3)
+    np.testing.assert_allclose(found["keypoints"][0], want[:, :2], atol=0.02)
+    np.testing.assert_allclose(found["scores"][0], want[:, 2], atol=1e-3)
+
+
+def test_the_demo_has_no_plain_config_and_says_so(tmp_path):
+    project = Project.open(embedded_project())
+    checkpoint = tmp_path / "w.pth"
+    torch.save({"state_dict": build_student(project.model).state_dict()}, checkpoint)
+    told = export(project, checkpoint, tmp_path / "plain.safetensors", "ema_teacher")
+    assert "mmpose has no PoseNet" in told[1] and not (tmp_path / "plain.py").exists()
+
+
+def test_networks_that_vitpose_is_not(trained, tmp_path):
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    project, checkpoint, _ = trained(RESNET)
+    (tmp_path / "old").mkdir()
+    with pytest.raises(SagecacheError, match="no such network: the backbone is no ViT"):
+        export(project, checkpoint, tmp_path / "old", "ema_teacher", "huggingface")
+    assert (tmp_path / "old").is_dir()  # what stood there stays
+    project, checkpoint, _ = trained(VIT.replace("(256, 256)", "(8, 8)"), "odd")
+    with pytest.raises(SagecacheError, match="its head is neither the classic one"):
+        export(project, checkpoint, tmp_path / "net", "ema_teacher")
+    assert not (tmp_path / "net").exists()
