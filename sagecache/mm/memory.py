@@ -18,7 +18,7 @@ import torch
 
 from sagecache.errors import SagecacheError
 from sagecache.mm.registry import MODELS
-from sagecache.mm.vit import with_our_vit
+from sagecache.mm.stock_pages import known_types
 from sagecache.project.recipe import Recipe
 
 # What torch says on CPUs, GPUs and in cuBLAS and cuDNN, which have no exception class of their own.
@@ -127,7 +127,7 @@ def _accumulation(recipe: Recipe) -> Rung:
 
 
 def _checkpointing(model: Mapping[str, Any]) -> Rung:
-    backbone = with_our_vit(model).get("backbone") or {}
+    backbone = known_types(model, MODELS).get("backbone") or {}
     if backbone.get("with_cp"):
         return Rung("checkpointing", "model.backbone.with_cp")
     if not takes(MODELS.get(str(backbone.get("type"))), "with_cp"):

@@ -11,7 +11,7 @@ from pprint import pformat
 from typing import Any
 
 from sagecache.mm.codecs import codec_of
-from sagecache.mm.vit import STOCK_NAME
+from sagecache.mm.stock_pages import STOCK_VIT
 from sagecache.models.vit import arch_of
 from sagecache.project import Project
 
@@ -27,7 +27,7 @@ def mmpose_config(project: Project) -> str:
     """A config page with which plain mmpose builds the model, crops as evaluation does, and predicts."""
     model = _plain(project.model)
     backbone = model["backbone"]
-    if backbone["type"] in ("VisionTransformer", STOCK_NAME):
+    if backbone["type"] in ("VisionTransformer", STOCK_VIT):
         model["backbone"] = _stock_vit(backbone)
     codec = codec_of(project.model)
     pipeline = [
@@ -51,7 +51,7 @@ def _stock_vit(backbone: Mapping[str, Any]) -> dict[str, Any]:
     """Our ViT as mmpretrain's, whose names the weights have; without what only training needs."""
     size = backbone.get("img_size", 224)
     return dict(
-        type=STOCK_NAME,
+        type=STOCK_VIT,
         arch=dict(vars(arch_of(backbone.get("arch", "base")))),
         img_size=tuple(size) if isinstance(size, (list, tuple)) else size,
         patch_size=backbone.get("patch_size", 16),

@@ -22,7 +22,8 @@ from mmpose.registry import MODELS  # noqa: E402
 
 from sagecache.errors import SagecacheError  # noqa: E402
 from sagecache.mm.codecs import codec_of  # noqa: E402
-from sagecache.mm.vit import VisionTransformer, with_our_vit  # noqa: E402
+from sagecache.mm.stock_pages import known_types  # noqa: E402
+from sagecache.mm.vit import VisionTransformer  # noqa: E402
 from sagecache.models.convnet import PoseNet  # noqa: E402
 
 MODELS.register_module(name="PoseNet", module=PoseNet)
@@ -93,7 +94,7 @@ def build_student(model: dict, initialise: bool = True) -> nn.Module:
     MMLogger.get_current_instance().setLevel("WARNING")  # init_weights names every parameter
     with DefaultScope.overwrite_default_scope("mmpose"):
         try:
-            student = MODELS.build(with_our_vit(model))
+            student = MODELS.build(known_types(model, MODELS))
         except (KeyError, TypeError, ValueError, AssertionError) as error:
             raise SagecacheError(
                 f"mmpose can't build this model: {error}",

@@ -1,7 +1,7 @@
 """``models.vit`` as a backbone of mmpose configs, with the keywords of mmpretrain's VisionTransformer.
 
-Stock pages of ViTPose and Sapiens say ``type='mmpretrain.VisionTransformer'``: they get this one, whether
-mmpretrain is installed or not, so that Sapiens' sizes, checkpointing and freezing are always there.
+Stock pages of ViTPose and Sapiens name mmpretrain's and get this one (``mm.stock_pages``), so that Sapiens'
+sizes, checkpointing and freezing are always there.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from torch import Tensor
 from sagecache.errors import SagecacheError
 from sagecache.models import vit
 
-STOCK_NAME = "mmpretrain.VisionTransformer"
 # Keywords of mmpretrain's that choose among networks which neither ViTPose nor Sapiens use.
 ONLY = dict(
     in_channels=3,
@@ -96,11 +95,3 @@ def _only(config: Mapping[str, Any] | None, name: str, key: str, default: Any) -
     if config:
         raise SagecacheError(f"{name} of a ViT has {', '.join(config)}", fix=f"Only '{key}' is read.")
     return value
-
-
-def with_our_vit(model: Mapping[str, Any]) -> dict[str, Any]:
-    """A model page whose ViT, by whatever name, is ours."""
-    model, backbone = dict(model), model.get("backbone")
-    if isinstance(backbone, Mapping) and backbone.get("type") == STOCK_NAME:
-        model["backbone"] = {**backbone, "type": VisionTransformer.__name__}
-    return model

@@ -8,7 +8,7 @@ from sagecache.errors import SagecacheError
 from sagecache.mm.checkpoints import load_network
 from sagecache.mm.optimisers import build_optimizer
 from sagecache.mm.registry import build_student
-from sagecache.mm.vit import VisionTransformer, with_our_vit
+from sagecache.mm.vit import VisionTransformer
 from sagecache.models.public_weights import to_hugging_face
 
 ARCH = dict(embed_dims=WIDTH, num_layers=LAYERS, num_heads=HEADS, feedforward_channels=4 * WIDTH)
@@ -192,8 +192,3 @@ def test_networks_that_are_not_built_here_are_told(change, told):
     model["backbone"] |= change
     with pytest.raises(SagecacheError, match=told):
         build_student(model)
-
-
-def test_other_backbones_stay_what_they_are():
-    model = dict(backbone=dict(type="ResNet", depth=50))
-    assert with_our_vit(model) == model and with_our_vit({}) == {}
