@@ -35,7 +35,12 @@ OK, NOTE, ERROR = "ok", "note", "error"
 GIB = 2**30
 TIGHT, FULL = 5 * GIB, GIB // 4  # free bytes: a note below, training could not even write a checkpoint
 SAME_FOLDER = {"opencv-python": ("opencv-python", "opencv-python-headless", "opencv-contrib-python")}
-EXTRAS = ("demo", "tensorboard")  # those that a command may want; the others are for building sagecache
+EXTRAS = (
+    "demo",
+    "huggingface",
+    "onnx",
+    "tensorboard",
+)  # those that a command may want; the others are for building sagecache
 
 
 @dataclass(frozen=True)
