@@ -127,7 +127,7 @@ def _accumulation(recipe: Recipe) -> Rung:
 
 
 def _checkpointing(model: Mapping[str, Any]) -> Rung:
-    backbone = known_types(model, MODELS).get("backbone") or {}
+    backbone = known_types(model).get("backbone") or {}
     if backbone.get("with_cp"):
         return Rung("checkpointing", "model.backbone.with_cp")
     if not takes(MODELS.get(str(backbone.get("type"))), "with_cp"):

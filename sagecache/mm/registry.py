@@ -94,7 +94,7 @@ def build_student(model: dict, initialise: bool = True) -> nn.Module:
     MMLogger.get_current_instance().setLevel("WARNING")  # init_weights names every parameter
     with DefaultScope.overwrite_default_scope("mmpose"):
         try:
-            student = MODELS.build(known_types(model, MODELS))
+            student = MODELS.build(known_types(model))
         except (KeyError, TypeError, ValueError, AssertionError) as error:
             raise SagecacheError(
                 f"mmpose can't build this model: {error}",

@@ -9,26 +9,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mmengine.registry import Registry
-
 STOCK_VIT = "mmpretrain.VisionTransformer"
 SCOPES = ("mmdet", "mmpretrain", "mmcls")
+SAME = ("VisionTransformer", "CSPNeXt")  # mmpose has other networks of their names, such as SwinTransformer
+    "VisionTransformer",
+    "CSPNeXt",
+)  # other names of mmpose are other networks, such as its SwinTransformer
 
 
-def known_types(model: Mapping[str, Any], registry: Registry) -> dict[str, Any]:
-    """A model page in which types of SCOPES that the registry has under their own names are those.
+def known_types(model: Mapping[str, Any]) -> dict[str, Any]:
+    """A model page in which SAME of SCOPES are those of mmpose's registry.
 
     Other types stay as they are: building them asks for their package.
     """
-    return {key: _known(value, registry) for key, value in model.items()}
+    return {key: _known(value) for key, value in model.items()}
 
 
-def _known(value: Any, registry: Registry) -> Any:
+def _known(value: Any) -> Any:
     if not isinstance(value, Mapping):
         return value
-    config = {key: _known(one, registry) for key, one in value.items()}
+    config = {key: _known(one) for key, one in value.items()}
     scope, _, name = str(config.get("type", "")).rpartition(".")
-    if (scope or config.get("_scope_")) in SCOPES and name in registry.module_dict:
+    if (scope or config.get("_scope_")) in SCOPES and name in SAME:
         config["type"] = name
         config.pop("_scope_", None)
     return config

@@ -1,7 +1,7 @@
 """Boxes about keypoints: extent, padding, and joints that don't count."""
 
 import numpy as np
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -29,6 +29,7 @@ def test_too_few_joints_have_no_box():
     assert np.isnan(keypoint_boxes(two)[0]).all() and np.isfinite(keypoint_boxes(two)[1]).all()
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(arrays(float, (4, 6, 2), elements=st.floats(-1e4, 1e4)), arrays(bool, (4, 6)))
 def test_every_joint_that_counts_lies_in_its_box(points, counted):
     keypoints = np.concatenate([points, counted[..., None].astype(float)], 2)

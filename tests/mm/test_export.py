@@ -42,15 +42,24 @@ model = dict(
     test_cfg=dict(flip_test=True, flip_mode="heatmap", shift_heatmap=False),
 )
 """
-RESNET = (
-    VIT.replace(
-        VIT[VIT.index("    backbone") : VIT.index("    head")],
-        '    backbone=dict(type="ResNet", depth=18),\n',
-    )
-    .replace("in_channels=32", "in_channels=512")
-    .replace("(256, 256)", "(16, 16, 16)")
-    .replace("(4, 4)", "(4, 4, 4)")
+RESNET = f"""
+codec = dict(type="UDPHeatmap", input_size=(64, 64), heatmap_size=(16, 16), sigma=1)
+model = dict(
+    type="TopdownPoseEstimator",
+    data_preprocessor=dict(type="PoseDataPreprocessor", {STATISTICS}),
+    backbone=dict(type="ResNet", depth=18),
+    head=dict(
+        type="HeatmapHead",
+        in_channels=512,
+        out_channels=17,
+        deconv_out_channels=(16, 16, 16),
+        deconv_kernel_sizes=(4, 4, 4),
+        loss=dict(type="KeypointMSELoss", use_target_weight=True),
+        decoder=codec,
+    ),
+    test_cfg=dict(flip_test=True, flip_mode="heatmap", shift_heatmap=False),
 )
+"""
 SIMCC = f"""
 codec = dict(
     type="SimCCLabel",
