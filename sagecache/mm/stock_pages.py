@@ -11,10 +11,8 @@ from typing import Any
 
 STOCK_VIT = "mmpretrain.VisionTransformer"
 SCOPES = ("mmdet", "mmpretrain", "mmcls")
-SAME = ("VisionTransformer", "CSPNeXt")  # mmpose has other networks of their names, such as SwinTransformer
-    "VisionTransformer",
-    "CSPNeXt",
-)  # other names of mmpose are other networks, such as its SwinTransformer
+# Of other types mmpose may have another network by the same name, as of SwinTransformer.
+SAME = ("VisionTransformer", "CSPNeXt")
 
 
 def known_types(model: Mapping[str, Any]) -> dict[str, Any]:
