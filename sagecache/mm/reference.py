@@ -50,7 +50,8 @@ def check_store(project: Project, split: str) -> None:
             "this store's depth is a disparity, which falls away from the camera and is no affine depth: "
             "no gain fits its normals, and CMGC would be silent",
             file=root,
-            fix=f"Choose a teacher of metric or affine depth and run '{_geo(project, split)}', {SILENCE}.",
+            fix="Choose a teacher of metric or affine depth, or one that gives normals too (they turn its "
+            f"disparity into depth), and run '{_geo(project, split)}', {SILENCE}.",
         )
 
 

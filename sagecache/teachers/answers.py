@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sagecache.errors import SagecacheError, nearest
+from sagecache.geometry.disparity import depth_from_disparity
 from sagecache.strict import positive
 from sagecache.teachers.base import (
     DEPTH_KINDS,
@@ -41,6 +42,8 @@ class AnswerSettings:
     input_size, map_size: (width, height). mean, std: RGB, grey levels of 0..255.
     depth_kind: 'metric' | 'affine' | 'disparity'. towards: True where the network's depth grows towards the
     camera; it is negated. unit: of the depth. normal_axes: 'opencv' | 'opengl' (x right, y up, z to us).
+    invert: a disparity beside which there are normals becomes affine depth (geometry.disparity); without
+    normals, or with False, it stays one, with which CMGC can't compare.
     mask: 'network' (an output called 'mask': logits, one channel, or several with the background first),
     'threshold' (raw depth within mask_range) or 'everything' (all ones: it says nothing).
     precision: 'as_exported' or 'bfloat16' (weights and activations in bfloat16: other numbers, another
@@ -55,6 +58,7 @@ class AnswerSettings:
     towards: bool = False
     unit: str = "relative"
     normal_axes: str = "opencv"
+    invert: bool = True
     mask: str = "everything"
     mask_range: tuple[float, float] | None = None
     precision: str = "as_exported"
@@ -101,6 +105,11 @@ class AnswerSettings:
         """Outputs of the files, before the mask is added."""
         raise NotImplementedError
 
+    @property
+    def inverts(self) -> bool:
+        """Whether a disparity becomes depth."""
+        return self.invert and self.depth_kind == "disparity" and {"depth", "normal"} <= set(self.returned)
+
 
 class NetworkTeacher:
     """Teacher over one or several weight files; the kind of file is a subclass, which loads one.
@@ -120,7 +129,7 @@ class NetworkTeacher:
             input_size=tuple(settings.input_size),
             map_size=tuple(settings.map_size),
             outputs=tuple(name for name in FIELDS if name in with_mask),
-            depth_kind=settings.depth_kind,
+            depth_kind="affine" if settings.inverts else settings.depth_kind,
             unit=settings.unit,
             mask_from=settings.mask,
         )
@@ -141,6 +150,8 @@ class NetworkTeacher:
     def fingerprint(self) -> dict[str, object]:
         """Hashes of the files' bytes and every setting but the paths and the device."""
         preprocessing = {key: value for key, value in asdict(self.settings).items() if key not in PLACES}
+        if not self.settings.inverts:
+            del preprocessing["invert"]  # decides nothing, and older stores don't know it
         preprocessing = {k: list(v) if isinstance(v, tuple) else v for k, v in preprocessing.items()}
         return dict(spec=self.spec.as_dict(), weights=dict(self._hashes), preprocessing=preprocessing)
 
@@ -160,6 +171,8 @@ class NetworkTeacher:
         raw = {name: self._check(name, value, len(images)).float() for name, value in answers.items()}
         maps = {name: self._finish(name, value) for name, value in raw.items() if name != "mask"}
         maps["mask"] = resize_maps(self._mask(raw, maps), self.spec.map_size)
+        if self.settings.inverts:
+            maps["depth"] = depth_from_disparity(maps["depth"], maps["normal"], maps["mask"])
         return {name: maps[name] for name in self.spec.outputs}
 
     def _answer(self, name: str, images: Tensor) -> object:
