@@ -21,6 +21,9 @@ STAND_INS = {
     "torchvision": module("torchvision"),
     "torchvision.transforms": module("torchvision.transforms", ToPILImage=None),
 }
+importlib.import_module(
+    "mmengine.runner"
+)  # before the stand-ins: it imports transformers, which asks for one
 sys.modules.update(STAND_INS)
 importlib.import_module("mmpose.apis")
 for name in ("mmdet", "mmdet.utils", "torchvision", "torchvision.transforms"):

@@ -150,6 +150,32 @@ def cvat_command(
     return finish(read_cvat(source, renamed=parse_map(renamed)), output, images, area, preview)
 
 
+@convert_command.command("coco")
+@click.argument("source", type=FILE)
+@click.argument("output", type=OUTPUT)
+@images_option
+@map_option
+@area_option("annotation", stated=True)
+@common_options
+def coco_command(
+    source: Path,
+    output: Path,
+    images: Path | None,
+    renamed: tuple[str, ...],
+    area: str,
+    force: bool,
+    preview: Path | None,
+) -> Report:
+    """Any COCO keypoint file whose category names its joints; persons without a box get one around them."""
+    from sagecache.data.coco_variants import read_named
+    from sagecache.skeleton.definition import COCO17
+
+    _require_free(output, source, preview, force)
+    return finish(
+        read_named(source, COCO17, parse_map(renamed), format="COCO"), output, images, area, preview
+    )
+
+
 @convert_command.command("label-studio")
 @click.argument("source", type=FILE)
 @click.argument("output", type=OUTPUT)

@@ -62,7 +62,7 @@ def gain_from_normals(depth: Tensor, normals: Tensor, mask: Tensor) -> Gain:
     depth (B, 1, H, W), normals (B, 3, H, W), mask (B, 1, H, W). Not valid: fewer than MIN_PAIRS pairs, or a
     depth that grows towards the camera (disparity must be inverted first). Meant for constants: no gradient.
     """
-    climb, difference, usable = _pairs(depth, normals, mask)
+    climb, difference, usable = climb_pairs(depth, normals, mask)
     if climb.shape[1] == 0:  # maps smaller than the distance of a pair
         return Gain(depth.new_ones(len(depth)), usable.new_zeros(len(depth)), depth.new_zeros(len(depth)))
     usable = usable & (climb * difference != 0)
@@ -84,7 +84,7 @@ def _within(ratio: Tensor, value: Tensor, factor: float) -> Tensor:
     return (ratio > value[:, None] / factor) & (ratio < value[:, None] * factor)
 
 
-def _pairs(depth: Tensor, normals: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def climb_pairs(depth: Tensor, normals: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Predicted climb and depth difference between pixels 4 * edge_width apart, and where both are sound.
 
     (B, M) each: rows first, then columns, a grid of about PAIRS_A_SIDE of each. The climb is the trapezium

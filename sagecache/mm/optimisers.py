@@ -57,6 +57,10 @@ def _with_layers(config: dict[str, Any], student: nn.Module) -> dict[str, Any]:
             file=RECIPE,
             fix="Leave it out: it is read off the backbone.",
         )
+    if config["optimizer"].get("weight_decay") is None:  # mmpose's constructor takes no default for it
+        raise SagecacheError(
+            f"{LAYER_DECAY} needs optimizer.weight_decay", file=RECIPE, fix="Set it, 0 for none."
+        )
     return {**config, "paramwise_cfg": paramwise}
 
 

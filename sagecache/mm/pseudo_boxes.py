@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from sagecache.data.boxes import PADDING, keypoint_boxes
+from sagecache.data.convert import box_around
 from sagecache.mm.compat import activate
 from sagecache.skeleton.definition import Skeleton
 
@@ -20,6 +20,8 @@ activate()
 from mmpose.evaluation.functional.nms import oks_nms  # noqa: E402
 
 AREA = 0.53  # of a box, as mmpose has it for files without areas
+MIN_JOINTS = 3  # fewer say nothing of a body's extent
+ANYWHERE = (np.inf, np.inf)  # predictions don't say how large their picture is
 
 
 def pseudo_boxes(
@@ -27,30 +29,34 @@ def pseudo_boxes(
     skeleton: Skeleton,
     confidence: float = 0.3,
     oks: float = 0.7,
-    padding: float = PADDING,
 ) -> list[dict]:
     """COCO detections of keypoint results, one for each person.
 
-    predictions: COCO keypoint results of ``mm.evaluate.predict``. confidence: joints above it span the box.
-    oks: of two poses above it one stays. Persons of too few sure joints get no box. Ties go to the first.
+    predictions: COCO keypoint results of ``mm.evaluate.predict``. confidence: joints above it span the box
+    (data.convert.BOX_RULE); persons with less than MIN_JOINTS of them get none. oks: of two poses above it
+    the surer stays, or the first.
     """
     by_image: dict[int, list[Mapping]] = defaultdict(list)
     for one in predictions:
         by_image[one["image_id"]].append(one)
     found = []
     for image_id, persons in sorted(by_image.items()):
-        keypoints = np.array([one["keypoints"] for one in persons]).reshape(len(persons), -1, 3)
-        boxes = keypoint_boxes(keypoints, padding, confidence)
-        sound = [i for i in range(len(persons)) if np.isfinite(boxes[i]).all() and boxes[i, 2:].min() > 0]
+        boxed = [(one, box) for one in persons if (box := _box(one, confidence)) is not None]
         poses = [
-            dict(
-                keypoints=keypoints[i], score=persons[i]["score"] - 1e-9 * i, area=AREA * boxes[i, 2:].prod()
-            )
-            for i in sound
+            dict(keypoints=_keypoints(one), score=one["score"] - 1e-9 * i, area=AREA * box[2] * box[3])
+            for i, (one, box) in enumerate(boxed)
         ]
-        kept = sorted(sound[i] for i in oks_nms(poses, oks, np.asarray(skeleton.sigmas)))
-        for i in kept:
-            bbox = [round(float(value), 2) for value in boxes[i]]
-            score = round(float(persons[i]["score"]), 5)
-            found.append(dict(image_id=image_id, category_id=1, bbox=bbox, score=score))
+        for i in sorted(oks_nms(poses, oks, np.asarray(skeleton.sigmas))):
+            one, box = boxed[i]
+            found.append(dict(image_id=image_id, category_id=1, bbox=list(box), score=round(one["score"], 5)))
     return found
+
+
+def _keypoints(prediction: Mapping) -> np.ndarray:
+    return np.asarray(prediction["keypoints"], float).reshape(-1, 3)
+
+
+def _box(prediction: Mapping, confidence: float) -> tuple[float, float, float, float] | None:
+    keypoints = _keypoints(prediction)
+    sure = keypoints[:, 2] > confidence
+    return box_around(keypoints[sure, :2], ANYWHERE) if sure.sum() >= MIN_JOINTS else None

@@ -96,7 +96,7 @@ def write_project(folder: Path) -> Path:
     ]
     (folder / "data.py").write_text("\n".join([*lines, 'detector = dict(type="demo")']) + "\n")
     (folder / "model.py").write_text(MODEL)
-    optimiser = f'optim_wrapper = dict(optimizer=dict(type="AdamW", lr=1e-3), {DECAY})'
+    optimiser = f'optim_wrapper = dict(optimizer=dict(type="AdamW", lr=1e-3, weight_decay=0.1), {DECAY})'
     common = ["train_cfg = dict(max_iters=3, val_interval=3, log_interval=1)", optimiser, "amp = True"]
     stage0 = [
         'data = dict(labeled="labeled", val="val")',

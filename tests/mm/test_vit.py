@@ -171,6 +171,8 @@ def test_layer_decay_of_other_networks_is_refused():
     wrong = dict(config, paramwise_cfg=dict(num_layers=12, layer_decay_rate=0.75))
     with pytest.raises(SagecacheError, match="num_layers is 12, the backbone has 2 blocks"):
         build_optimizer(build_student(page(deconvs=())), wrong, amp=False)
+    with pytest.raises(SagecacheError, match="needs optimizer.weight_decay"):
+        build_optimizer(build_student(page(deconvs=())), config, amp=False)
     with pytest.raises(SagecacheError, match="this backbone is a Conv2d"):
         student = torch.nn.Module()
         student.backbone = torch.nn.Conv2d(1, 1, 1)
