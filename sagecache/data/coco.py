@@ -64,12 +64,12 @@ def image_path(root: str | Path, record: dict) -> Path:
     return Path(root) / pure
 
 
-def load_coco(path: str | Path) -> dict:
+def load_coco(path: str | Path, boxes: bool = True) -> dict:
     """A COCO keypoint file as a dict with lists 'images', 'annotations', 'categories' (empty where absent).
 
     Every image has an int64 id; every annotation an int64 image_id and a bbox of four finite numbers;
     keypoints, where given, are flat triplets of finite numbers. Raises SagecacheError naming the file, the
-    record and what it should be. Other keys are passed through.
+    record and what it should be. Other keys are passed through. boxes False: an annotation may lack its bbox.
     """
     content = load_json(path)
     if not isinstance(content, dict) or "images" not in content:
@@ -86,7 +86,7 @@ def load_coco(path: str | Path) -> dict:
     for i, record in enumerate(content["images"]):
         _check_image(_Record(path, "images", i, record))
     for i, record in enumerate(content["annotations"]):
-        _check_annotation(_Record(path, "annotations", i, record))
+        _check_annotation(_Record(path, "annotations", i, record), boxes)
     for i, record in enumerate(content["categories"]):
         _Record(path, "categories", i, record).integer("id")
     return content
@@ -260,9 +260,10 @@ def _check_image(record: _Record) -> None:
             record.integer(key)
 
 
-def _check_annotation(record: _Record) -> None:
+def _check_annotation(record: _Record, boxes: bool) -> None:
     record.integer("image_id")
-    record.numbers("bbox", count=4)
+    if boxes or record.value.get("bbox") is not None:
+        record.numbers("bbox", count=4)
     for key in ("id", "category_id", "num_keypoints"):
         if key in record.value:
             record.integer(key)

@@ -77,10 +77,10 @@ def read_named(
 ) -> Reading:
     """Any COCO keypoint file that names its joints in its categories, each found in the skeleton by its name.
 
-    renamed: {their name: ours, or 'none'}. Raises SagecacheError for names that are unknown, and for a file
-    without names.
+    Annotations may lack a bbox. renamed: {their name: ours, or 'none'}. Raises SagecacheError for names that
+    are unknown, and for a file without names.
     """
-    content = load_coco(path)
+    content = load_coco(path, boxes=False)
     maps = {}
     for category in content["categories"]:
         names = category.get("keypoints")
@@ -156,7 +156,7 @@ def _person(
     area = annotation.get("area")
     return Person(
         keypoints,
-        tuple(float(value) for value in annotation["bbox"]),
+        tuple(map(float, annotation["bbox"])) if annotation.get("bbox") else None,
         None if area is None else float(area),
         int(bool(annotation.get("iscrowd"))),
         annotation.get("id"),

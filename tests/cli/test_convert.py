@@ -116,6 +116,25 @@ def test_variants_of_coco(tmp_path, format, joints, area, ids):
     assert load_coco(tmp_path / "p.json")["annotations"][0]["area"] == 50
 
 
+def test_any_coco_file_gets_boxes_around_joints_and_its_names(tmp_path):
+    source = coco_file(tmp_path / "in.json")
+    content = json.loads(source.read_text())
+    names = [name.upper().replace("_", "-") for name in COCO17.names]
+    content["categories"] = [dict(id=1, name="infant", keypoints=names)]
+    for one in content["annotations"]:
+        del one["bbox"]
+    source.write_text(json.dumps(content))
+    convert("coco", source, tmp_path / "o.json")
+    found = load_coco(tmp_path / "o.json")["annotations"]
+    for one, before in zip(found, content["annotations"], strict=True):
+        points = np.reshape(before["keypoints"], (17, 3))
+        x, y, w, h = one["bbox"]
+        seen = points[points[:, 2] > 0]
+        assert ((seen[:, :2] >= [x, y]) & (seen[:, :2] <= [x + w, y + h])).all()
+    with pytest.raises(SagecacheError, match="lacks 'bbox'"):
+        load_coco(source)
+
+
 def test_what_is_not_in_the_folder_is_told(tmp_path):
     source = coco_file(tmp_path / "in.json", count=3)
     images = images_of(tmp_path / "images", 2)
