@@ -26,5 +26,5 @@ importlib.import_module(
 )  # before the stand-ins: it imports transformers, which asks for one
 sys.modules.update(STAND_INS)
 importlib.import_module("mmpose.apis")
-for name in ("mmdet", "mmdet.utils", "torchvision", "torchvision.transforms"):
+for name in ("mmcv._ext", "mmdet", "mmdet.utils", "torchvision", "torchvision.transforms"):
     del sys.modules[name]  # transformers asks for them

@@ -147,7 +147,7 @@ def test_training_learned_from_labels_teacher_and_geometry(project):
 def test_it_is_scored_shown_and_exported(project, tmp_path):
     scored = json.loads(sagecache(project, "eval", "--json").stdout)
     assert scored["persons"] == 1 and 0 <= scored["AP"] <= 1
-    sagecache(project, "inspect", "785", "--split", "val", "--output", tmp_path / "panel.png")
+    sagecache(project, "inspect", "785", "--split", "val", "--out", tmp_path / "panel.png")
     assert (tmp_path / "panel.png").stat().st_size > 1000
     told = sagecache(project, "export", tmp_path / "plain.pth").stdout
     assert "plain mmpose checkpoint" in told and (tmp_path / "plain.py").is_file()

@@ -28,7 +28,7 @@ def correlation(one, other, mask):
 
 
 @pytest.mark.parametrize("distance", [0.6, 1.0, 2.0, 5.0])
-@pytest.mark.parametrize(("scale", "offset"), [(1.0, 0.0), (30.0, -4.0), (0.01, 100.0)])
+@pytest.mark.parametrize(("scale", "offset"), [(1.0, 0.0), (30.0, -4.0), (0.01, 1.0)])
 def test_depth_comes_back_up_to_scale_and_offset(distance, scale, offset):
     depth, normals, mask = ellipsoid(distance)
     found = depth_from_disparity(scale / depth + offset, normals, mask)
