@@ -200,6 +200,9 @@ EXTRAS = {
     "pyarrow": "arrow",
     "ray": "ray",
     "upath": "s3",
+    "transformers": "huggingface",
+    "onnxruntime": "onnx",
+    "onnxscript": "onnx",
 }  # imported by what needs the extra, and by nothing else
 
 

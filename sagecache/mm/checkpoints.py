@@ -80,6 +80,8 @@ def network_state(path: Path, network: str) -> dict[str, Tensor]:
 
     Raises SagecacheError where a file of several networks lacks this one.
     """
+    if not path.exists():
+        raise SagecacheError("no such checkpoint", file=path, fix="Train one: sagecache train stage0.")
     state = unwrapped(read_tensors(path))
     networks = [prefix for prefix in PREFIXES if any(key.startswith(prefix) for key in state)]
     if not networks:
