@@ -94,7 +94,7 @@ def start_checkpoint(project: Project, recipe: Recipe) -> Path | None:
             )
         return found
     path = project.path(recipe.load_from)
-    if not path.is_file():
+    if not path.is_file() and not (path / "config.json").is_file():  # a file, or a Hugging Face folder
         none = "" if recipe.load_from.lower() not in ("none", "null") else "Write None: load_from=None. "
         raise SagecacheError(
             f"load_from '{recipe.load_from}' is neither a recipe nor a file",

@@ -7,6 +7,8 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sagecache.mm.build import start_checkpoint
 from sagecache.mm.checkpoints import network_state
 from sagecache.project import Project, Recipe
@@ -48,5 +50,6 @@ def _digest(path: Path, _size: int, _written: int) -> str:
 def _digest_of_weights(path: Path, _size: int, _written: int) -> str:
     content = hashlib.sha256()
     for name, value in sorted(network_state(path, "ema_teacher").items()):
-        content.update(name.encode() + str(tuple(value.shape)).encode() + value.numpy().tobytes())
+        numbers = value.contiguous().flatten().view(torch.uint8).numpy()  # numpy has no bfloat16
+        content.update(name.encode() + str(tuple(value.shape)).encode() + numbers.tobytes())
     return content.hexdigest()

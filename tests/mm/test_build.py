@@ -7,9 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 from dots_network import bright_project, save_checkpoint
+from safetensors.torch import save_file
 
 from sagecache.errors import SagecacheError
 from sagecache.mm import build
+from sagecache.mm.checkpoints import load_network
+from sagecache.mm.inputs import weights_digest
+from sagecache.mm.registry import build_student
 from sagecache.models.weights import weights_path
 from sagecache.project import Project
 from sagecache.project.runs import FinishedRun, mark_finished, note_start
@@ -122,3 +126,18 @@ def test_channels_last_changes_the_layout_and_not_what_is_computed():
             features = estimator.student.extract_feat(estimator.normalise(images))
         maps[flag] = estimator.student.head(features)
     torch.testing.assert_close(maps[True], maps[False], rtol=1e-3, atol=1e-3)
+
+
+def test_load_from_may_be_a_folder_of_hugging_face_in_bfloat16(project):
+    folder = project.folder / "weights"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    state = build_student(project.model).state_dict()
+    halves = {name: value.bfloat16() if value.is_floating_point() else value for name, value in state.items()}
+    save_file(halves, folder / "model.safetensors")
+    path = start(project, "weights")
+    assert path == folder and len(weights_digest(path)) == 64
+    student = build_student(project.model)
+    load_network(student, path)
+    name = next(iter(halves))
+    assert torch.equal(student.state_dict()[name], halves[name].float())
