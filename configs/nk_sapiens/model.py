@@ -25,7 +25,7 @@ model = dict(
         arch=arch,
         img_size=(height, width),
         patch_cfg=dict(padding=2),  # of Sapiens' pose networks
-        with_cp=True,  # activation checkpointing: a third slower, a fifth of the memory
+        with_cp=True,  # activations are computed again in the backward pass: slower, and far less memory
     ),
     head=dict(
         type="HeatmapHead",

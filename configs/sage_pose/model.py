@@ -26,7 +26,7 @@ model = dict(
         img_size=(height, width),
         patch_cfg=dict(padding=2),
         drop_path_rate=0.3 if arch == "vitpose_b" else 0.1,
-        with_cp=False,  # True: activations are computed again in the backward pass, a third slower
+        with_cp=False,  # True: activations are computed again in the backward pass: slower, far less memory
     ),
     head=dict(
         type="HeatmapHead",

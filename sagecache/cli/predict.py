@@ -77,7 +77,7 @@ def predict_command(
         return
     click.echo(f"{counted(len(results), 'pose')} of {checkpoint} ({network}): {out}")
     if boxes is not None:
-        told = f"{counted(summary['boxed'], 'box').replace('boxs', 'boxes')} of {len(results)}"
+        told = f"{counted(summary['boxed'], 'person')} with a box"
         click.echo(f'{told}: {boxes}; in data.py boxes="{boxes}"')
 
 

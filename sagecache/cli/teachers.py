@@ -15,8 +15,6 @@ from sagecache.errors import SagecacheError, counted
 if TYPE_CHECKING:
     from sagecache.project import Project
 
-SAPIENS_LICENCE = "CC BY-NC 4.0: no commercial use"
-
 
 @click.group("teachers", invoke_without_command=True, short_help="The frozen networks: which, how good.")
 @click.option("--project", "folder", type=click.Path(file_okay=False), help="Folder of the project.")
@@ -89,13 +87,15 @@ def check_command(
 
 def list_networks(project: Project) -> list[dict]:
     """One dict for each file of data.py's teacher and detector, and one for each that has none."""
+    from sagecache.models.identify import SAPIENS
+
     rows = []
     for role, config in (("teacher", project.data.teacher), ("detector", project.data.detector)):
         kind = str(config.get("type"))
         files = dict(config.get("files") or {}) or ({"": config["path"]} if config.get("path") else {})
         for output, path in files.items() or [("", None)]:
             row = dict(network=role, type=kind, gives=output, file=path or "in the package", GB="")
-            row["licence"] = SAPIENS_LICENCE if kind == "sapiens" or "sapiens" in str(path).lower() else ""
+            row["licence"] = SAPIENS if kind == "sapiens" or "sapiens" in str(path).lower() else ""
             if path is not None:
                 row["GB"] = f"{_size(Path(path)) / 1e9:.2f}" if Path(path).exists() else "missing"
             rows.append(row)

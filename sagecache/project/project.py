@@ -360,7 +360,7 @@ class Project:
 
 # Commands that act on a project; one that names its project already does not match.
 _OWN_COMMAND = re.compile(
-    r"\bsagecache (?=(?:data|precompute|cache|train|eval|export|inspect|report|teachers|ablate)\b)"
+    r"\bsagecache (?=(?:data|precompute|cache|train|eval|predict|export|inspect|report|teachers|ablate)\b)"
 )
 
 
