@@ -29,7 +29,7 @@ def footprint(
     """Of the network that build() makes, for a float32 input (B, C, H, W) on one device.
 
     amp: under bfloat16 autocast. train: in training mode, else in evaluation mode with gradients.
-    What torch keeps on a CPU is counted: a GPU's kernels differ in what they keep by a few percent.
+    What torch keeps on a CPU is counted; what a GPU's kernels keep may differ and was not measured.
     """
     with torch.device("meta"):
         net = build()
