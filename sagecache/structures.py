@@ -106,6 +106,8 @@ class UnlabeledBatch:
     gain: of the targets' depth, where it is known already; terms that need it work it out otherwise.
     distortion: (forward, inverse) lattices (B, n, n, 2) of strong views that are not affine
     (geometry.distortion): plain strong view -> the one that the student sees, and back.
+    student_features (B, C, h', w'): the student's last features, carrying the gradient; for terms with a
+    layer of their own.
     """
 
     student_heatmaps: Tensor
@@ -122,6 +124,7 @@ class UnlabeledBatch:
     step: int
     gain: Gain | None = None
     distortion: tuple[Tensor, Tensor] | None = None
+    student_features: Tensor | None = None
 
 
 @dataclass(slots=True)

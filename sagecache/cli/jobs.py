@@ -102,12 +102,11 @@ def require_fresh(project: Project, recipe: Recipe) -> None:
     _require_fresh_stats(project)
     if recipe.uses_prior:
         _require_fresh_prior(project)
-    if not recipe.uses_geometry:
+    if not recipe.geometry_splits:
         return
 
-    splits = [*recipe.data.labeled, recipe.data.unlabeled]
-    teacher = teacher_of(project, splits)
-    for split in splits:
+    teacher = teacher_of(project, recipe.geometry_splits)
+    for split in recipe.geometry_splits:
         require_fresh_store(project, split, teacher)
 
 
@@ -115,8 +114,7 @@ def _splits_read_by_box(recipe: Recipe) -> list[str]:
     """Splits of a training whose own box source counts; labeled ones only where their stores are read."""
     names = [recipe.data.val]
     if recipe.uses_unlabeled:
-        names.append(recipe.data.unlabeled)
-        names += recipe.data.labeled if recipe.uses_geometry else ()
+        names += [recipe.data.unlabeled, *recipe.geometry_splits]
     return [name for name in dict.fromkeys(names) if name is not None]
 
 

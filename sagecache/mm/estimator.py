@@ -163,7 +163,7 @@ class SemiPoseEstimator(BaseModel):
             losses = self.student.head.loss(streams[0], samples, train_cfg=settings)
         if unlabeled is not None:
             heatmaps, _ = head_maps(self.student.head, streams[-1])
-            batch = self.unlabeled_batch(heatmaps, unlabeled, labels)
+            batch = self.unlabeled_batch(heatmaps, unlabeled, labels, streams[-1][-1])
             losses |= self.term_losses(batch)
             if self.hardness is not None:
                 self._remember_errors(batch, covered)
@@ -236,8 +236,10 @@ class SemiPoseEstimator(BaseModel):
             logged |= {f"{name}_{key}": value for key, value in output.scalars.items()}
         return logged
 
-    def unlabeled_batch(self, heatmaps: Tensor, unlabeled: dict, labels: PseudoLabels) -> UnlabeledBatch:
-        """Collect what terms need. heatmaps and labels of the B*M strong views; M views an image."""
+    def unlabeled_batch(
+        self, heatmaps: Tensor, unlabeled: dict, labels: PseudoLabels, features: Tensor | None = None
+    ) -> UnlabeledBatch:
+        """Collect what terms need. heatmaps, labels, features of the B*M strong views; M views an image."""
         num_strong = unlabeled["strong"].shape[1]
 
         def repeat(tensor: Tensor) -> Tensor:
@@ -268,6 +270,7 @@ class SemiPoseEstimator(BaseModel):
             step=self.step,
             gain=self._gain(targets, repeat),
             distortion=distortion,
+            student_features=features,
         )
 
     @torch.no_grad()

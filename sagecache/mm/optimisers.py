@@ -19,8 +19,11 @@ from sagecache.models.vit import VisionTransformer
 LAYER_DECAY = "LayerDecayOptimWrapperConstructor"
 
 
-def build_optimizer(student: nn.Module, config: Mapping[str, Any], amp: bool) -> OptimWrapper:
-    """The recipe's optim_wrapper over the student alone: layer decay looks for names in ``backbone.…``.
+def build_optimizer(
+    student: nn.Module, config: Mapping[str, Any], amp: bool, terms: nn.Module | None = None
+) -> OptimWrapper:
+    """The recipe's optim_wrapper over the student: layer decay looks for names in ``backbone.…``. What terms
+    have to learn beside it does so at the optimiser's own rate.
 
     mmpose's LayerDecayOptimWrapperConstructor needs the number of a ViT's blocks: it is filled in, and one
     that is not the student's is refused. Raises SagecacheError.
@@ -35,9 +38,12 @@ def build_optimizer(student: nn.Module, config: Mapping[str, Any], amp: bool) ->
         config |= dict(type="AmpOptimWrapper", dtype="bfloat16", loss_scale=dict(enabled=False))
     try:
         with redirect_stdout(io.StringIO()):  # mmpose's constructor prints its settings
-            return build_optim_wrapper(student, config)
+            wrapper = build_optim_wrapper(student, config)
     except (AttributeError, KeyError, TypeError, ValueError, AssertionError) as error:
         raise SagecacheError(f"optim_wrapper can't be built: {error}", record=str(dict(config))) from error
+    if learned := [] if terms is None else [one for one in terms.parameters() if one.requires_grad]:
+        wrapper.optimizer.add_param_group(dict(params=learned))
+    return wrapper
 
 
 def _with_layers(config: dict[str, Any], student: nn.Module) -> dict[str, Any]:

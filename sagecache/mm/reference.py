@@ -1,6 +1,7 @@
-"""What CMGC may compare with: stores of the right targets, and the labeled bodies' limb ratios in them.
+"""What CMGC and the term 'geometry' may compare with: stores of the right targets, and the labeled bodies'
+limb ratios in them.
 
-Both terms fall silent, without an error of their own, where depth has no gain or limbs no reference. So
+CMGC's terms fall silent, without an error of their own, where depth has no gain or limbs no reference. So
 everything that would make them so is looked for before training starts.
 """
 
@@ -52,6 +53,19 @@ def check_store(project: Project, split: str) -> None:
             file=root,
             fix="Choose a teacher of metric or affine depth, or one that gives normals too (they turn its "
             f"disparity into depth), and run '{_geo(project, split)}', {SILENCE}.",
+        )
+
+
+def check_fields(project: Project, split: str, names: Sequence[str]) -> None:
+    """Raise SagecacheError unless the split's store has the maps that the term 'geometry' learns."""
+    fields = project.joined_targets(split).fields
+    missing = [name for name in names if name not in fields]
+    if missing:
+        raise SagecacheError(
+            f"the term 'geometry' learns {', '.join(names)}, and this store has no {missing[0]}",
+            file=project.geometry_store(split),
+            fix=f"Set semi.terms.geometry.{missing[0]}=0, or choose a teacher of it and run "
+            f"'{_geo(project, split)}'.",
         )
 
 

@@ -120,7 +120,9 @@ def _train(project: Project, name: str, options: TrainOptions, work_dir: Path, r
             name,
             dict(
                 model=estimator,
-                optim_wrapper=build_optimizer(estimator.student, recipe.optim_wrapper, recipe.amp),
+                optim_wrapper=build_optimizer(
+                    estimator.student, recipe.optim_wrapper, recipe.amp, estimator.terms
+                ),
                 train_dataloader=loader,
                 load_from=None if last is None else str(last.path),
                 resume=last is not None,

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from sagecache.errors import RECIPE, SagecacheError, nearest
 from sagecache.geometry.pose import Limits, angle_limits, limb_limits, offset_limits
 from sagecache.mm.labeling import build_style, check_labeling, check_torso
-from sagecache.mm.reference import check_store, labeled_reference, limb_edges
+from sagecache.mm.reference import check_fields, check_store, labeled_reference, limb_edges
 from sagecache.priors.cmgc import CMGCDepth, CMGCNormal, LimbReference
 from sagecache.priors.diffusion import DiffusionGuidance, DiffusionPrior
+from sagecache.priors.distillation import GeometryDistillation
 from sagecache.priors.structural import BoneLength, JointAngle, Topology
 from sagecache.project import Project, Recipe
-from sagecache.project.recipe import SemiSettings
+from sagecache.project.recipe import TERM_NEEDS, SemiSettings
 from sagecache.semi.consistency import Consistency
 from sagecache.semi.sides import SideAgnostic
 from sagecache.skeleton.definition import Skeleton
@@ -29,12 +30,15 @@ from sagecache.strict import call_with, checked
 
 @dataclass(frozen=True)
 class TermInputs:
-    """What a term's builder may take beside its options. sigma: the codec's, heatmap pixels."""
+    """What a term's builder may take beside its options. sigma: the codec's, heatmap pixels; channels: of the
+    student's features.
+    """
 
     project: Project
     recipe: Recipe
     sigma: float
     prior: DiffusionPrior | None
+    channels: int
 
     def teacher_b(self) -> bool:
         return self.recipe.semi.has_teacher_b
@@ -109,11 +113,15 @@ TERMS = {
         reference=TermInputs.reference,
     ),
     "cmgc_normal": TermKind(CMGCNormal, edges=TermInputs.tubes, flip_indices=TermInputs.flip_indices),
+    "geometry": TermKind(GeometryDistillation, channels=attrgetter("channels")),
     "sides": TermKind(SideAgnostic, pairs=TermInputs.mirror_pairs, sigma=attrgetter("sigma")),
     "bone": TermKind(BoneLength, limits=TermInputs.limb_limits, flip_indices=TermInputs.flip_indices),
     "topology": TermKind(Topology, limits=TermInputs.offset_limits, flip_indices=TermInputs.flip_indices),
     "angle": TermKind(JointAngle, limits=TermInputs.angle_limits, flip_indices=TermInputs.flip_indices),
 }
+
+
+OF_TARGETS = [name for name, needs in TERM_NEEDS.items() if "targets" in needs]
 
 
 def check_semi(recipe: Recipe, skeleton: Skeleton | None = None) -> None:
@@ -132,10 +140,10 @@ def check_semi(recipe: Recipe, skeleton: Skeleton | None = None) -> None:
             file=RECIPE,
             fix="Set semi.swaps = dict(front=0.2), or semi.terms.sides.weight=0.",
         )
-    bent = [name for name in recipe.terms if name.startswith("cmgc") and recipe.views.strong.distorts]
+    bent = [name for name in recipe.terms if name in OF_TARGETS and recipe.views.strong.distorts]
     if bent:
         raise SagecacheError(
-            f"{bent[0]} compares limbs with cached depth and normals, and views.strong bends them: "
+            f"{bent[0]} compares with cached depth and normals, and views.strong bends the picture: "
             "lengths and directions no longer fit",
             file=RECIPE,
             fix="Set views.strong.radial, tilt and bend to 0, or the weights of these terms.",
@@ -219,13 +227,16 @@ def _require_enough_bodies(inputs: TermInputs) -> None:
 
 
 def build_terms(
-    project: Project, recipe: Recipe, sigma: float, prior: DiffusionPrior | None
+    project: Project, recipe: Recipe, sigma: float, prior: DiffusionPrior | None, channels: int
 ) -> dict[str, tuple[float, nn.Module]]:
     """name -> (weight, term) of every term with a weight. Unknown names and options are errors."""
     check_semi(recipe, project.skeleton)
-    inputs = TermInputs(project, recipe, sigma, prior)
+    inputs = TermInputs(project, recipe, sigma, prior, channels)
     _require_enough_bodies(inputs)
-    return {
+    terms = {
         name: (float(options.get("weight", 1.0)), TERMS[name].build(name, inputs, options))
         for name, options in recipe.terms.items()
     }
+    if "geometry" in terms:
+        check_fields(project, recipe.data.unlabeled, list(terms["geometry"][1].weights))
+    return terms

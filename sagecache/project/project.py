@@ -300,9 +300,8 @@ class Project:
         if recipe.uses_unlabeled:
             splits = ", ".join(self.data.stats_splits)
             self._need(needs, "stats", splits, "sagecache precompute stats", self.stats_file)
-            if recipe.uses_geometry:
-                for name in [*labeled, recipe.data.unlabeled]:
-                    self._need_geometry(needs, name)
+            for name in recipe.geometry_splits:
+                self._need_geometry(needs, name)
         if recipe.uses_unlabeled and recipe.uses_prior:
             self._need(needs, "recipe", "ddp-prior", "sagecache train ddp-prior", self.prior_file)
         if recipe.load_from in self.recipe_names():

@@ -14,7 +14,13 @@ from sagecache.strict import at_least, positive, share
 
 MAX_SEED = 10**9  # what a training makes of it must fit into torch's 64 bits
 # What a term reads beside the images; it is asked for before a training starts.
-TERM_NEEDS = {"diffusion": "prior", "cmgc_depth": "geometry", "cmgc_normal": "geometry"}
+# CMGC compares with what the labeled bodies measure in their own targets.
+TERM_NEEDS = {
+    "diffusion": {"prior"},
+    "cmgc_depth": {"targets", "labeled targets"},
+    "cmgc_normal": {"targets", "labeled targets"},
+    "geometry": {"targets"},
+}
 
 
 @dataclass(frozen=True)
@@ -293,15 +299,24 @@ class Recipe:
 
     @property
     def uses_geometry(self) -> bool:
-        return "geometry" in self._needs
+        """Whether a step reads cached depth and normals."""
+        return "targets" in self._needs
+
+    @property
+    def geometry_splits(self) -> list[str]:
+        """Splits whose cached depth and normals a training reads."""
+        if not self.uses_unlabeled or not self.uses_geometry:
+            return []
+        labeled = self.data.labeled if "labeled targets" in self._needs else ()
+        return [*labeled, self.data.unlabeled]
 
     @property
     def uses_prior(self) -> bool:
         return "prior" in self._needs or self.semi.has_teacher_b
 
     @property
-    def _needs(self) -> set[str | None]:
-        return {TERM_NEEDS.get(name) for name in self.terms}
+    def _needs(self) -> set[str]:
+        return set().union(*(TERM_NEEDS.get(name, ()) for name in self.terms))
 
     @property
     def uses_unlabeled(self) -> bool:

@@ -126,8 +126,10 @@ def test_a_changed_setting_makes_the_store_stale_and_says_which(project, monkeyp
 
 
 def test_resume_goes_on_where_the_run_stopped(project, tmp_path):
-    """With the seed of the run that stopped, although the second command does not name it."""
-    words = (*FEW, "data.val=None")
+    """With the seed of the run that stopped, although the second command does not name it; with a term that
+    learns a layer of its own.
+    """
+    words = (*FEW, "data.val=None", "semi.terms.geometry.weight=0.5")
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     sagecache(
         project, "train", "stage1-full", "--max-iters", "4", "--seed", "3", "--work-dir", str(whole), *words
@@ -141,6 +143,7 @@ def test_resume_goes_on_where_the_run_stopped(project, tmp_path):
     assert [row["loss"] for row in scalars(cut) if "loss" in row] == expected
     one, other = (torch.load(run / "iter_4.pth", weights_only=True)["state_dict"] for run in (whole, cut))
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    assert one["terms.geometry.layer.weight"].any()  # it starts from zero
 
 
 def test_teachers_are_measured_against_the_rendered_truth(project):

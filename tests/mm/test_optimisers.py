@@ -12,7 +12,9 @@ from torch import nn
 
 from sagecache.errors import SagecacheError
 from sagecache.mm import optimisers
+from sagecache.mm.compat import activate
 
+activate()  # mmengine's AMP wrapper asks for a GPU otherwise
 ADAMW = dict(optimizer=dict(type="AdamW", lr=0.01, weight_decay=0.02))
 
 
@@ -29,6 +31,18 @@ def test_the_optimiser_holds_the_parameters_of_the_student_and_no_others():
     assert sorted(held) == sorted(id(p) for p in estimator.student.parameters())
     assert isinstance(wrapper.optimizer, torch.optim.AdamW)
     assert {group["lr"] for group in wrapper.optimizer.param_groups} == {0.01}
+
+
+def test_what_a_term_learns_beside_the_student_is_learned_at_the_optimiser_s_rate():
+    student = nn.ModuleDict(dict(backbone=nn.Linear(3, 2)))
+    frozen = nn.Linear(1, 1).requires_grad_(False)
+    terms = nn.ModuleDict(dict(geometry=nn.Linear(2, 1), diffusion=frozen))
+    config = ADAMW | dict(paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=0.1))))
+    groups = optimisers.build_optimizer(student, config, amp=False, terms=terms).optimizer.param_groups
+    rate = {id(p): group["lr"] for group in groups for p in group["params"]}
+    assert [rate[id(p)] for p in terms["geometry"].parameters()] == [0.01] * 2
+    assert len(rate) == 4 and not {id(p) for p in frozen.parameters()} & rate.keys()
+    assert groups[-1]["weight_decay"] == 0.02
 
 
 def test_names_of_the_student_take_their_own_options():

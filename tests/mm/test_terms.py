@@ -26,7 +26,7 @@ def recipe(**terms) -> Recipe:
 
 def test_a_weight_of_zero_builds_nothing_and_asks_for_nothing():
     silent = recipe(**{name: dict(weight=0) for name in TERMS})
-    assert build_terms(Project.open(), silent, 1.25, None) == {}
+    assert build_terms(Project.open(), silent, 1.25, None, 32) == {}
     assert not silent.uses_geometry and not silent.uses_prior
     kinds = {need.kind for need in Project.open().requirements(silent)}
     assert kinds == {"split"}
@@ -104,15 +104,16 @@ def test_a_ramp_that_would_not_end_is_refused_in_its_own_unit(ramp, counts, fits
 @pytest.mark.parametrize("key", ["radial", "tilt", "bend"])
 def test_geometry_terms_refuse_views_that_are_not_affine(key):
     bent = ViewSettings(strong=ViewConfig(**{key: 0.05}))
-    for term in ("cmgc_depth", "cmgc_normal"):
+    for term in ("cmgc_depth", "cmgc_normal", "geometry"):
         asked = replace(recipe(**{term: dict(weight=0.1)}), views=bent)
-        with pytest.raises(SagecacheError, match=f"{term} compares limbs .* views.strong bends them"):
+        told = f"{term} compares with cached .* views.strong bends the picture"
+        with pytest.raises(SagecacheError, match=told):
             check_semi(asked)
     check_semi(replace(recipe(cmgc_depth=dict(weight=0), consistency=dict()), views=bent))
 
 
 def test_options_reach_the_term_and_its_weight_stays_outside():
-    built = build_terms(Project.open(), recipe(consistency=dict(weight=0.3, loss="js")), 1.25, None)
+    built = build_terms(Project.open(), recipe(consistency=dict(weight=0.3, loss="js")), 1.25, None, 32)
     weight, term = built["consistency"]
     assert weight == 0.3 and term.loss == "js" and term.sigma == 1.25
 
@@ -120,7 +121,7 @@ def test_options_reach_the_term_and_its_weight_stays_outside():
 @pytest.mark.parametrize("gate", [{}, dict(teacher_b="none"), dict(teacher_b="diffusion")])
 def test_consistency_draws_for_teacher_b_where_a_gate_has_one(gate):
     asked = Recipe(semi=SemiSettings(terms=dict(consistency=dict()), gate=gate))
-    _, term = build_terms(Project.open(), asked, 1.25, None)["consistency"]
+    _, term = build_terms(Project.open(), asked, 1.25, None, 32)["consistency"]
     assert term.teacher_b == (gate.get("teacher_b") == "diffusion")
 
 
@@ -140,7 +141,7 @@ def test_consistency_draws_for_teacher_b_where_a_gate_has_one(gate):
 )
 def test_what_is_wrong_is_named(terms, told):
     with pytest.raises(SagecacheError, match=told):
-        build_terms(Project.open(), recipe(**terms), 1.25, None)
+        build_terms(Project.open(), recipe(**terms), 1.25, None, 32)
 
 
 def test_terms_that_too_few_bodies_inform_are_told_at_once_with_their_keys_and_counts(tmp_path):
@@ -150,7 +151,7 @@ def test_terms_that_too_few_bodies_inform_are_told_at_once_with_their_keys_and_c
     compute_stats(bodies, np.tile([0, 0, 2.0, 2.0], (6, 1)), project.skeleton).save(project.stats_file)
     asked = recipe(consistency=dict(), bone=dict(weight=0.02), topology=dict(weight=0), angle=dict())
     with pytest.raises(SagecacheError) as caught, recipe_is(project.recipe_page("sage-pose")):
-        build_terms(project, asked, 1.25, None)
+        build_terms(project, asked, 1.25, None, 32)
     assert caught.value.file == project.folder / "sage_pose.py"
     assert "10 must show" in caught.value.message and "bone 6, angle 6 (of 6)" in caught.value.message
     assert caught.value.fix.endswith("semi.terms.bone.weight=0 semi.terms.angle.weight=0")
@@ -163,11 +164,11 @@ def test_structural_terms_compare_with_the_project_s_statistics(tmp_path):
         bone=dict(weight=0.05, short=0.5), topology=dict(weight=0.04), angle=dict(weight=0.02)
     )
     with pytest.raises(SagecacheError, match="too few labeled bodies"):  # five persons have no quantiles
-        build_terms(project, structural, 1.25, None)
+        build_terms(project, structural, 1.25, None, 32)
     bodies = np.random.default_rng(0).random((20, 17, 3)) + [0, 0, 1]
     stats = compute_stats(bodies, np.tile([0, 0, 2.0, 2.0], (20, 1)), project.skeleton)
     stats.save(project.stats_file)
-    built = build_terms(project, structural, 1.25, None)
+    built = build_terms(project, structural, 1.25, None, 32)
     assert {name: weight for name, (weight, _) in built.items()} == dict(bone=0.05, topology=0.04, angle=0.02)
     bone, topology, angle = (built[name][1] for name in ("bone", "topology", "angle"))
     assert bone.rows.tolist() == COCO17.limb_edges.tolist() and bone.short == 0.5 != topology.short

@@ -18,7 +18,7 @@ from sagecache.project.recipe import (
 )
 from sagecache.strict import build
 
-NAMES = ("consistency", "diffusion", "cmgc_depth", "cmgc_normal")
+NAMES = ("consistency", "diffusion", "cmgc_depth", "cmgc_normal", "geometry")
 WEIGHTS = st.dictionaries(st.sampled_from(NAMES), st.sampled_from([0, 0.0, 0.3, 1]))
 
 
@@ -45,8 +45,22 @@ def test_zero_weights_vanish_and_take_their_needs_along(weights):
     recipe = with_terms(**weights)
     on = {name for name, weight in weights.items() if weight}
     assert set(recipe.terms) == on
-    assert recipe.uses_geometry is bool(on & {"cmgc_depth", "cmgc_normal"})
+    assert recipe.uses_geometry is bool(on & {"cmgc_depth", "cmgc_normal", "geometry"})
     assert recipe.uses_prior is ("diffusion" in on)
+
+
+def test_only_cmgc_reads_targets_of_labeled_bodies():
+    data = dict(labeled=["a", "b"], unlabeled="c")
+
+    def splits(**weights) -> list[str]:
+        terms = {name: dict(weight=weight) for name, weight in weights.items()}
+        return page(data=data, batch=dict(unlabeled=2), semi=dict(terms=terms)).geometry_splits
+
+    assert splits(consistency=1.0) == splits(geometry=0) == []
+    assert splits(geometry=1.0) == ["c"]
+    assert splits(geometry=1.0, cmgc_depth=0.2) == splits(cmgc_normal=0.2) == ["a", "b", "c"]
+    no_images = page(data=data, batch=dict(unlabeled=0), semi=dict(terms=dict(geometry=dict())))
+    assert no_images.geometry_splits == []
 
 
 def test_a_term_without_a_weight_has_weight_one():
