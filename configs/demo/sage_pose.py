@@ -24,7 +24,7 @@ views = dict(
         cutout=2,
         fill=1,
     ),
-    num_strong=1,
+    num_strong=2,
 )
 
 train_cfg = dict(max_iters=450, val_interval=150)
@@ -41,14 +41,12 @@ semi = dict(
     teacher=dict(mode="single_two_view"),
     fusion=dict(temperature=0.5, on_disagreement="average"),
     pseudo_labels=dict(threshold=0.45),
-    # Bodies seen from behind are few, and self-training renames them one by one like the many seen from the
-    # front. So the network that this training starts from votes once; twice the weight makes up for the few.
-    swaps=dict(front=0.2, back=0.2, weight_back=2.0),
+    instances=dict(expected_oks=0.3, size=1.5, inverted=True),
     terms=dict(
         consistency=dict(weight=2.0, loss="kl", target="keypoints", normalise="all"),
-        sides=dict(weight=2.0),
-        bone=dict(weight=0.02),
-        topology=dict(weight=0.02),
-        angle=dict(weight=0.01),
+        geometry=dict(weight=6.0),
+        bone=dict(weight=0.05),
+        topology=dict(weight=0.05),
+        angle=dict(weight=0.02),
     ),
 )

@@ -51,6 +51,9 @@ semi = dict(
     terms=dict(
         # raw heatmaps of an MSE head: their distance is MSE's, see geometry/heatmap.log_probability
         consistency=dict(weight=5.0, loss="mse", target="heatmap", normalise="kept"),
+        # Not of the first implementation: what helped most in the demo, at a weight at which loss_geometry is
+        # about loss_kpt in the log. An MSE head's loss is some thousandths. 0: no store is read.
+        geometry=dict(weight=0.002, upsample=4),
         topology=dict(weight=0.02),
         bone=dict(weight=0.02),
         angle=dict(weight=0.01),

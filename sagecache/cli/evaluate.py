@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from sagecache.cli.actions import detect, ensure, train
 from sagecache.cli.context import json_option, project_option
@@ -37,17 +38,54 @@ if TYPE_CHECKING:
     type=click.Path(dir_okay=False, path_type=Path),
     help="COCO results file. Default: beside the checkpoint.",
 )
+@click.option(
+    "--predictions",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Judge this COCO results file instead; no network runs.",
+)
 @json_option
-def eval_command(project: Project, checkpoint: Path | None, as_json: bool, **options) -> None:
-    """COCO AP/AR and PCK of a checkpoint, overall and by joint."""
+@click.pass_context
+def eval_command(
+    context: click.Context,
+    project: Project,
+    checkpoint: Path | None,
+    predictions: Path | None,
+    as_json: bool,
+    **options,
+) -> None:
+    """COCO AP/AR and PCK of a checkpoint, or of anybody's predictions, overall and by joint."""
+    if predictions is not None:
+        _refuse_words_of_a_network(context)
+        summary = evaluate_predictions(project, predictions, options["split"])
+        emit_json(summary) if as_json else show(summary)
+        return
     if checkpoint is None and project.embedded and project.checkpoint() is None:
         note("no checkpoint yet: sagecache train stage1-full")
         train(project, "stage1-full")
     summary = evaluate(project, newest_checkpoint(project, checkpoint), **options)
-    if as_json:
-        emit_json(summary)
-    else:
-        show(summary)
+    emit_json(summary) if as_json else show(summary)
+
+
+def _refuse_words_of_a_network(context: click.Context) -> None:
+    for name in ("checkpoint", "boxes", "network", "out"):
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            raise click.UsageError(f"--{name} does not go with --predictions: no network runs.", context)
+
+
+def evaluate_predictions(project: Project, predictions: Path, split: str = "val") -> dict:
+    """Score a COCO results file by the project's rules."""
+    from sagecache.data.coco import load_keypoint_results
+    from sagecache.mm.evaluate import ground_truth, judge
+
+    ensure(project, project.split_requirements(split))
+    results = load_keypoint_results(predictions, project.skeleton.num_keypoints)
+    try:
+        report = judge(project, ground_truth(project, split), results)
+    except SagecacheError as error:
+        if error.file is not None or not str(error.record).startswith("predictions["):
+            raise
+        raise SagecacheError(error.message, file=predictions, record=error.record, fix=error.fix) from error
+    return dict(split=split, predictions=str(predictions), **report.as_dict())
 
 
 def evaluate(
@@ -88,8 +126,11 @@ def evaluate(
 
 def show(summary: dict) -> None:
     """Print an evaluation in percent: the overall figures with their rules, then the joints."""
-    click.echo(f"{summary['checkpoint']} ({summary['network']})")
-    click.echo(f"split {summary['split']}, {summary['persons']} persons, boxes: {summary['boxes']}")
+    judged = "predictions"
+    if "checkpoint" in summary:
+        judged = f"boxes: {summary['boxes']}"
+        click.echo(f"{summary['checkpoint']} ({summary['network']})")
+    click.echo(f"split {summary['split']}, {summary['persons']} persons, {judged}")
     click.echo(f"OKS area {summary['area_rule']}; PCK of {summary['pck_normaliser']}")
     names = ("AP", "AP50", "AP75", "AR", "PCK@0.05", "PCK@0.1")
     emit_table("", names, [[percent(summary[name]) for name in names]])

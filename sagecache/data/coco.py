@@ -112,6 +112,25 @@ def load_detections(path: str | Path) -> list[dict]:
     return content
 
 
+def load_keypoint_results(path: str | Path, num_keypoints: int) -> list[dict]:
+    """Poses in COCO's result format: a list of {image_id: int, keypoints: [x, y, score, ...], score: number};
+    category_id is not used. Raises SagecacheError.
+    """
+    content = load_json(path)
+    if not isinstance(content, list):
+        raise SagecacheError(
+            f"must be a list of results, not {_kind(content)}",
+            file=path,
+            fix="It needs [{'image_id': 1, 'keypoints': [x, y, score, ...], 'score': 0.9}, ...]",
+        )
+    for i, value in enumerate(content):
+        record = _Record(path, "predictions", i, value)
+        record.integer("image_id")
+        record.numbers("keypoints", count=3 * num_keypoints)
+        record.number("score")
+    return content
+
+
 def load_json(path: str | Path) -> Any:
     """The content of a JSON file. Raises SagecacheError that says where it is broken, or that it is cut."""
     try:

@@ -68,15 +68,23 @@ def score(
     report: Callable[..., None] | None = None,
 ) -> tuple[KeypointReport, list[dict]]:
     """Evaluate a checkpoint on a split's ground truth; boxes: 'annotations' | 'detections'."""
-    annotations = project.path(project.split(split).annotations)
-    truth = load_coco(annotations)
-    require_skeleton(truth, project.skeleton, annotations)
-    instances = project.instances(split, boxes)
-    results = predict(project, checkpoint, instances, network, report)
+    truth = ground_truth(project, split)
+    results = predict(project, checkpoint, project.instances(split, boxes), network, report)
     category = person_category(truth)
     for result in results:
         result["category_id"] = category
+    return judge(project, truth, results), results
+
+
+def ground_truth(project: Project, split: str) -> dict:
+    """A split's COCO annotations. Raises SagecacheError where they are of another skeleton."""
+    annotations = project.path(project.split(split).annotations)
+    truth = load_coco(annotations)
+    require_skeleton(truth, project.skeleton, annotations)
+    return truth
+
+
+def judge(project: Project, truth: dict, results: Sequence[dict]) -> KeypointReport:
+    """COCO keypoint results by the project's rules."""
     rules = project.data.evaluation
-    return evaluate(
-        results, truth, project.skeleton, area_rule=rules.area, normaliser=rules.pck_normaliser
-    ), results
+    return evaluate(results, truth, project.skeleton, area_rule=rules.area, normaliser=rules.pck_normaliser)

@@ -50,6 +50,49 @@ def test_figures_are_pycocotools_on_the_file_that_was_written(folder, network, t
     assert summary["predictions"] == str(out) and summary["network"] == network
 
 
+def test_predictions_of_anybody_are_judged_by_the_same_rules(folder, tmp_path):
+    out = tmp_path / "results.json"
+    ours = json.loads(sagecache(folder, "eval", "--split", "test", "--out", str(out), "--json").stdout)
+    foreign = [{k: one[k] for k in ("image_id", "keypoints", "score")} for one in json.loads(out.read_text())]
+    out.write_text(json.dumps(foreign[::-1]))
+    words = ("eval", "--split", "test", "--predictions", str(out))
+    theirs = json.loads(sagecache(folder, *words, "--json").stdout)
+    assert "checkpoint" not in theirs and theirs["predictions"] == str(out)
+    for name in ("AP", "AP75", "AR", "PCK@0.05", "per_joint", "persons"):
+        assert theirs[name] == ours[name], name
+    text = sagecache(folder, *words).stdout
+    assert "split test, 3 persons, predictions" in " ".join(text.split())
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        (lambda one: one.update(image_id=10**6), r"predictions\[1\].*image_id 1000000 is not in the ground"),
+        (lambda one: one.update(keypoints=[1.0, 2.0]), r"predictions\[1\].*must have 51 numbers, it has 2"),
+        (lambda one: one.pop("score"), r"predictions\[1\].*lacks 'score'"),
+    ],
+    ids=["image", "joints", "score"],
+)
+def test_bad_predictions_name_the_file_and_the_record(folder, tmp_path, change, told):
+    out = tmp_path / "results.json"
+    ids = [one["id"] for one in json.loads((folder / "data/test/annotations.json").read_text())["images"]]
+    content = [dict(image_id=one, keypoints=[0.0] * 51, score=0.5) for one in ids]
+    change(content[1])
+    out.write_text(json.dumps(content))
+    with pytest.raises(SagecacheError, match=f"{out}.*{told}"):
+        sagecache(folder, "eval", "--split", "test", "--predictions", str(out))
+    out.write_text("{}")
+    with pytest.raises(SagecacheError, match="must be a list of results"):
+        sagecache(folder, "eval", "--split", "test", "--predictions", str(out))
+
+
+def test_predictions_need_no_network(folder, tmp_path):
+    out = tmp_path / "results.json"
+    out.write_text("[]")
+    refused = sagecache(folder, "eval", "--predictions", str(out), "--network", "student", code=2)
+    assert "--network does not go with --predictions" in refused.output
+
+
 def test_results_are_written_under_the_annotations_own_category(folder, tmp_path):
     labels = folder / "data" / "test" / "annotations.json"
     before = labels.read_text()

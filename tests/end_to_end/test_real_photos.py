@@ -5,12 +5,16 @@ The photos are no part of the repository; beside a checkout of the developers th
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 from typed import sagecache
 
@@ -159,3 +163,34 @@ def test_poses_and_boxes_of_the_unlabeled_photo(project, tmp_path):
     sagecache(project, "predict", *words)
     poses, boxes = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("poses", "boxes"))
     assert 0 < len(boxes) <= len(poses) and {one["image_id"] for one in boxes} == {40083}
+
+
+def test_ap_of_mmpose_s_published_test_inputs_is_pycocotools_(tmp_path):
+    """mmpose's test of its CocoMetric on these annotations: truth x .98, y 1.02, scores .8."""
+    labels = PHOTOS / "annotations" / "person_keypoints.json"
+    truth = json.loads(labels.read_text())
+    results = [
+        dict(
+            image_id=one["image_id"],
+            category_id=1,
+            keypoints=(np.reshape(one["keypoints"], (-1, 3)) * [0.98, 1.02, 0.8]).ravel().tolist(),
+            score=0.8 * float(np.mean(one["keypoints"][2::3])),
+        )
+        for one in truth["annotations"]
+    ]
+    out = tmp_path / "results.json"
+    out.write_text(json.dumps(results))
+    project = write_project(tmp_path / "photos")
+    page = project / "data.py"
+    whole = f'splits["all"] = dict(images="{PHOTOS / "images"}", annotations="{labels}")'
+    page.write_text(f"{page.read_text()}\n{whole}\nevaluation = dict(area='annotation')\n")
+    words = ("eval", "--split", "all", "--predictions", str(out), "--json")
+    ours = json.loads(sagecache(project, *words).stdout)
+    with contextlib.redirect_stdout(io.StringIO()):
+        judge = COCOeval(coco := COCO(labels), coco.loadRes(str(out)), "keypoints")
+        judge.evaluate()
+        judge.accumulate()
+        judge.summarize()
+    figures = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
+    assert [ours[name] for name in figures] == pytest.approx(judge.stats.tolist(), abs=1e-7)
+    assert 0.1 < ours["AP"] < 0.99

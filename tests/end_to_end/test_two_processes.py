@@ -48,6 +48,7 @@ def test_two_processes_share_one_training(tmp_path):
         assert any(moved)
     assert all(value.isfinite().all() for value in trained.values())
     assert_validated_as_eval_does(project)
+    assert_one_process_goes_on(project)
 
 
 def assert_validated_as_eval_does(project: Path) -> None:
@@ -62,3 +63,20 @@ def assert_validated_as_eval_does(project: Path) -> None:
     for name in ("AP", "PCK@0.05", "PCK@0.1"):
         assert abs(validated[0][f"keypoints/{name}"] - figures[name]) < 1e-3, name
     assert not list(project.rglob(".validation")) and not Path(".dist_test").exists()
+
+
+def assert_one_process_goes_on(project: Path) -> None:
+    """With the optimiser and the EMA of the two, at the step at which they stopped."""
+    words = ["--project", str(project), "train", "pair", "--resume", "--max-iters", "3"]
+    result = CliRunner().invoke(cli, words)
+    assert result.exit_code == 0, result.output
+    two, one = (
+        torch.load(project / "work_dirs" / "pair" / f"iter_{step}.pth", weights_only=False) for step in (2, 3)
+    )
+    first = next(iter(one["optimizer"]["state"].values()))
+    assert one["meta"]["iter"] == first["step"] == 3 and two["meta"]["seed"] == one["meta"]["seed"]
+    for name, value in one["state_dict"].items():
+        if name.startswith("ema_teacher.") and value.is_floating_point():
+            student = one["state_dict"][name.replace("ema_teacher", "student")]
+            third = (2 * two["state_dict"][name] + student) / 3  # of three students the mean so far
+            torch.testing.assert_close(value, third, atol=1e-5, rtol=1e-5, msg=name)

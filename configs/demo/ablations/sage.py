@@ -20,6 +20,12 @@ _prior = {"semi.terms.topology.weight": 0.05, "semi.terms.bone.weight": 0.05, "s
 _dynamic = {"semi.pseudo_labels.rule": "adaptive"}
 _camera, _fda = {"views.strong.radial": 0.25, "views.strong.tilt": 15.0}, {"semi.style.fda": 0.5}
 _instances = {"semi.instances.expected_oks": 0.3, "semi.instances.size": 1.5, "semi.instances.inverted": True}
+_geometry = {"semi.terms.geometry.weight": 6.0}
+_swaps = {
+    **{f"semi.swaps.{side}": 0.2 for side in ("front", "back")},
+    "semi.swaps.weight_back": 2.0,
+    "semi.terms.sides.weight": 1.0,
+}
 
 arms = dict(
     supervised=_arm("labels alone, as many steps", {}, "stage1-supervised"),
@@ -37,6 +43,8 @@ arms = dict(
     camera=_arm("strong views bent by lens and tilt", _camera),
     fda=_arm("labeled images in unlabeled ones' low frequencies", _fda),
     instances=_arm("whole persons are dropped before joints", _instances),
+    geometry=_arm("cached depth, normals and mask as a second task", _geometry),
+    swaps=_arm("left and right held by stage 0's vote", _swaps),
     sage_pose=_arm("what helped, together", {}, "sage-pose"),
     sage_pose_dual=_arm("the design's two teachers and two strong views", {}, "sage-pose-dual"),
     unsup_only=_arm("no labels in the step", {}, "unsup-only"),
@@ -56,6 +64,8 @@ groups = dict(
     threshold=_group("Dynamic or fixed threshold?", "dynamic"),
     domain=_group("Do a camera's distortions and others' spectra help?", "camera", "fda"),
     filters=_group("Instances then joints, or joints alone?", "instances"),
+    geometry=_group("Does it help to predict the cached geometry?", "geometry"),
+    swaps=_group("Does a fixed vote on front and back hold left and right?", "swaps"),
 )
 contrasts = dict(
     structure_x_threshold=dict(
