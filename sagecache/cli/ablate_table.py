@@ -191,6 +191,13 @@ def footnotes(content: Mapping[str, Any]) -> list[str]:
     if content.get("max_iters"):
         lines.append(f"Trials: every arm was trained for {counted(content['max_iters'], 'iteration')} alone.")
     lines.append(_about_intervals(content["seeds"]))
+    fewer = {name: len(arm["seeds"]) for name, arm in content["arms"].items()}
+    fewer = [f"{name} {count}" for name, count in fewer.items() if count < content["seeds"]]
+    if fewer:
+        lines.append(
+            f"Fewer seeds: {', '.join(fewer)}. Their means are of these alone, and a difference is of the "
+            "seeds that both arms have, its interval as wide as these ask."
+        )
     for name, why in content["missing"].items():
         lines.append(f"Missing: {name} ({why}).")
     return lines

@@ -108,6 +108,9 @@ def test_what_was_measured_and_what_is_missing_is_said(found, content):
     assert f"Split `test`: 12 images, {persons} persons; mean of 2 seeds" in text
     assert "1 degree of freedom" in text and "2 seeds 50% of the time" in text
     assert "Missing: absent, seed 0 (no labels)." in text and "`sagecache ablate small`" in text
+    assert "Fewer seeds" not in text
+    more = "\n".join(footnotes({**content, "seeds": 3}))
+    assert "Fewer seeds: " + ", ".join(f"{name} 2" for name in content["arms"]) in more
     one = footnotes({**content, "seeds": 1})
     assert any("test images alone" in line for line in one)
 
