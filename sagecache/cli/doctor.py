@@ -246,6 +246,7 @@ def plan_memory(project: Project, name: str, gpu: float | None) -> list[Finding]
         "teachers' pass": plan.teacher_pass,
     }
     rows += [Finding(section, part, f"{size / GIB:.1f} GiB") for part, size in parts.items()]
+    rows.append(Finding(section, "operations of a pass", f"{plan.flops / 1e12:,.3g} TFLOP"))
     told = advice(plan, recipe, model, gpu * GIB)
     fits = plan.total <= gpu * GIB
     return [*rows, Finding(section, "in all", f"{plan.total / GIB:.1f} GiB: {told}", OK if fits else NOTE)]

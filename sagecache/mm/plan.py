@@ -1,4 +1,4 @@
-"""What a training needs of a GPU's memory, by arithmetic: weights, moments, teachers, kept activations.
+"""What a training needs of a GPU, by arithmetic: weights, moments, teachers, kept activations, operations.
 
 Activations are counted by a pass of fake tensors (``models.footprint``), so every network is counted as it is
 built, with its checkpointing and freezing. No GPU is asked.
@@ -26,7 +26,10 @@ TEACHERS = {"single": 1, "single_two_view": 1, "dual": 2}
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes on a device, by what for. parameters, trained: numbers of the student."""
+    """Bytes on a device, by what for. parameters, trained: numbers of the student. flops: floating-point
+    operations of one pass of training: a forward pass, twice that backward, once more where activations are
+    checkpointed, and the teachers' forward passes.
+    """
 
     parameters: int
     trained: int
@@ -35,6 +38,7 @@ class MemoryPlan:
     teachers: int
     activations: int
     teacher_pass: int
+    flops: int
 
     @property
     def total(self) -> int:
@@ -56,6 +60,9 @@ def memory_plan(recipe: Recipe, model: Mapping[str, Any]) -> MemoryPlan:
     each = two.saved - one.saved
     kind = str(recipe.optim_wrapper.get("optimizer", {}).get("type"))
     views = 1 if recipe.semi.teacher.mode == "single" else 2
+    forward = two.flops - one.flops
+    taught = unlabeled * views * (1 + recipe.semi.teacher.flip)
+    passes = 4 if model["backbone"].get("with_cp") else 3
     return MemoryPlan(
         parameters=one.parameters,
         trained=one.trained,
@@ -64,6 +71,7 @@ def memory_plan(recipe: Recipe, model: Mapping[str, Any]) -> MemoryPlan:
         teachers=4 * TEACHERS[recipe.semi.teacher.mode] * one.parameters,
         activations=one.saved + (images - 2) * each,
         teacher_pass=views * unlabeled * one.widest // 2,
+        flops=forward * (images * passes + taught),
     )
 
 

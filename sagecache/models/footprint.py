@@ -8,6 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+
+def _attention(query: tuple, key: tuple, value: tuple, *_args: object, **_kwargs: object) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+# torch counts attention by its GPU kernels; fake tensors lie on a CPU, whose kernel it leaves out.
+ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention}
 
 
 @dataclass(frozen=True)
@@ -15,12 +24,15 @@ class Footprint:
     """parameters: numbers, trained ones apart. saved: bytes that a forward pass keeps for its backward pass;
     a buffer that two layers keep counts once, parameters not at all, casts of them under autocast do.
     widest: bytes of what goes in and out of the layer with most of it: what a pass without gradients needs.
+    flops: floating-point operations of a forward pass (a multiplication and an addition are two), of
+    convolutions, matrix products and attention.
     """
 
     parameters: int
     trained: int
     saved: int
     widest: int
+    flops: int
 
 
 def footprint(
@@ -54,7 +66,8 @@ def footprint(
             if next(module.children(), None) is None:
                 module.register_forward_hook(measure)
         hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value)
-        with hooks, torch.autocast("cpu", torch.bfloat16, enabled=amp):
+        counter = FlopCounterMode(display=False, custom_mapping=ATTENTION)
+        with counter, hooks, torch.autocast("cpu", torch.bfloat16, enabled=amp):
             net(torch.empty(shape))
         parameters = list(net.parameters())
     return Footprint(
@@ -62,4 +75,5 @@ def footprint(
         sum(one.numel() for one in parameters if one.requires_grad),
         sum(size for size, _ in kept.values()),
         max(through),
+        counter.get_total_flops(),
     )

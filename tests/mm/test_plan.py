@@ -88,6 +88,22 @@ def test_each_size_of_the_pages_builds_on_the_meta_device(project, arch, size, t
     assert 3 * namespace["codec"]["sigma"] == pytest.approx(round(3 * namespace["codec"]["sigma"]))
 
 
+def test_operations_are_forward_backward_and_the_teachers():
+    project = Project.open(embedded_project())
+    labels, pair, turned = (
+        memory_plan(*project.recipe("stage1-baseline", words)).flops
+        for words in ({"batch.unlabeled": 0}, {}, {"semi.teacher.flip": False})
+    )
+    image = labels / (3 * 16)  # forward, and twice that backward, of 16 labeled images
+    assert pair == pytest.approx(image * (3 * (16 + 32) + 2 * 32))  # the teacher sees each twice, mirrored
+    assert turned == pytest.approx(image * (3 * (16 + 32) + 32))
+    opened = Project.open(CONFIGS / "sage_pose")
+    plain, checkpointed = (
+        memory_plan(*opened.recipe("stage0", {"model.backbone.with_cp": cp})).flops for cp in (False, True)
+    )
+    assert checkpointed == pytest.approx(plain * 4 / 3)
+
+
 def test_the_total_is_the_sum_and_a_reserve():
     plan = memory_plan(*Project.open(embedded_project()).recipe("stage0"))
     parts = (plan.student, plan.optimiser, plan.teachers, plan.activations, plan.teacher_pass)

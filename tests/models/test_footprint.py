@@ -53,6 +53,16 @@ def test_a_linear_layer_keeps_its_input_and_a_relu_its_output():
     assert found.widest == 4 * 7 * (20 + 20)  # the ReLU's
 
 
+@pytest.mark.parametrize("with_cp", [False, True])
+@pytest.mark.parametrize("amp", [False, True])
+def test_operations_of_a_vit_are_those_of_its_formula(with_cp, amp):
+    """Vaswani et al. 2017: projections, attention and feed-forward, two operations a multiplication."""
+    images, tokens, dims, wide = 2, 12, 64, 256
+    block = 2 * tokens * dims * (3 * dims + dims + 2 * wide) + 2 * 2 * tokens**2 * dims
+    found = footprint(lambda: VisionTransformer(TINY, (64, 48), with_cp=with_cp), (images, 3, 64, 48), amp)
+    assert found.flops == images * (2 * tokens * 3 * 16**2 * dims + 3 * block)
+
+
 def test_frozen_parameters_are_counted_apart():
     found = footprint(lambda: VisionTransformer(TINY, (64, 48), frozen_stages=3), (1, 3, 64, 48))
     assert found.trained == 2 * 64 < found.parameters
