@@ -22,6 +22,7 @@ from sagecache.geometry.affine import (
     transform_points,
 )
 from sagecache.geometry.depth import joint_depth
+from sagecache.geometry.disparity import depth_from_disparity
 from sagecache.priors import cmgc
 from sagecache.skeleton import COCO17
 from sagecache.structures import PseudoLabels, UnlabeledBatch
@@ -134,6 +135,25 @@ def test_descent_on_the_depth_term_brings_displaced_joints_back(bodies, referenc
         improved.append(F.cosine_similarity(-gradient[:, joint], back, dim=-1)[active])
     cosine = torch.cat(improved)
     assert len(cosine) > 15 and cosine.mean() > 0.2
+
+
+def test_a_disparity_turned_into_depth_measures_limbs_as_depth_does(bodies, reference):
+    depth, normals, mask = maps_of(bodies)
+    disparity = torch.where(mask, 30 / depth.clamp_min(0.1) - 4, 0)
+    turned = torch.where(mask, depth_from_disparity(disparity, normals, mask), 0)
+    args = bodies["keypoints"], bodies["seen"]
+    (true, weight), (found, kept) = (
+        cmgc.limb_log_lengths(*args, maps, normals, mask, EDGES) for maps in (depth, turned)
+    )
+    assert torch.equal(weight > 0, kept > 0)
+    assert (found - true)[weight > 0].abs().median() < 0.01
+    losses = [
+        (loss * share).sum() / share.sum()
+        for loss, share in (
+            cmgc.depth_residual(*args, maps, normals, mask, EDGES, reference) for maps in (depth, turned)
+        )
+    ]
+    assert_close(*losses, atol=0.002, rtol=0)
 
 
 # --- terms of a batch ----------------------------------------------------------------------------
