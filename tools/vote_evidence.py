@@ -3,7 +3,7 @@
 
     python tools/vote_evidence.py [--draws 0 1 2]
 
-For each draw the votes that a run of sage-pose kept (`sagecache ablate sage`, or `train sage-pose`): how many
+For each draw the votes that a run with `semi.swaps` kept (`sagecache ablate sage --arms swaps`): how many
 labeled persons are seen from behind; the chance that the vote ranks a person seen from the front above one
 seen from behind (AUC, .5 is a coin); of votes beyond the recipe's thresholds, how many are right. Prints a
 Markdown table.
@@ -12,6 +12,7 @@ Markdown table.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ sys.path.insert(0, str(ROOT))
 from sagecache.data.matching import with_annotation  # noqa: E402
 from sagecache.mm.refresh import FACING, stored_votes  # noqa: E402
 from sagecache.project import Project  # noqa: E402
+from sagecache.project.runs import STARTED  # noqa: E402
 from sagecache.structures import Instance  # noqa: E402
 
 FROM_THE_SIDE = 3.0  # pixels of shoulders and hips across the torso's axis, below which neither is meant
@@ -48,22 +50,21 @@ def auc(scores: np.ndarray, positive: np.ndarray) -> float:
 
 
 def run_of(project: Project) -> Path:
-    places = [project.work_dir("sage-pose"), *sorted((project.work_root / "ablations").glob("sage_pose-*"))]
-    found = [place for place in places if (place / FACING).is_dir()]
-    if not found:
-        raise SystemExit(
-            f"no run of sage-pose in {project.work_root}: sagecache ablate sage --arms sage_pose"
-        )
-    return found[0]
+    """The first run of the draw that keeps votes."""
+    for place in sorted([*project.work_root.glob("*/"), *project.work_root.glob("ablations/*/")]):
+        if (place / FACING).is_dir():
+            return place
+    raise SystemExit(f"no votes in {project.work_root}: sagecache ablate sage --arms swaps")
 
 
 def row(project: Project, persons: Sequence[Instance], annotated: dict[int, list[Instance]]) -> list[str]:
     labeled = np.array([facing(one) for one in project.instances("labeled")])
-    votes = stored_votes(run_of(project), persons).numpy()
+    run = run_of(project)
+    votes = stored_votes(run, persons).numpy()
     truth = np.array([facing(with_annotation(one, annotated.get(one.image_id, []))) for one in persons])
     known = np.isfinite(votes) & (np.abs(truth) > FROM_THE_SIDE)
     votes, front = votes[known], truth[known] > 0
-    swaps = project.recipe("sage-pose")[0].semi.swaps
+    swaps = json.loads((run / STARTED).read_text())["recipe"]["semi"]["swaps"]
     sure = (votes > swaps["front"]) | (votes < -swaps["back"])
     right = (votes > 0) == front
     shares = [right[sure & front].mean(), right[sure & ~front].mean()]
