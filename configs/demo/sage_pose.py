@@ -1,4 +1,4 @@
-"""SAGE-Pose: one EMA teacher that looks at two views, and a vote that holds left and right in place.
+"""SAGE-Pose: one EMA teacher that looks at two views, two strong views, and the cached geometry to predict.
 
 What the design asks for, and what is left out here: docs/sage-pose.md.
 """
@@ -8,8 +8,7 @@ data = dict(labeled="labeled", unlabeled="unlabeled", val="val")
 batch = dict(labeled=16, unlabeled=32)
 
 views = dict(
-    # The teacher sees the upright crop and a turned one, each mirrored as well: turns tell its errors apart,
-    # other colours do not.
+    # The teacher sees the upright crop and a turned one, each mirrored as well.
     appearance=dict(),
     weak=dict(rotation=30, flip=0.5),
     strong=dict(
@@ -44,7 +43,7 @@ semi = dict(
     instances=dict(expected_oks=0.3, size=1.5, inverted=True),
     terms=dict(
         consistency=dict(weight=2.0, loss="kl", target="keypoints", normalise="all"),
-        geometry=dict(weight=6.0),
+        geometry=dict(weight=6.0),  # in the log then about as large as loss_kpt
         bone=dict(weight=0.05),
         topology=dict(weight=0.05),
         angle=dict(weight=0.02),

@@ -2,7 +2,7 @@
 
 _base_ = "sage_pose.py"
 
-batch = dict(unlabeled=16)  # times two strong views: as many images a step
+batch = dict(unlabeled=16)  # times two strong views: half as many images a step as sage_pose has
 views = dict(appearance=dict(colour=0.2, blur=0.2, noise=6), weak=dict(rotation=15, scale=0.1), num_strong=2)
 semi = dict(
     teacher=dict(mode="dual", appearance=dict(decay=0.96)),

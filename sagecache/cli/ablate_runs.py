@@ -98,7 +98,8 @@ def state(project: Project, training: Training) -> str:
     work_dir = training.work_dir(project)
     try:
         noted = noted_start(work_dir)
-        if noted is None or noted.inputs not in (None, inputs_of(project, recipe)):
+        now = inputs_of(project, recipe)  # an older run has not noted all of it
+        if noted is None or any(now.get(key) != value for key, value in (noted.inputs or {}).items()):
             return "none"
     except (SagecacheError, OSError):  # of another version, or weights or annotations are not there
         return "none"

@@ -82,7 +82,7 @@ def evaluate_predictions(project: Project, predictions: Path, split: str = "val"
     try:
         report = judge(project, ground_truth(project, split), results)
     except SagecacheError as error:
-        if error.file is not None or not str(error.record).startswith("predictions["):
+        if error.file is not None or not str(error.record).startswith("prediction"):
             raise
         raise SagecacheError(error.message, file=predictions, record=error.record, fix=error.fix) from error
     return dict(split=split, predictions=str(predictions), **report.as_dict())
@@ -132,6 +132,7 @@ def show(summary: dict) -> None:
         click.echo(f"{summary['checkpoint']} ({summary['network']})")
     click.echo(f"split {summary['split']}, {summary['persons']} persons, {judged}")
     click.echo(f"OKS area {summary['area_rule']}; PCK of {summary['pck_normaliser']}")
+    click.echo(f"persons matched by {summary['matching']}")
     names = ("AP", "AP50", "AP75", "AR", "PCK@0.05", "PCK@0.1")
     emit_table("", names, [[percent(summary[name]) for name in names]])
     joints = summary["per_joint"]

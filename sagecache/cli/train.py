@@ -86,9 +86,10 @@ def how_to_go_on(work_dir: Path, resume: bool, begun: float) -> str:
     type=click.Choice(["mmpose", "onnx", "torchscript", "huggingface"]),
     help="Default: by OUTPUT's suffix (.pth .safetensors, .onnx, .pt; none: a Hugging Face folder).",
 )
+@click.option("--force", is_flag=True, help="Replace an earlier export.")
 @click.argument("output", type=click.Path(path_type=Path))
 def export_command(
-    project: Project, checkpoint: Path | None, network: str, kind: str | None, output: Path
+    project: Project, checkpoint: Path | None, network: str, kind: str | None, force: bool, output: Path
 ) -> None:
     """Write a trained network to OUTPUT, and run what was written against the original.
 
@@ -97,8 +98,9 @@ def export_command(
     """
     from sagecache.mm.export import export
 
+    output = output.absolute()  # '.' has no name of its own
     output.parent.mkdir(parents=True, exist_ok=True)
-    for told in export(project, newest_checkpoint(project, checkpoint), output, network, kind):
+    for told in export(project, newest_checkpoint(project, checkpoint), output, network, kind, force):
         click.echo(told)
 
 

@@ -7,7 +7,7 @@ sense together (boxes inside, unique ids, files there) is the business of `sagec
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -114,7 +114,7 @@ def load_detections(path: str | Path) -> list[dict]:
 
 def load_keypoint_results(path: str | Path, num_keypoints: int) -> list[dict]:
     """Poses in COCO's result format: a list of {image_id: int, keypoints: [x, y, score, ...], score: number};
-    category_id is not used. Raises SagecacheError.
+    category_id is not used, annotation_id is where all have one. Raises SagecacheError.
     """
     content = load_json(path)
     if not isinstance(content, list):
@@ -128,6 +128,8 @@ def load_keypoint_results(path: str | Path, num_keypoints: int) -> list[dict]:
         record.integer("image_id")
         record.numbers("keypoints", count=3 * num_keypoints)
         record.number("score")
+        if value.get("annotation_id") is not None:
+            record.integer("annotation_id")
     return content
 
 
@@ -329,7 +331,8 @@ def _is_integer(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and abs(value) <= sys.float_info.max  # JSON has integers that no float holds
 
 
 def _kind(value: Any) -> str:

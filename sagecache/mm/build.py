@@ -41,9 +41,7 @@ def build_estimator(
         prior = load_prior(project, recipe)
         semi = dict(
             labeler=build_labeler(project, recipe, frame.sigma),
-            terms=build_terms(project, recipe, frame.sigma, prior, student.head.in_channels)
-            if with_terms
-            else {},
+            terms=build_terms(project, recipe, frame.sigma, prior, student.head) if with_terms else {},
             mixing=build_mixing(project, recipe),
             style=build_style(recipe),
             prior=prior if recipe.semi.has_teacher_b else None,

@@ -148,12 +148,10 @@ def _fitting(path: Path, state: State, own: State, told: list[str]) -> dict[str,
     return {key: value.to(own[key].dtype) for key, value in state.items()}
 
 
-def export_network(path: Path, output: Path, network: str = "ema_teacher") -> None:
-    """Write one network as a plain mmpose checkpoint, {'state_dict': …}, or as safetensors; atomically."""
-    temporary = output.with_name(f".{output.name}.tmp")
-    state = network_state(path, network)
+def save_network(network: nn.Module, output: Path) -> None:
+    """Write a network as a plain mmpose checkpoint, {'state_dict': …}, or as safetensors, by the suffix."""
+    state = network.state_dict()
     if output.suffix == ".safetensors":
-        save_file({name: value.contiguous() for name, value in state.items()}, temporary)
+        save_file({name: value.contiguous() for name, value in state.items()}, output)
     else:
-        torch.save({"state_dict": state}, temporary)
-    temporary.replace(output)
+        torch.save({"state_dict": state}, output)

@@ -275,8 +275,9 @@ class SemiPoseEstimator(BaseModel):
 
     @torch.no_grad()
     def _gain(self, targets: dict[str, Tensor], repeat: Callable[[Tensor], Tensor]) -> Gain | None:
-        """Of depth maps that have normals beside them: once, for all terms and views."""
-        if not targets.keys() >= {"depth", "normal", "mask"}:
+        """Of depth maps that have normals beside them, where a term asks for it: once, for all views."""
+        asked = any(getattr(term, "uses_gain", False) for term in self.terms.values())
+        if not asked or not targets.keys() >= {"depth", "normal", "mask"}:
             return None
         gain = gain_from_normals(targets["depth"], targets["normal"], targets["mask"])
         return Gain(*map(repeat, gain))

@@ -18,15 +18,17 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sagecache.errors import SagecacheError, nearest
-from sagecache.mm.checkpoints import export_network, load_network
+from sagecache.mm.checkpoints import load_network, save_network
 from sagecache.mm.codecs import codec_of
 from sagecache.mm.outputs import is_simcc
 from sagecache.mm.plain_config import foreign_types, mmpose_config
 from sagecache.mm.registry import build_student
 from sagecache.models.public_weights import to_hugging_face
 from sagecache.models.vit import VisionTransformer
+from sagecache.models.weight_files import read_tensors
 from sagecache.project import Project
 
+MARK = "Written by sagecache export"  # what --force may replace
 TOLERANCE = 1e-4  # of the largest value: other runtimes add up in another order
 SUFFIXES = {
     ".onnx": "onnx",
@@ -38,22 +40,44 @@ SUFFIXES = {
 
 
 def export(
-    project: Project, checkpoint: Path, output: Path, network: str, kind: str | None = None
+    project: Project,
+    checkpoint: Path,
+    output: Path,
+    network: str,
+    kind: str | None = None,
+    force: bool = False,
 ) -> list[str]:
     """Write a checkpoint's network as kind, one of KINDS; by default by output's suffix, else for mmpose.
 
     Returns what was written and how it was checked, in words. Raises SagecacheError where the architecture
-    can't be written so, and where what was written answers otherwise than the original.
+    can't be written so, where what was written answers otherwise than the original, and where something
+    stands in its place: force replaces an earlier export, and nothing else.
     """
     kind = kind or SUFFIXES.get(output.suffix, "mmpose")
     if kind not in KINDS:
         raise SagecacheError(f"unknown kind of export '{kind}'", fix=nearest(kind, KINDS))
-    if kind == "mmpose":
-        return _to_mmpose(project, checkpoint, output, network)
+    _require_free(output, kind, force)
     student = build_student(project.model, initialise=False)
     load_network(student, checkpoint, network)
+    if kind == "mmpose":
+        return _to_mmpose(student.eval(), project, output, force)
     with _in_place(output) as temporary:
         return [KINDS[kind](student.eval(), project, temporary)]
+
+
+def _require_free(output: Path, kind: str, force: bool) -> None:
+    """Raise SagecacheError where a file or a folder would be lost."""
+    exported = kind == "huggingface" and (output / "model.safetensors").is_file()
+    if output.is_dir() and not exported:
+        raise SagecacheError(
+            "is a folder that no export has written",
+            file=output,
+            fix="Give another name" + (", such as pose.pth" if kind == "huggingface" else ""),
+        )
+    if output.exists() and not force:
+        raise SagecacheError(
+            "is already there", file=output, fix="Give another name, or --force to replace it"
+        )
 
 
 class PoseFunction(nn.Module):
@@ -76,21 +100,27 @@ class PoseFunction(nn.Module):
 # -- plain mmpose --------------------------------------------------------------------------------------
 
 
-def _to_mmpose(project: Project, checkpoint: Path, output: Path, network: str) -> list[str]:
+def _to_mmpose(student: nn.Module, project: Project, output: Path, force: bool) -> list[str]:
     """The checkpoint, and beside it a config for mmpose.apis where mmpose has these networks."""
-    student = build_student(project.model, initialise=False)
-    load_network(
-        student, checkpoint, network
-    )  # a file that doesn't fit model.py is told before it is written
-    export_network(checkpoint, output, network)
+    page, foreign = output.with_suffix(".py"), foreign_types(project.model)
+    if not foreign:  # a page of the project may have this name
+        _require_free(page, "mmpose", force and MARK in _beginning(page))
+    with _in_place(output) as temporary:
+        save_network(student, temporary)
+        again = build_student(project.model, initialise=False)
+        again.load_state_dict(read_tensors(temporary))
+        _difference(PoseFunction(student), PoseFunction(again.eval()), _pictures(project))
     told = [f"{output}: plain mmpose checkpoint, {len(student.state_dict())} tensors"]
-    if foreign := foreign_types(project.model):
+    if foreign:
         return [*told, f"no config beside it: mmpose has no {', '.join(foreign)}"]
-    page = output.with_suffix(".py")
     with _in_place(page) as temporary:
-        temporary.write_text(mmpose_config(project))
+        temporary.write_text(f"# {MARK}\n\n{mmpose_config(project)}")
     needs = " (needs mmpretrain, for the ViT)" if isinstance(student.backbone, VisionTransformer) else ""
     return [*told, f"{page}: its config for mmpose.apis.init_model and inference_topdown{needs}"]
+
+
+def _beginning(page: Path) -> str:
+    return page.read_text(errors="replace")[:200] if page.is_file() else ""
 
 
 # -- functions of pictures -----------------------------------------------------------------------------
@@ -143,6 +173,13 @@ def _to_hugging_face(student: nn.Module, project: Project, output: Path) -> str:
     state = to_hugging_face(student.state_dict())
     arch, codec = student.backbone.arch, codec_of(project.model)
     width, height = codec["input_size"]
+    if arch.feedforward_channels % arch.embed_dims:
+        raise SagecacheError(
+            f"transformers' VitPose has no feed-forward of {arch.feedforward_channels} channels, which is no "
+            f"multiple of {arch.embed_dims}",
+            file="model.py",
+            fix="Export it as ONNX or TorchScript, or for mmpose.",
+        )
     backbone = transformers.VitPoseBackboneConfig(
         image_size=[height, width],
         patch_size=[student.backbone.patch_size] * 2,
@@ -254,7 +291,7 @@ def _difference(original: Callable, written: Callable, images: Tensor) -> float:
 @contextmanager
 def _in_place(output: Path) -> Iterator[Path]:
     """A temporary name that becomes output's when all went well; what stood there stays until then."""
-    temporary = output.with_name(f".{output.name}.tmp")
+    temporary = output.with_name(f".tmp-{output.name}")  # its suffix says what is written
     _remove(temporary)
     try:
         yield temporary

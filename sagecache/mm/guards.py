@@ -38,7 +38,7 @@ EMPTY = (
     "semi.pseudo_labels.threshold, or semi.gate.threshold_confidence and threshold_plausibility"
 )
 NOTHING = (
-    "no pseudo-label was ever kept: nothing was learned from unlabeled images. The shares fate/… in "
+    "no pseudo-label was ever kept: nothing was learned from the teacher. The shares fate/… in "
     "the log say what drops them; a floor (min_keep, percentile) saves no joint of a person that "
     "semi.instances drops. docs/sage-pose.md, 'Where no pseudo-label is kept', says what to look at"
 )

@@ -16,17 +16,26 @@ from sagecache.store.fingerprint import file_sha256
 
 
 def inputs_of(project: Project, recipe: Recipe) -> dict[str, Any]:
-    """{'annotations': {split: digest}, 'start': digest or None}, of the files as they are now.
+    """{'annotations': {split: digest}, 'start': digest or None, 'stores': {split: fingerprints}} as they are
+    now; 'stores' only where cached depth and normals are read.
 
     Raises SagecacheError or OSError where one of them is not there.
     """
     names = [*recipe.data.labeled, recipe.data.val, recipe.data.unlabeled if recipe.uses_unlabeled else None]
     files = {name: project.path(project.split(name).annotations) for name in names if name is not None}
     start = start_checkpoint(project, recipe)
-    return dict(
+    found: dict[str, Any] = dict(
         annotations={name: file_digest(file) for name, file in files.items()},
         start=None if start is None else weights_digest(start),
     )
+    if splits := recipe.geometry_splits:
+        found["stores"] = {name: _fingerprints(project, name) for name in splits}
+    return found
+
+
+def _fingerprints(project: Project, split: str) -> list[str]:
+    reader = project.joined_targets(split)
+    return [one.fingerprint_sha256 for one in getattr(reader, "readers", [reader])]
 
 
 def file_digest(path: Path) -> str:

@@ -41,8 +41,14 @@ def build_optimizer(
             wrapper = build_optim_wrapper(student, config)
     except (AttributeError, KeyError, TypeError, ValueError, AssertionError) as error:
         raise SagecacheError(f"optim_wrapper can't be built: {error}", record=str(dict(config))) from error
-    if learned := [] if terms is None else [one for one in terms.parameters() if one.requires_grad]:
-        wrapper.optimizer.add_param_group(dict(params=learned))
+    learned = {} if terms is None else {n: p for n, p in terms.named_parameters() if p.requires_grad}
+    if learned:
+        group: dict[str, Any] = dict(params=list(learned.values()))
+        if (
+            "param_names" in wrapper.optimizer.param_groups[0]
+        ):  # of layer decay; torch takes all groups or none
+            group["param_names"] = [f"terms.{name}" for name in learned]
+        wrapper.optimizer.add_param_group(group)
     return wrapper
 
 

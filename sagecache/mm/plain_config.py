@@ -49,7 +49,7 @@ def mmpose_config(project: Project) -> str:
 
 def _stock_vit(backbone: Mapping[str, Any]) -> dict[str, Any]:
     """Our ViT as mmpretrain's, whose names the weights have; without what only training needs."""
-    size = backbone.get("img_size", 224)
+    size, norm = backbone.get("img_size", 224), backbone.get("norm_cfg")
     return dict(
         type=STOCK_VIT,
         arch=dict(vars(arch_of(backbone.get("arch", "base")))),
@@ -59,6 +59,7 @@ def _stock_vit(backbone: Mapping[str, Any]) -> dict[str, Any]:
         with_cls_token=False,
         out_type="featmap",
         patch_cfg=dict(backbone.get("patch_cfg") or {}),
+        **(dict(norm_cfg=dict(norm)) if norm else {}),
     )
 
 

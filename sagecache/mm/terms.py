@@ -30,18 +30,29 @@ from sagecache.strict import call_with, checked
 
 @dataclass(frozen=True)
 class TermInputs:
-    """What a term's builder may take beside its options. sigma: the codec's, heatmap pixels; channels: of the
-    student's features.
+    """What a term's builder may take beside its options. sigma: the codec's, heatmap pixels. head: the
+    student's.
     """
 
     project: Project
     recipe: Recipe
     sigma: float
     prior: DiffusionPrior | None
-    channels: int
+    head: nn.Module | None = None
 
     def teacher_b(self) -> bool:
         return self.recipe.semi.has_teacher_b
+
+    def channels(self) -> int:
+        """Of the features that the head reads."""
+        channels = getattr(self.head, "in_channels", None)
+        if not isinstance(channels, int):
+            raise SagecacheError(
+                f"the term 'geometry' reads one map of features, in_channels of this head is {channels}",
+                file="model.py",
+                fix="Take a head of one input, or set semi.terms.geometry.weight=0.",
+            )
+        return channels
 
     def flip_indices(self) -> Tensor:
         return torch.tensor(self.project.skeleton.flip_indices)
@@ -113,7 +124,7 @@ TERMS = {
         reference=TermInputs.reference,
     ),
     "cmgc_normal": TermKind(CMGCNormal, edges=TermInputs.tubes, flip_indices=TermInputs.flip_indices),
-    "geometry": TermKind(GeometryDistillation, channels=attrgetter("channels")),
+    "geometry": TermKind(GeometryDistillation, channels=TermInputs.channels),
     "sides": TermKind(SideAgnostic, pairs=TermInputs.mirror_pairs, sigma=attrgetter("sigma")),
     "bone": TermKind(BoneLength, limits=TermInputs.limb_limits, flip_indices=TermInputs.flip_indices),
     "topology": TermKind(Topology, limits=TermInputs.offset_limits, flip_indices=TermInputs.flip_indices),
@@ -227,11 +238,15 @@ def _require_enough_bodies(inputs: TermInputs) -> None:
 
 
 def build_terms(
-    project: Project, recipe: Recipe, sigma: float, prior: DiffusionPrior | None, channels: int
+    project: Project,
+    recipe: Recipe,
+    sigma: float,
+    prior: DiffusionPrior | None,
+    head: nn.Module | None = None,
 ) -> dict[str, tuple[float, nn.Module]]:
     """name -> (weight, term) of every term with a weight. Unknown names and options are errors."""
     check_semi(recipe, project.skeleton)
-    inputs = TermInputs(project, recipe, sigma, prior, channels)
+    inputs = TermInputs(project, recipe, sigma, prior, head)
     _require_enough_bodies(inputs)
     terms = {
         name: (float(options.get("weight", 1.0)), TERMS[name].build(name, inputs, options))

@@ -211,6 +211,8 @@ class CMGCDepth(nn.Module):
     views. The reference is part of the state: a resumed run keeps it.
     """
 
+    uses_gain = True
+
     def __init__(
         self,
         edges: Sequence[Sequence[int]],
@@ -237,6 +239,8 @@ class CMGCDepth(nn.Module):
 
 class CMGCNormal(nn.Module):
     """`normal_residual` of the student's keypoints as a term; edges (E, 2): arms and legs."""
+
+    uses_gain = True
 
     def __init__(self, edges: Sequence[Sequence[int]], flip_indices: Sequence[int]) -> None:
         super().__init__()

@@ -10,12 +10,14 @@ Legend: B strong views; C feature channels; h, w cells of the predicted maps.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sagecache.errors import SagecacheError
-from sagecache.geometry.affine import compose, invert_affine
+from sagecache.geometry.affine import Size, compose, invert_affine
 from sagecache.geometry.precision import full_precision
 from sagecache.geometry.sampling import warp_depth, warp_mask, warp_normals
 from sagecache.structures import TermOutput, UnlabeledBatch
@@ -44,10 +46,10 @@ class GeometryDistillation(nn.Module):
     ) -> None:
         super().__init__()
         weights = dict(normal=normal, depth=depth, mask=mask)
-        if min(weights.values()) < 0 or not any(weights.values()):
+        if not all(0 <= weight < math.inf for weight in weights.values()) or not any(weights.values()):
             told = ", ".join(f"{name} {weight:g}" for name, weight in weights.items())
             raise SagecacheError(
-                f"the term 'geometry' needs weights of at least 0, one of them above: {told}",
+                f"the term 'geometry' needs finite weights of at least 0, one of them above: {told}",
                 fix="Set normal, depth or mask, or give the term weight 0.",
             )
         if upsample < 1:
@@ -66,7 +68,7 @@ class GeometryDistillation(nn.Module):
         size = (some.shape[-1], some.shape[-2])
         with torch.no_grad():
             view_from_map = compose(
-                cells_from_pixels(batch.strong_size, size).to(some),
+                cells_from_pixels(batch.strong_size, size, some),
                 batch.strong_from_image,
                 invert_affine(batch.target_from_image),
             )
@@ -82,19 +84,23 @@ class GeometryDistillation(nn.Module):
         return dict(zip(self.weights, maps.split([CHANNELS[name] for name in self.weights], 1), strict=True))
 
 
-def cells_from_pixels(pixels: tuple[int, int], cells: tuple[int, int]) -> Tensor:
-    """(3, 3): input pixels -> cells of a map of the same extent, both with centres at integers, sizes
-    (width, height). A convolution's stride keeps edges together: x' + 1/2 = (x + 1/2) w' / w.
+def cells_from_pixels(pixels: Size, cells: Size, like: Tensor) -> Tensor:
+    """(3, 3) on the device of like: input pixels -> cells of a map of the same extent, both with centres at
+    integers. A convolution's stride keeps edges together: x' + 1/2 = (x + 1/2) w' / w; where a network's
+    padding shifts them, by less than a cell, the layer learns the shift.
     """
-    ratio = torch.tensor(cells, dtype=torch.float32) / torch.tensor(pixels, dtype=torch.float32)
-    matrix = torch.diag(F.pad(ratio, (0, 1), value=1.0))
-    matrix[:2, 2] = (ratio - 1) / 2
+    matrix = like.new_zeros(3, 3, dtype=torch.float32)
+    for axis in range(2):  # filled by numbers: a copy from the host would make it wait
+        ratio = cells[axis] / pixels[axis]
+        matrix[axis, axis].fill_(ratio)
+        matrix[axis, 2].fill_((ratio - 1) / 2)
+    matrix[2, 2].fill_(1.0)
     return matrix
 
 
 @full_precision
 def targets_in_view(
-    targets: dict[str, Tensor], view_from_map: Tensor, size: tuple[int, int], names: dict[str, float]
+    targets: dict[str, Tensor], view_from_map: Tensor, size: Size, names: dict[str, float]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The named targets on the view's cells, and the cells (B, 1, h, w) float that count for each.
 

@@ -40,8 +40,9 @@ class AnswerSettings:
     """How to ask a network of others and how to read its answers.
 
     input_size, map_size: (width, height). mean, std: RGB, grey levels of 0..255.
-    depth_kind: 'metric' | 'affine' | 'disparity'. towards: True where the network's depth grows towards the
-    camera; it is negated. unit: of the depth. normal_axes: 'opencv' | 'opengl' (x right, y up, z to us).
+    depth_kind: 'metric' | 'affine' | 'disparity'. towards: True where the network's metric or affine depth
+    grows towards the camera; it is negated. unit: of the depth. normal_axes: 'opencv' | 'opengl' (x right,
+    y up, z to us).
     invert: a disparity beside which there are normals becomes affine depth (geometry.disparity); without
     normals, or with False, it stays one, with which CMGC can't compare.
     mask: 'network' (an output called 'mask': logits, one channel, or several with the background first),
@@ -76,6 +77,11 @@ class AnswerSettings:
         ):
             if value not in known:
                 raise SagecacheError(f"unknown setting '{value}'", fix=nearest(value, known))
+        if self.depth_kind == "disparity" and self.towards:
+            raise SagecacheError(
+                "a disparity always grows towards the camera, and towards=True would turn it round",
+                fix="Leave 'towards' out.",
+            )
         for name in ("std", "input_size", "map_size"):
             for value in getattr(self, name):
                 positive(name, value)

@@ -70,8 +70,10 @@ def test_predictions_of_anybody_are_judged_by_the_same_rules(folder, tmp_path):
         (lambda one: one.update(image_id=10**6), r"predictions\[1\].*image_id 1000000 is not in the ground"),
         (lambda one: one.update(keypoints=[1.0, 2.0]), r"predictions\[1\].*must have 51 numbers, it has 2"),
         (lambda one: one.pop("score"), r"predictions\[1\].*lacks 'score'"),
+        (lambda one: one.update(score=10**400), r"predictions\[1\].*'score' must be a finite number"),
+        (lambda one: one.update(annotation_id="7"), r"predictions\[1\].*'annotation_id' must be an integer"),
     ],
-    ids=["image", "joints", "score"],
+    ids=["image", "joints", "score", "huge", "annotation"],
 )
 def test_bad_predictions_name_the_file_and_the_record(folder, tmp_path, change, told):
     out = tmp_path / "results.json"

@@ -14,6 +14,7 @@ from sagecache.errors import SagecacheError
 from sagecache.mm.checkpoints import load_network
 from sagecache.mm.evaluate import predict
 from sagecache.mm.export import PoseFunction, export
+from sagecache.mm.plain_config import mmpose_config
 from sagecache.mm.registry import build_student
 from sagecache.project import Project, embedded_project
 from sagecache.structures import Instance
@@ -224,11 +225,63 @@ def test_the_demo_has_no_plain_config_and_says_so(tmp_path):
 def test_networks_that_vitpose_is_not(trained, tmp_path):
     pytest.importorskip("transformers", reason="transformers is not installed")
     project, checkpoint, _ = trained(RESNET)
-    (tmp_path / "old").mkdir()
     with pytest.raises(SagecacheError, match="no such network: the backbone is no ViT"):
-        export(project, checkpoint, tmp_path / "old", "ema_teacher", "huggingface")
-    assert (tmp_path / "old").is_dir()  # what stood there stays
+        export(project, checkpoint, tmp_path / "net", "ema_teacher", "huggingface")
     project, checkpoint, _ = trained(VIT.replace("(256, 256)", "(8, 8)"), "odd")
     with pytest.raises(SagecacheError, match="its head is neither the classic one"):
         export(project, checkpoint, tmp_path / "net", "ema_teacher")
     assert not (tmp_path / "net").exists()
+    project, checkpoint, _ = trained(
+        VIT.replace("feedforward_channels=128", "feedforward_channels=100"), "wide"
+    )
+    with pytest.raises(SagecacheError, match="no feed-forward of 100 channels"):
+        export(project, checkpoint, tmp_path / "net", "ema_teacher")
+    assert not (tmp_path / "net").exists()
+
+
+def test_an_export_takes_nobody_s_place(trained, tmp_path):
+    """A forgotten suffix names the project's own folder, and model.pth the project's own page."""
+    project, checkpoint, _ = trained(VIT)
+    before = {path: path.read_bytes() for path in project.folder.rglob("*.py")}
+    with pytest.raises(SagecacheError, match="is a folder that no export has written.*such as pose.pth"):
+        export(project, checkpoint, project.folder, "ema_teacher", force=True)
+    with pytest.raises(SagecacheError, match="model.py: is already there"):
+        export(project, checkpoint, project.folder / "model.pth", "ema_teacher", force=True)
+    assert {path: path.read_bytes() for path in project.folder.rglob("*.py")} == before
+    assert not (project.folder / "model.pth").exists()
+
+
+def test_an_earlier_export_is_replaced_when_asked_for(trained, tmp_path):
+    project, checkpoint, _ = trained(VIT)
+    for output in (tmp_path / "out" / "pose.pth", tmp_path / "out" / "folder"):
+        if not output.suffix:
+            pytest.importorskip("transformers", reason="transformers is not installed")
+        output.parent.mkdir(exist_ok=True)
+        export(project, checkpoint, output, "ema_teacher")
+        with pytest.raises(SagecacheError, match="is already there.*--force"):
+            export(project, checkpoint, output, "ema_teacher")
+        export(project, checkpoint, output, "ema_teacher", force=True)
+    assert sorted(one.name for one in (tmp_path / "out").iterdir()) == ["folder", "pose.pth", "pose.py"]
+
+
+def test_for_mmpose_a_foreign_layout_is_written_under_mmpose_s_names(trained, tmp_path):
+    """A Hugging Face checkpoint, exported, has the names and shapes of its config."""
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    project, checkpoint, student = trained(VIT)
+    export(project, checkpoint, tmp_path / "hf", "ema_teacher")
+    export(project, tmp_path / "hf" / "model.safetensors", tmp_path / "plain.pth", "ema_teacher")
+    written = torch.load(tmp_path / "plain.pth", weights_only=True)["state_dict"]
+    assert {name: value.shape for name, value in written.items()} == {
+        name: value.shape for name, value in student.state_dict().items()
+    }
+
+
+def test_the_plain_config_keeps_the_norms_epsilon(trained):
+    project, _, _ = trained(
+        VIT.replace(
+            'type="VisionTransformer",', 'type="VisionTransformer", norm_cfg=dict(type="LN", eps=1e-2),'
+        )
+    )
+    namespace: dict = {}
+    exec(mmpose_config(project), namespace)
+    assert namespace["model"]["backbone"]["norm_cfg"] == dict(type="LN", eps=1e-2)

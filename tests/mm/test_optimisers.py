@@ -13,9 +13,16 @@ from torch import nn
 from sagecache.errors import SagecacheError
 from sagecache.mm import optimisers
 from sagecache.mm.compat import activate
+from sagecache.models.vit import VisionTransformer
 
 activate()  # mmengine's AMP wrapper asks for a GPU otherwise
 ADAMW = dict(optimizer=dict(type="AdamW", lr=0.01, weight_decay=0.02))
+
+
+class Backboned(nn.Module):
+    def __init__(self, parts: nn.ModuleDict) -> None:
+        super().__init__()
+        self.backbone, self.head = parts["backbone"], parts["head"]
 
 
 class Estimator(nn.Module):
@@ -43,6 +50,21 @@ def test_what_a_term_learns_beside_the_student_is_learned_at_the_optimiser_s_rat
     assert [rate[id(p)] for p in terms["geometry"].parameters()] == [0.01] * 2
     assert len(rate) == 4 and not {id(p) for p in frozen.parameters()} & rate.keys()
     assert groups[-1]["weight_decay"] == 0.02
+
+
+def test_a_term_s_layer_goes_with_layer_decay():
+    """Its groups carry names, and torch takes groups with names or without, not both."""
+    page = dict(embed_dims=32, num_layers=2, num_heads=2, feedforward_channels=64)
+    student = nn.ModuleDict(dict(backbone=VisionTransformer(page, (32, 32)), head=nn.Linear(2, 1)))
+    config = ADAMW | dict(
+        constructor="LayerDecayOptimWrapperConstructor", paramwise_cfg=dict(layer_decay_rate=0.5)
+    )
+    terms = nn.ModuleDict(dict(geometry=nn.Linear(2, 1)))
+    groups = optimisers.build_optimizer(
+        Backboned(student), config, amp=False, terms=terms
+    ).optimizer.param_groups
+    assert groups[-1]["param_names"] == ["terms.geometry.weight", "terms.geometry.bias"]
+    assert groups[-1]["lr"] == 0.01 > groups[0]["lr"]
 
 
 def test_names_of_the_student_take_their_own_options():

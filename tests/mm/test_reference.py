@@ -152,7 +152,7 @@ def test_a_store_that_would_silence_the_terms_is_refused(project, term, store, t
     write_store(project, "unlabeled", **store)
     recipe = Recipe(data=RecipeData(unlabeled="unlabeled"), semi=SemiSettings(terms={term: {}}))
     with pytest.raises(SagecacheError, match=told):
-        build_terms(project, recipe, 1.25, None, 32)
+        build_terms(project, recipe, 1.25, None)
 
 
 @pytest.mark.parametrize("kind", ["affine", "metric"])

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from dots import write_dots_project
+from torch import nn
 
 from sagecache.cli.jobs import stats_job
 from sagecache.data.views import ViewConfig
@@ -26,7 +28,7 @@ def recipe(**terms) -> Recipe:
 
 def test_a_weight_of_zero_builds_nothing_and_asks_for_nothing():
     silent = recipe(**{name: dict(weight=0) for name in TERMS})
-    assert build_terms(Project.open(), silent, 1.25, None, 32) == {}
+    assert build_terms(Project.open(), silent, 1.25, None) == {}
     assert not silent.uses_geometry and not silent.uses_prior
     kinds = {need.kind for need in Project.open().requirements(silent)}
     assert kinds == {"split"}
@@ -113,7 +115,7 @@ def test_geometry_terms_refuse_views_that_are_not_affine(key):
 
 
 def test_options_reach_the_term_and_its_weight_stays_outside():
-    built = build_terms(Project.open(), recipe(consistency=dict(weight=0.3, loss="js")), 1.25, None, 32)
+    built = build_terms(Project.open(), recipe(consistency=dict(weight=0.3, loss="js")), 1.25, None)
     weight, term = built["consistency"]
     assert weight == 0.3 and term.loss == "js" and term.sigma == 1.25
 
@@ -121,7 +123,7 @@ def test_options_reach_the_term_and_its_weight_stays_outside():
 @pytest.mark.parametrize("gate", [{}, dict(teacher_b="none"), dict(teacher_b="diffusion")])
 def test_consistency_draws_for_teacher_b_where_a_gate_has_one(gate):
     asked = Recipe(semi=SemiSettings(terms=dict(consistency=dict()), gate=gate))
-    _, term = build_terms(Project.open(), asked, 1.25, None, 32)["consistency"]
+    _, term = build_terms(Project.open(), asked, 1.25, None)["consistency"]
     assert term.teacher_b == (gate.get("teacher_b") == "diffusion")
 
 
@@ -141,7 +143,7 @@ def test_consistency_draws_for_teacher_b_where_a_gate_has_one(gate):
 )
 def test_what_is_wrong_is_named(terms, told):
     with pytest.raises(SagecacheError, match=told):
-        build_terms(Project.open(), recipe(**terms), 1.25, None, 32)
+        build_terms(Project.open(), recipe(**terms), 1.25, None)
 
 
 def test_terms_that_too_few_bodies_inform_are_told_at_once_with_their_keys_and_counts(tmp_path):
@@ -151,7 +153,7 @@ def test_terms_that_too_few_bodies_inform_are_told_at_once_with_their_keys_and_c
     compute_stats(bodies, np.tile([0, 0, 2.0, 2.0], (6, 1)), project.skeleton).save(project.stats_file)
     asked = recipe(consistency=dict(), bone=dict(weight=0.02), topology=dict(weight=0), angle=dict())
     with pytest.raises(SagecacheError) as caught, recipe_is(project.recipe_page("sage-pose")):
-        build_terms(project, asked, 1.25, None, 32)
+        build_terms(project, asked, 1.25, None)
     assert caught.value.file == project.folder / "sage_pose.py"
     assert "10 must show" in caught.value.message and "bone 6, angle 6 (of 6)" in caught.value.message
     assert caught.value.fix.endswith("semi.terms.bone.weight=0 semi.terms.angle.weight=0")
@@ -164,11 +166,11 @@ def test_structural_terms_compare_with_the_project_s_statistics(tmp_path):
         bone=dict(weight=0.05, short=0.5), topology=dict(weight=0.04), angle=dict(weight=0.02)
     )
     with pytest.raises(SagecacheError, match="too few labeled bodies"):  # five persons have no quantiles
-        build_terms(project, structural, 1.25, None, 32)
+        build_terms(project, structural, 1.25, None)
     bodies = np.random.default_rng(0).random((20, 17, 3)) + [0, 0, 1]
     stats = compute_stats(bodies, np.tile([0, 0, 2.0, 2.0], (20, 1)), project.skeleton)
     stats.save(project.stats_file)
-    built = build_terms(project, structural, 1.25, None, 32)
+    built = build_terms(project, structural, 1.25, None)
     assert {name: weight for name, (weight, _) in built.items()} == dict(bone=0.05, topology=0.04, angle=0.02)
     bone, topology, angle = (built[name][1] for name in ("bone", "topology", "angle"))
     assert bone.rows.tolist() == COCO17.limb_edges.tolist() and bone.short == 0.5 != topology.short
@@ -206,3 +208,34 @@ def test_labels_without_a_single_pose_are_refused(tmp_path):
     page.write_text(json.dumps(content))
     with pytest.raises(SagecacheError, match="no labeled body"):
         build_labeler(project, Recipe(), 1.25)
+
+
+class Head(nn.Module):
+    def __init__(self, in_channels) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+
+
+@pytest.mark.parametrize("head", [None, Head([32]), Head((32, 64))], ids=["unknown", "list", "several"])
+def test_geometry_needs_a_head_of_one_map_of_features(head):
+    """Other terms do not ask."""
+    assert build_terms(Project.open(), recipe(consistency=dict()), 1.25, None, head).keys() == {"consistency"}
+    with pytest.raises(SagecacheError, match="reads one map of features.*in_channels.*weight=0"):
+        build_terms(Project.open(), recipe(geometry=dict()), 1.25, None, head)
+
+
+def test_geometry_names_the_map_that_a_store_lacks(tmp_path, monkeypatch):
+    project = Project.open(write_dots_project(tmp_path / "dots"))
+    asked = replace(recipe(geometry=dict()), data=RecipeData(unlabeled="unlabeled"))
+    monkeypatch.setattr(
+        Project, "joined_targets", lambda self, split: SimpleNamespace(fields=["depth", "mask"])
+    )
+    with pytest.raises(
+        SagecacheError, match="learns normal, depth, mask, and this store has no normal"
+    ) as caught:
+        build_terms(project, asked, 1.25, None, Head(32))
+    assert "semi.terms.geometry.normal=0" in caught.value.fix
+    built = build_terms(
+        project, replace(asked, semi=recipe(geometry=dict(normal=0)).semi), 1.25, None, Head(32)
+    )
+    assert built["geometry"][1].layer.in_channels == 32

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from host import Operations
 from torch.testing import assert_close
 
 from sagecache.data.views import augment_affine
@@ -62,7 +63,7 @@ def truth(strong_from_image: torch.Tensor, turned_by: float, flip: bool) -> torc
     """What a perfect student would say, (1, 5, h, w): normals, standardised depth, mask's logit, all drawn
     anew in the view's cells; the picture turns by turned_by, and is mirrored first.
     """
-    depth, mask = seen(cells_from_pixels(SIZE, CELLS) @ strong_from_image, CELLS)
+    depth, mask = seen(cells_from_pixels(SIZE, CELLS, NORMAL) @ strong_from_image, CELLS)
     whole, there = seen(MAP_FROM_IMAGE, (96, 128))
     mean = whole[there].mean()
     spread = (whole[there] - mean).abs().mean()
@@ -127,7 +128,7 @@ def test_a_student_that_draws_its_own_view_right_has_no_loss(options):
 
 
 def test_cells_and_pixels_share_their_corners():
-    matrix = cells_from_pixels(SIZE, CELLS)
+    matrix = cells_from_pixels(SIZE, CELLS, NORMAL)
     corners = torch.tensor([[-0.5, -0.5], [95.5, 127.5], [47.5, 63.5]])
     assert_close(transform_points(matrix, corners), torch.tensor([[-0.5, -0.5], [23.5, 31.5], [11.5, 15.5]]))
 
@@ -163,7 +164,7 @@ def test_cells_that_the_cached_map_does_not_reach_are_not_called_background():
     told = reading(1, normal=0, depth=0)(batch(person, strong, cached()))
     _, counted = targets_in_view(
         cached(),
-        compose(cells_from_pixels(SIZE, CELLS), strong, torch.linalg.inv(MAP_FROM_IMAGE))[None],
+        compose(cells_from_pixels(SIZE, CELLS, NORMAL), strong, torch.linalg.inv(MAP_FROM_IMAGE))[None],
         CELLS,
         dict(mask=1.0),
     )
@@ -185,6 +186,7 @@ def test_parts_without_a_weight_are_not_predicted():
     [
         (dict(normal=0, depth=0, mask=0), "normal 0, depth 0, mask 0"),
         (dict(depth=-1.0), "depth -1"),
+        (dict(mask=math.inf), "mask inf"),
         (dict(upsample=0), "upsample must be 1 or more, not 0"),
     ],
 )
@@ -248,3 +250,11 @@ def test_autocast_changes_nothing():
     plain = term(given).loss
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert_close(term(given).loss, plain, rtol=0, atol=0)
+
+
+def test_no_host_waits_for_the_device():
+    features = torch.randn(1, 5, 32, 24, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    term, given = reading(), batch(features, view(), cached())
+    with Operations() as operations:
+        term(given).loss.backward()
+    assert operations.seen and operations.waiting == set()
