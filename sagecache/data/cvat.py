@@ -169,8 +169,11 @@ def _boxes(image: Element, path: Path, where: str) -> list[tuple[str | None, Box
     """(group id, box) of each <box>."""
     found = []
     for box in image.findall("box"):
-        corners = ",".join(box.get(key, "") for key in ("xtl", "ytl", "xbr", "ybr"))
-        left, top, right, bottom = _numbers(corners, path, where)
+        corners = [_numbers(box.get(key, ""), path, where) for key in ("xtl", "ytl", "xbr", "ybr")]
+        if any(len(one) != 1 for one in corners) or corners[0] >= corners[2] or corners[1] >= corners[3]:
+            told = ", ".join(box.get(key, "") for key in ("xtl", "ytl", "xbr", "ybr"))
+            raise SagecacheError(f"'{told:.60}' are no corners of a box", file=path, record=where, fix=EXPORT)
+        (left,), (top,), (right,), (bottom,) = corners
         found.append((_group(box), (left, top, right - left, bottom - top)))
     return found
 

@@ -150,6 +150,12 @@ def _by_number(folder: Path, suffixes: tuple[str, ...]) -> dict[int, Path]:
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         number = re.search(r"(\d+)$", path.stem)
         if number and path.suffix.lower() in suffixes:
+            if int(number[1]) in found:
+                raise SagecacheError(
+                    f"{found[int(number[1])].name} and {path.name} are of one frame number",
+                    file=folder,
+                    fix="Move one of them away",
+                )
             found[int(number[1])] = path
     return found
 

@@ -102,6 +102,18 @@ def write_frames(
     return coco, Report("video", len(images), 0, {}, dropped, tuple(notes))
 
 
+def _refuse_stills(path: Path) -> None:
+    """Raise SagecacheError for what ffmpeg would take for a video: a picture, or a list of other files."""
+    with path.open("rb") as file:
+        start = file.read(16)
+    if start.startswith(b"ffconcat"):
+        raise SagecacheError(
+            "is a list of other files, no video", file=path, fix="Give the videos themselves"
+        )
+    if cv2.haveImageReader(str(path)):
+        raise SagecacheError("is a picture, no video", file=path, fix="Give its folder to --unlabeled-images")
+
+
 def _extract(
     video: Path, folder: Path, choice: FrameChoice, first_id: int
 ) -> tuple[list[dict], int, int | None]:
@@ -109,6 +121,7 @@ def _extract(
     it ends too early, else None.
     """
     records: list[dict] = []
+    _refuse_stills(video)
     with closing(_Video(video)) as opened:
         if choice.fps is not None and not opened.rate > 0:
             raise SagecacheError(

@@ -59,4 +59,5 @@ def _keypoints(prediction: Mapping) -> np.ndarray:
 def _box(prediction: Mapping, confidence: float) -> tuple[float, float, float, float] | None:
     keypoints = _keypoints(prediction)
     sure = keypoints[:, 2] > confidence
-    return box_around(keypoints[sure, :2], ANYWHERE) if sure.sum() >= MIN_JOINTS else None
+    box = box_around(keypoints[sure, :2], ANYWHERE) if sure.sum() >= MIN_JOINTS else (0, 0, 0, 0)
+    return box if min(box[2:]) > 0 else None  # of a pose left of or above the picture nothing is left

@@ -181,6 +181,8 @@ BOMB = """<?xml version="1.0"?>
         (cvat_xml([NOSE]).replace("50.00,40.00", "1,nan"), "is no position"),
         (cvat_xml([NOSE + NOSE]), "has 'nose' twice.*as skeletons"),
         (cvat_xml([NOSE + box()]).replace('xtl="10.0"', ""), "image '0.jpg': .* is no position"),
+        (cvat_xml([NOSE + box()]).replace('xtl="10.0"', 'xtl="1,2"'), "image '0.jpg': '1,2, .* no corners"),
+        (cvat_xml([NOSE + box()]).replace('xtl="10.0"', 'xtl="1e5"'), "'1e5, .* are no corners of a box"),
         (cvat_xml([NOSE]).replace("<points", "<points x=\xff"), "not XML"),
     ],
 )

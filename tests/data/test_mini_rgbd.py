@@ -105,6 +105,13 @@ def test_frames_without_a_partner_are_counted(tmp_path):
     assert report.images == 5 and report.dropped == {NO_IMAGE: 1, NO_JOINTS: 1}
 
 
+def test_two_pictures_of_one_frame_are_not_told_apart(tmp_path):
+    root = write_mini_rgbd(tmp_path, POINTS, frames=1)
+    write_image(root / "02" / "rgb" / "copy_00000.png")
+    with pytest.raises(SagecacheError, match="copy_00000.png and syn_00000.png are of one frame number"):
+        read_mini_rgbd(root)
+
+
 def test_one_sequence_alone_is_of_the_same_recording(tmp_path):
     """So that the leak guard sees it, whatever folder it is read from."""
     root = write_mini_rgbd(tmp_path, POINTS)

@@ -130,6 +130,22 @@ def test_what_is_no_video(tmp_path, data):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (cv2.imencode(".jpg", np.zeros((32, 32, 3), np.uint8))[1].tobytes(), "is a picture, no video"),
+        (b"ffconcat version 1.0\nfile other.avi\n", "is a list of other files, no video"),
+    ],
+    ids=["picture", "list"],
+)
+def test_what_a_player_would_take_for_a_video(tmp_path, data, told):
+    path = tmp_path / "a.mp4"
+    path.write_bytes(data)
+    with pytest.raises(SagecacheError, match=told):
+        write_frames([path], tmp_path / "out", FrameChoice())
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_video_that_is_cut_before_its_index_is_no_video(tmp_path):
     whole = write_video(tmp_path / "a.mp4", "mp4v")
     whole.write_bytes(whole.read_bytes()[:-400])

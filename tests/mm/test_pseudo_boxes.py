@@ -41,3 +41,7 @@ def test_unsure_persons_get_no_box():
     few = np.where(np.arange(17) < 2, 0.9, 0.1)
     assert pseudo_boxes([result(1, POSE, 0.9, few)], COCO17) == []
     assert pseudo_boxes([], COCO17) == []
+
+
+def test_a_pose_beside_its_picture_gets_no_box():
+    assert pseudo_boxes([result(1, POSE - 500, 0.9), result(1, POSE - [500, 0], 0.8)], COCO17) == []

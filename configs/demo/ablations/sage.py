@@ -68,10 +68,13 @@ groups = dict(
     swaps=_group("Does a fixed vote on front and back hold left and right?", "swaps"),
 )
 contrasts = dict(
+    more_than_views=dict(
+        asks="Is sage-pose more than a second strong view?", weights=dict(sage_pose=1, strong_2=-1)
+    ),
     structure_x_threshold=dict(
         asks="Does the prior help more under a dynamic threshold?",
         weights=dict(prior_dynamic=1, prior=-1, dynamic=-1, consistency=1),
-    )
+    ),
 )
 
 evidence = dict(
