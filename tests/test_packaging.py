@@ -79,6 +79,14 @@ def tracked(*patterns: str) -> set[Path]:
     return {path for path in found if "__pycache__" not in path.parts}
 
 
+def test_no_link_is_tracked():
+    """It leads out of the checkout: on another machine to nothing, on this one into somebody's files."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-s"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    assert listed and [line for line in listed.splitlines() if line.startswith("120000")] == []
+
+
 def test_the_wheel_holds_every_module_and_asset(wheel):
     files = tracked("sagecache/**/*.py", "sagecache/synth/assets/*", "sagecache/models/weights/*.safetensors")
     files |= tracked("sagecache/visualization/page.*")
