@@ -229,9 +229,9 @@ def resize_pos_embed(pos_embed: Tensor, grid: tuple[int, int], to: tuple[int, in
     """
     if grid == to:
         return pos_embed
-    with torch.autocast(pos_embed.device.type, enabled=False):
-        maps = pos_embed.float().transpose(1, 2).reshape(1, -1, *grid)
-        maps = F.interpolate(maps, size=to, mode="bicubic", align_corners=False)
+    # float32 stays float32 here under autocast, which the meta device, on which shapes are checked, has not
+    maps = pos_embed.float().transpose(1, 2).reshape(1, -1, *grid)
+    maps = F.interpolate(maps, size=to, mode="bicubic", align_corners=False)
     return maps.flatten(2).transpose(1, 2).to(pos_embed.dtype)
 
 

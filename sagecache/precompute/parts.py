@@ -53,8 +53,8 @@ class Parts:
         known = None
         if self.meta.exists():
             known = self._read_meta()["identity"]
-        elif self._manifest.exists():
-            known = _read(self._manifest)
+        elif self._manifest.exists() and any(self._folder.glob("part-*.json")):
+            known = _read(self._manifest)  # without a part it is a run that failed at once: nothing is lost
         elif self.result.exists():
             raise SagecacheError(_NOT_OURS, file=self.result, fix=PARTS_FIX)
         if known is not None and (differences := diff(known, self._identity)):
@@ -94,10 +94,11 @@ class PartsWriter(Parts):
             return  # nothing to write, not even a lock: the folder may be read-only
         self._folder.mkdir(parents=True, exist_ok=True)
         self._lock = FolderLock(self._folder, shared, waiting)
+        self._refuse_other()
         self.finished = self._is_finished()  # by another run, perhaps, while we waited
         if self._lock.alone:
             remove_leftovers(self._folder)
-        if not self.finished and not self._manifest.exists():
+        if not self.finished and not any(self._folder.glob("part-*.json")):
             write_whole(self._manifest, _json(self._identity))
         if shared and self._lock.alone:
             self._lock.share()

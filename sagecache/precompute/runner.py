@@ -33,7 +33,7 @@ from sagecache.precompute.plan import CODE_FORMAT, GeoPlan, hash_images, limited
 from sagecache.precompute.steps import DetectWork, FailedItem, GeoShard, GeoWork
 from sagecache.skeleton.measure import stacked_keypoints
 from sagecache.skeleton.stats import SkeletonStats, compute_stats
-from sagecache.store import StoreReader, StoreWriter, pending, set_aside
+from sagecache.store import StoreReader, StoreWriter, is_others_empty_start, pending, set_aside
 from sagecache.store.files import is_remote, open_root, sizes
 from sagecache.store.fingerprint import describe, diff, digest
 from sagecache.store.ids import IdIndex
@@ -53,7 +53,9 @@ def run_geo(
     """Depth, normals and masks of every instance into one store; resumes where a run was cut off."""
     began = time.perf_counter()
     root, plan = lay_out(job, teacher, options, progress)
-    replaced = set_aside(root) if options.force else None
+    alone = options.world_size == 1
+    aside = options.force or (alone and is_others_empty_start(root, plan.fingerprint))
+    replaced = set_aside(root) if aside else None
     filled = _Filled()
     if not _sealed(root, plan, job):
         filled = _fill(root, plan, job, teacher, options, progress)

@@ -4,7 +4,7 @@ from sagecache.store.joined import JoinedReader
 from sagecache.store.reader import Failure, StoreReader
 from sagecache.store.spec import StorePlan, TargetField, build_fields
 from sagecache.store.verification import Problem
-from sagecache.store.writer import StoreWriter, pending, set_aside
+from sagecache.store.writer import StoreWriter, is_others_empty_start, pending, set_aside
 
 __all__ = [
     "Failure",
@@ -15,6 +15,7 @@ __all__ = [
     "StoreWriter",
     "TargetField",
     "build_fields",
+    "is_others_empty_start",
     "pending",
     "set_aside",
 ]

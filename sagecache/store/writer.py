@@ -30,7 +30,7 @@ from sagecache.store.files import (
     unused_name,
     write_whole,
 )
-from sagecache.store.fingerprint import describe, diff, sha256
+from sagecache.store.fingerprint import canonical, describe, diff, sha256
 from sagecache.store.lock import FolderLock, NoLock, take_lock
 from sagecache.store.pools import open_pool
 from sagecache.store.spec import NOT_DONE, PLAN_ARRAYS, StorePlan, TargetField
@@ -213,6 +213,18 @@ def pending(
     shard_size = shard_size or _usual_shard_size(root, plan)
     plan = _with_rows_there(root, plan, fields, fingerprint, shard_size)
     return len(plan) - sum(_rows_done(root, shard.shard_count(len(plan), shard_size)))
+
+
+def is_others_empty_start(root: str | Path, fingerprint: Mapping) -> bool:
+    """Whether a run of another fingerprint failed here before its first shard: nothing would be lost."""
+    root = open_root(root)
+    try:
+        known = layout.read_manifest(root)
+    except SagecacheError:
+        return False
+    if known is None or layout.sealed_manifest(root) is not None or journal.read_all(root):
+        return False
+    return bool(diff(known["identity"]["fingerprint"], canonical(fingerprint)))
 
 
 def set_aside(root: str | Path) -> Path | None:

@@ -290,3 +290,42 @@ def test_the_bytes_do_not_depend_on_the_number_of_readers(instances, tmp_path):
     for workers in (1, 4):
         run_geo(geo_job(tmp_path / str(workers), instances), ToyTeacher(), RunOptions(workers=workers))
     assert tree(tmp_path / "1") == tree(tmp_path / "4")
+
+
+class Broken(ToyTeacher):
+    """Fails at once, like weights given for another output; its fingerprint is its own."""
+
+    def fingerprint(self):
+        return super().fingerprint() | dict(weights="wrong")
+
+    def __call__(self, crops):
+        raise SagecacheError("the network gives normals, not depth")
+
+
+def test_a_run_that_failed_at_once_is_not_in_the_way_of_the_one_that_mends_it(instances, tmp_path):
+    job = geo_job(tmp_path / "geo", instances)
+    with pytest.raises(SagecacheError, match="normals, not depth"):
+        run_geo(job, Broken())
+    report = run_geo(job, ToyTeacher())
+    assert report.computed == 14 and StoreReader(tmp_path / "geo").verify() == []
+    with pytest.raises(
+        SagecacheError, match="made from something else.*weights"
+    ):  # here something would be lost
+        run_geo(job, Broken())
+
+
+def test_a_detector_that_failed_at_once_is_not_in_the_way_either(tmp_path):
+    job = detect_job(tmp_path / "out", write_images(tmp_path / "images", 3))
+
+    class BrokenDetector(ToyDetector):
+        def fingerprint(self):
+            return super().fingerprint() | dict(preprocessing="none")
+
+        def __call__(self, images):
+            raise SagecacheError("it has no preprocessing")
+
+    with pytest.raises(SagecacheError, match="no preprocessing"):
+        run_detect(job, BrokenDetector())
+    assert run_detect(job, ToyDetector()).computed == 3
+    with pytest.raises(SagecacheError, match="made from something else.*preprocessing"):
+        run_detect(job, BrokenDetector())
