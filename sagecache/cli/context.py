@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from sagecache.cli.output import note
 from sagecache.errors import SagecacheError
 
 if TYPE_CHECKING:
@@ -41,7 +44,18 @@ def project_option(function: Callable) -> Callable:
 def open_project(folder: str | None) -> Project:
     from sagecache.project import Project
 
-    return redrawn(Project.open(folder or _typed("project")))
+    project = Project.open(folder or _typed("project"))
+    if project.embedded:
+        _tell_of_projects_here()
+    return redrawn(project)
+
+
+def _tell_of_projects_here() -> None:
+    """Who forgets --project beside a project of their own would work on the demo and not know."""
+    pages = sorted([*Path.cwd().glob("data.py"), *Path.cwd().glob("*/data.py")])
+    others = [page.parent for page in pages if (page.parent / "model.py").is_file()]
+    if others:
+        note(f"the embedded demo; for the project here: --project {os.path.relpath(others[0])}")
 
 
 def redrawn(project: Project) -> Project:

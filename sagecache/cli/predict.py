@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ import click
 
 from sagecache.cli.actions import ensure
 from sagecache.cli.context import json_option, project_option
-from sagecache.cli.output import emit_json, progress
+from sagecache.cli.output import emit_json, note, progress
 from sagecache.cli.train import newest_checkpoint
 from sagecache.errors import SagecacheError, counted
 
@@ -78,7 +79,10 @@ def predict_command(
     click.echo(f"{counted(len(results), 'pose')} of {checkpoint} ({network}): {out}")
     if boxes is not None:
         told = f"{counted(summary['boxed'], 'person')} with a box"
-        click.echo(f'{told}: {boxes}; in data.py boxes="{boxes}"')
+        known_as = os.path.relpath(boxes.absolute(), Path.cwd() if project.embedded else project.folder)
+        click.echo(f'{told}: {boxes}; in data.py boxes="{known_as}"')
+        if not summary["boxed"]:
+            note(f"no pose has three joints above --confidence {confidence:g}")
 
 
 def _write(path: Path, content: object) -> None:

@@ -171,7 +171,8 @@ def _usable(keypoints: np.ndarray, skeleton: Skeleton) -> tuple[Tensor, Tensor, 
         raise SagecacheError(
             f"{enough.sum()} of {len(keypoints)} bodies show {MIN_JOINTS} joints or more, "
             f"and the prior needs {MIN_BODIES}",
-            fix="Label more images, or leave the diffusion prior out",
+            fix="Label more images, or leave the diffusion prior out: semi.terms.diffusion.weight=0 "
+            "semi.gate.teacher_b=none",
         )
     points = np.where(seen[..., None], keypoints[..., :2], 0)[enough]
     mask = seen[enough].astype(np.float32)

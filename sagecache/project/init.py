@@ -147,14 +147,10 @@ def _fit_skeleton(folder: Path, skeleton: Skeleton) -> None:
     _replace(folder / "stage0.py", r"load_from = .*", start)
 
 
-# What a recipe says that needs shoulders and hips: lines, with the comment above them, and an option.
-_OF_TORSO = re.compile(r"(?:^ *#.*\n)*^ *(?:swaps|sides)=dict\([^()]*\),\n|, inverted=True", re.M)
-
-
 def _drop_torso(pages: Iterable[Path]) -> None:
-    """The demo's pages tell front from back and head from feet, for which a body needs a torso by name."""
+    """The demo's pages tell head from feet, for which a body needs a torso by name."""
     for page in pages:
-        page.write_text(_OF_TORSO.sub("", page.read_text()))
+        page.write_text(page.read_text().replace(", inverted=True", ""))
 
 
 def _replace(page: Path, pattern: str, text: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from sagecache.errors import SagecacheError
 from sagecache.skeleton.definition import Skeleton
@@ -22,7 +22,7 @@ def require_skeleton(coco: Mapping, skeleton: Skeleton, file: object) -> None:
         if names and names != skeleton.names:
             raise SagecacheError(
                 f"its keypoints ({', '.join(names[:3])}, …) are not those of the skeleton '{skeleton.name}' "
-                f"({', '.join(skeleton.names[:3])}, …)",
+                f"({', '.join(skeleton.names[:3])}, …): {_difference(names, skeleton.names)}",
                 file=file,
                 fix=fix,
             )
@@ -44,3 +44,10 @@ def person_category(coco: Mapping) -> int:
 def is_person(annotation: Mapping, persons: set[int] | None) -> bool:
     """Whether an annotation is of one of these categories; one without category_id is."""
     return persons is None or annotation.get("category_id") in persons | {None}
+
+
+def _difference(names: Sequence[str], expected: Sequence[str]) -> str:
+    if len(names) != len(expected):
+        return f"{len(names)}, not {len(expected)}"
+    place = next(k for k in range(len(names)) if names[k] != expected[k])
+    return f"number {place + 1} is '{names[place]}', not '{expected[place]}'"

@@ -67,3 +67,12 @@ def fail(project):
 def test_what_an_error_advises_is_for_the_project_at_hand(folders):
     with pytest.raises(SagecacheError, match=f"Make them: sagecache --project {folders[0]} precompute stats"):
         shown("fail", "--project", folders[0])
+
+
+def test_who_forgets_project_beside_a_project_is_told(folders, monkeypatch):
+    monkeypatch.chdir(folders[0].parent)
+    told = CliRunner().invoke(group, ["show", "a"])
+    assert told.stderr == "the embedded demo; for the project here: --project one\n"
+    assert not CliRunner().invoke(group, ["show", "a", "--project", "two"]).stderr
+    monkeypatch.chdir(folders[0] / "data")
+    assert not CliRunner().invoke(group, ["show", "a"]).stderr

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 
+import dots_network  # noqa: F401  (its network, by name)
 import pytest
 import torch
 from dots import write_dots_project
@@ -33,6 +35,10 @@ def test_keypoints_and_boxes_of_a_split(folder, tmp_path):
     assert said["persons"] == len(poses) == len(json.loads(truth.read_text())["annotations"])
     assert len(COCO(truth).loadRes(str(tmp_path / "poses.json")).anns) == len(poses)
     assert len(load_detections(tmp_path / "boxes.json")) == said["boxed"]
+    text = sagecache(folder, "predict", *words, "--confidence", "0").stdout
+    named = re.search('in data.py boxes="(.*)"', text)[1]
+    assert (folder / named).resolve() == (tmp_path / "boxes.json").resolve()  # data.py's paths start there
+    assert "above --confidence 2" in sagecache(folder, "predict", *words, "--confidence", "2").stderr
 
 
 def test_a_folder_that_is_not_there_is_told_first(folder, tmp_path):
