@@ -38,7 +38,7 @@ def test_keypoints_and_boxes_of_a_split(folder, tmp_path):
     text = sagecache(folder, "predict", *words, "--confidence", "0").stdout
     named = re.search('in data.py boxes="(.*)"', text)[1]
     assert (folder / named).resolve() == (tmp_path / "boxes.json").resolve()  # data.py's paths start there
-    assert "above --confidence 2" in sagecache(folder, "predict", *words, "--confidence", "2").stderr
+    assert "above --confidence 1" in sagecache(folder, "predict", *words, "--confidence", "1").stderr
 
 
 def test_a_folder_that_is_not_there_is_told_first(folder, tmp_path):
