@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sagecache.errors import SagecacheError
+from sagecache.errors import SagecacheError, about
 from sagecache.mm.checkpoint_keys import BACKBONE, State, backbone_alone, mismatch
 from sagecache.mm.compat import activate
 from sagecache.models.public_weights import fit_positions, from_public, unwrapped
@@ -129,13 +129,11 @@ def load_backbone(backbone: nn.Module, path: Path) -> None:
 
 def _adapted(path: Path, state: State, own: State, backbone: nn.Module | None) -> tuple[State, list[str]]:
     """A public layout under our names, its positions on the grid of a ViT; what was done, in words."""
-    state, renamed = from_public(state)
-    if not isinstance(backbone, VisionTransformer):
-        return state, renamed
-    try:
+    with about(path):
+        state, renamed = from_public(state)
+        if not isinstance(backbone, VisionTransformer):
+            return state, renamed
         state, resized = fit_positions(state, own, backbone.grid)
-    except SagecacheError as error:
-        raise SagecacheError(error.message, file=path, fix=error.fix) from error
     return state, renamed + resized
 
 

@@ -8,7 +8,7 @@ of the first ViTPose repository (also timm's and MAE's), and Hugging Face VitPos
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from math import isqrt
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sagecache.errors import SagecacheError
-from sagecache.models.vit import resize_pos_embed
+from sagecache.models.vit import CHECK, ranked, resize_pos_embed
 
 State = Mapping[str, Tensor]
 POSITIONS = "backbone.pos_embed"
@@ -75,6 +75,7 @@ def from_public(state: State) -> tuple[dict[str, Tensor], list[str]]:
     """A state under our names, whatever public layout it has, and what was done to it in words.
 
     A layout that nobody here knows comes back as it is: comparing it with a network tells what is wrong.
+    Raises SagecacheError for tensors whose shapes can't be those of their names.
     """
     state = dict(state)
     if "backbone.embeddings.position_embeddings" in state:
@@ -108,8 +109,8 @@ def fit_positions(state: State, own: State, grid: tuple[int, int]) -> tuple[dict
     Raises SagecacheError for any other count.
     """
     state, wanted = dict(state), own.get(POSITIONS)
-    positions = state.get(POSITIONS)
-    if positions is None or wanted is None or positions.shape == wanted.shape or positions.ndim != 3:
+    positions = ranked(state, POSITIONS, 3)
+    if positions is None or wanted is None or positions.shape == wanted.shape:
         return state, []
     count = positions.shape[1]
     found = grid_of(count, grid)
@@ -150,7 +151,8 @@ def _from_hugging_face(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], lis
     for name in [name for name in state if ".attn.query." in name]:
         parts = [state.pop(name.replace("query", part), None) for part in ("query", "key", "value")]
         if all(part is not None for part in parts):
-            state[name.replace("query", "qkv")] = torch.cat(parts)
+            joined = name.replace("query", "qkv")
+            state[joined] = _joined(joined, parts)
     state, folded = _fold_experts(_sum_positions(state))
     return state, ["Hugging Face's names changed to mmpose's", "queries, keys and values joined", *folded]
 
@@ -159,7 +161,7 @@ def _from_original(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[st
     names = dict(_ORIGINAL)
     if "backbone.last_norm.weight" not in state:
         names["backbone.ln1"] = "backbone.norm"  # timm's
-    positions = state.get(POSITIONS)
+    positions = ranked(state, POSITIONS, 3)
     if positions is not None and (
         "backbone.last_norm.weight" in state or isqrt(positions.shape[1] - 1) ** 2 == positions.shape[1] - 1
     ):
@@ -180,7 +182,7 @@ def _without_extras(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[s
 
 def _sum_positions(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """ViTPose adds the class token's position to each of the others, and has no class token."""
-    positions = state.get(POSITIONS)
+    positions = ranked(state, POSITIONS, 3)
     if positions is None:
         return state
     return state | {POSITIONS: positions[:, 1:] + positions[:, :1]}
@@ -191,9 +193,21 @@ def _fold_experts(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str
     chosen = f".ffn.experts.{EXPERT}."
     for name in [name for name in state if chosen in name]:
         shared = name.replace(chosen, ".ffn.layers.1.")
-        state[shared] = torch.cat([state[shared], state[name]])
+        if shared not in state:
+            raise SagecacheError(
+                f"an expert without what all experts share, '{shared}'", record=name, fix=CHECK
+            )
+        state[shared] = _joined(shared, [state[shared], state[name]])
     kept = {name: value for name, value in state.items() if ".ffn.experts." not in name}
     return kept, ["ViTPose+'s expert for COCO folded into its MLPs"] if len(kept) < len(state) else []
+
+
+def _joined(name: str, parts: Sequence[Tensor]) -> Tensor:
+    try:
+        return torch.cat(list(parts))
+    except RuntimeError as error:
+        shapes = ", ".join(str(tuple(part.shape)) for part in parts)
+        raise SagecacheError(f"parts of {shapes} can't be joined", record=name, fix=CHECK) from error
 
 
 def _renamed(state: dict[str, Tensor], names: dict[str, str], *, to_ours: bool) -> dict[str, Tensor]:

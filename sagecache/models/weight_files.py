@@ -115,6 +115,8 @@ def _state_of(content: Any, path: Path) -> dict[str, Tensor]:
         content = next((one for one in inner if isinstance(one, Mapping)), content)
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise SagecacheError(f"holds a {type(content).__name__}, no tensors by name", file=path, fix=FIX)
+    if odd := [name for name in content if not isinstance(name, str)]:
+        raise SagecacheError(f"names a tensor {odd[0]!r}, which is no string", file=path, fix=FIX)
     return dict(content)
 
 

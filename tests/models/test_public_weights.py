@@ -131,3 +131,24 @@ def test_positions_that_fit_are_not_touched():
 def test_positions_of_an_unknown_grid_are_refused():
     with pytest.raises(SagecacheError, match="15 position embeddings"):
         fit_positions(ours() | {"backbone.pos_embed": torch.zeros(1, 15, 24)}, ours(), (4, 3))
+
+
+@pytest.mark.parametrize("shape", [(), (24,), (1, 0, 24)])
+@pytest.mark.parametrize("layout", [to_hugging_face, as_original])
+def test_positions_that_are_none_are_told(layout, shape):
+    state = layout(ours())
+    (name,) = (name for name in state if "pos" in name)
+    with pytest.raises(SagecacheError, match=r"backbone.pos_embed: its shape is \(.*expected 3 dimensions"):
+        from_public(state | {name: torch.zeros(shape)})
+    with pytest.raises(SagecacheError, match="expected 3 dimensions"):
+        fit_positions(ours() | {"backbone.pos_embed": torch.zeros(shape)}, ours(), (4, 3))
+
+
+def test_parts_that_can_not_be_joined_are_told():
+    state = to_hugging_face(ours())
+    name = "backbone.encoder.layer.1.attention.attention.key.weight"
+    with pytest.raises(SagecacheError, match=r"layers.1.attn.qkv.weight: parts of .* can't be joined"):
+        from_public(state | {name: torch.tensor(1.0)})
+    lone = {"backbone.encoder.layer.9.mlp.experts.0.weight": torch.zeros(2)}
+    with pytest.raises(SagecacheError, match="layers.9.ffn.experts.0.weight: an expert without"):
+        from_public(state | lone)

@@ -111,6 +111,7 @@ def test_wrong_files_are_one_clear_line(tmp_path):
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "cut.safetensors").read_bytes()[:40])
     torch.save([torch.ones(2)], tmp_path / "list.pth")
     torch.save({"state_dict": {}}, tmp_path / "empty.pth")
+    torch.save({"a.weight": torch.ones(2), 1: torch.ones(2)}, tmp_path / "number.pth")
     (tmp_path / "page.pth").write_text("<html>404</html>")
     (tmp_path / "none").mkdir()
     for name, told in {
@@ -118,6 +119,7 @@ def test_wrong_files_are_one_clear_line(tmp_path):
         "cut.safetensors": "can't be read",
         "list.pth": "holds a list",
         "empty.pth": "holds no tensors",
+        "number.pth": "names a tensor 1, which is no string",
         "page.pth": "can't be read",
         "none": "holds none of model.safetensors",
         "gone.pth": "no such checkpoint",
