@@ -21,6 +21,7 @@ from sagecache.models.vit import CHECK, ranked, resize_pos_embed
 State = Mapping[str, Tensor]
 POSITIONS = "backbone.pos_embed"
 EXPERT = 0  # of ViTPose+: COCO; then AIC, MPII, AP-10K, APT-36K, COCO-WholeBody
+PUBLISHED = (4, 3)  # rows : columns of the tokens of every published pose network: 16x12, 48x36, 64x48
 # Words that DistributedDataParallel and torch.compile put before every name.
 WRAPPERS = ("module.", "_orig_mod.")
 # Parts of a pretraining, of a classifier, and of ViTPose+'s other data sets: no pose network has them.
@@ -104,28 +105,32 @@ def to_hugging_face(state: State) -> dict[str, Tensor]:
 def fit_positions(state: State, own: State, grid: tuple[int, int]) -> tuple[dict[str, Tensor], list[str]]:
     """The state with position embeddings for another network's grid (h, w), and what was done in words.
 
-    Without a word where they fit already. The grid that they come from must have the aspect of the new one
-    or be a square (pretraining), with or without a class token's position in front, which goes.
-    Raises SagecacheError for any other count.
+    Without a word where they fit already. The grid that they come from has the aspect of the new one, else it
+    is a square (pretraining), else 4:3 as published, with or without a class token's position in front, which
+    goes. Raises SagecacheError for any other count.
     """
     state, wanted = dict(state), own.get(POSITIONS)
     positions = ranked(state, POSITIONS, 3)
     if positions is None or wanted is None or positions.shape == wanted.shape:
         return state, []
     count = positions.shape[1]
-    found = grid_of(count, grid)
+    found, guessed = grid_of(count, grid), ""
     if found is None:
+        found, guessed = grid_of(count, PUBLISHED), ", taken for a published grid of aspect 4:3"
+    if found is None:
+        aspect = f"{grid[0]}x{grid[1]} or 4x3"
         raise SagecacheError(
-            f"{count} position embeddings are neither a square nor of the aspect of {grid[0]}x{grid[1]}",
+            f"{count} position embeddings are neither a square nor of the aspect of {aspect}",
             fix="Give model.py an img_size of the aspect that the file was trained with.",
         )
     source, extra = found
     state[POSITIONS] = resize_pos_embed(positions[:, extra:], source, grid)
     told = f"position embeddings resized from {source[0]}x{source[1]} to {grid[0]}x{grid[1]} tokens"
+    told += guessed
     return state, [told] if source != grid else ["the class token's position is left out"]
 
 
-def grid_of(count: int, like: tuple[int, int] = (4, 3)) -> tuple[tuple[int, int], int] | None:
+def grid_of(count: int, like: tuple[int, int] = PUBLISHED) -> tuple[tuple[int, int], int] | None:
     """((h, w), extra): the grid that so many position embeddings are for, and those before it; None if none.
 
     Of the aspect of ``like`` (h, w), else square; extra: 1 where a class token's comes first.
@@ -138,7 +143,8 @@ def _grids(count: int, like: tuple[int, int]) -> Iterator[tuple[tuple[int, int],
     for extra in (0, 1):
         cells = count - extra
         height = isqrt(cells * like[0] // like[1])
-        if height and height * height * like[1] == cells * like[0]:
+        # the second condition: of aspect 4:3, 27 cells would be 6 rows of 4.5
+        if height and height * height * like[1] == cells * like[0] and cells % height == 0:
             yield (height, cells // height), extra
     for extra in (0, 1):
         side = isqrt(count - extra)
