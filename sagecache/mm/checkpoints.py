@@ -19,6 +19,7 @@ from sagecache.mm.compat import activate
 from sagecache.models.public_weights import fit_positions, from_public, unwrapped
 from sagecache.models.vit import VisionTransformer
 from sagecache.models.weight_files import read_tensors
+from sagecache.models.weights import check_finite
 
 logger = logging.getLogger(__name__)
 
@@ -138,12 +139,16 @@ def _adapted(path: Path, state: State, own: State, backbone: nn.Module | None) -
 
 
 def _fitting(path: Path, state: State, own: State, told: list[str]) -> dict[str, Tensor]:
-    """The state in the network's precision. Raises SagecacheError where names or shapes differ."""
+    """The state in the network's precision. Raises SagecacheError where names or shapes differ, and for
+    values that are not finite.
+    """
     if (problem := mismatch(state, own)) is not None:
         raise SagecacheError(problem[0], file=path, fix=problem[1])
     if told:
         logger.warning("%s: all %d tensors fit; %s", path, len(own), "; ".join(told))
-    return {key: value.to(own[key].dtype) for key, value in state.items()}
+    fitting = {key: value.to(own[key].dtype) for key, value in state.items()}
+    check_finite(fitting, path)
+    return fitting
 
 
 def export_network(path: Path, output: Path, network: str = "ema_teacher") -> None:
