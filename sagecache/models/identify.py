@@ -19,7 +19,7 @@ from sagecache.errors import about
 from sagecache.models.public_weights import POSITIONS, from_public, grid_of, unwrapped
 from sagecache.models.sapiens import SapiensNetwork, dense_head_of
 from sagecache.models.vit import ARCHS, Arch, VisionTransformer, arch_of_state, ranked
-from sagecache.models.weight_files import read_config, read_tensors
+from sagecache.models.weight_files import architectures, read_config, read_tensors
 
 SAPIENS = "Sapiens v1: CC BY-NC 4.0, weights and what is made with them; no commercial use"
 OTHERS = {
@@ -232,7 +232,7 @@ def _archive(path: Path) -> Identity | None:
 def _folder(path: Path) -> Identity:
     """A Hugging Face folder by its config.json."""
     config = read_config(path)
-    named = ", ".join(map(str, config.get("architectures") or [])) or "no architecture"
+    named = ", ".join(architectures(path)) or "no architecture"
     role, output = next((found for suffix, found in TASKS.items() if named.endswith(suffix)), (None, None))
     state = read_tensors(path)
     count = dict(tensors=len(state), parameters=sum(value.numel() for value in state.values()))

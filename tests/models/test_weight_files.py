@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sagecache.errors import SagecacheError
-from sagecache.models.weight_files import read_config, read_tensors
+from sagecache.models.weight_files import architectures, read_config, read_tensors
 
 WEIGHTS = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.zeros(2)}
 
@@ -145,3 +145,13 @@ def test_a_config_must_be_an_object(tmp_path):
             read_config(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "vitpose"}')
     assert read_config(tmp_path)["model_type"] == "vitpose"
+
+
+@pytest.mark.parametrize("named", [5, "DPTForDepthEstimation", [["DPT"]], {"a": 1}, [None]])
+def test_architectures_are_a_list_of_names(tmp_path, named):
+    (tmp_path / "config.json").write_text(json.dumps(dict(architectures=named)))
+    with pytest.raises(SagecacheError, match="config.json: 'architectures' is .*, no list of names"):
+        architectures(tmp_path)
+    for good, want in ((["DPT"], ("DPT",)), ([], ()), (None, ())):
+        (tmp_path / "config.json").write_text(json.dumps(dict(architectures=good)))
+        assert architectures(tmp_path) == want
