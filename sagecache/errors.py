@@ -51,6 +51,17 @@ def recipe_is(page: Path) -> Iterator[None]:
         raise SagecacheError(error.message, file=page, record=error.record, fix=error.fix) from error
 
 
+@contextmanager
+def about(file: str | Path) -> Iterator[None]:
+    """Errors of whoever knows no file are about this one."""
+    try:
+        yield
+    except SagecacheError as error:
+        if error.file is not None:
+            raise
+        raise SagecacheError(error.message, file=file, record=error.record, fix=error.fix) from error
+
+
 def counted(count: int, noun: str) -> str:
     """'1 instance', '2 instances'."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

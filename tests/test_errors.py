@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sagecache.errors import SagecacheError, nearest
+from sagecache.errors import SagecacheError, about, nearest
 
 
 class OwnError(SagecacheError):
@@ -55,6 +55,13 @@ def test_it_survives_a_worker_process():
     ):
         pool.submit(fail).result()
     assert caught.value.fix == "Look."
+
+
+@pytest.mark.parametrize(("own", "told"), [(None, "w.pth"), ("inner.json", "inner.json")])
+def test_an_error_without_a_file_is_about_the_one_that_is_read(own, told):
+    with pytest.raises(SagecacheError, match=rf"^{told}, 3: lost. Look.$") as caught, about("w.pth"):
+        raise SagecacheError("lost", file=own, record=3, fix="Look.")
+    assert (caught.value.record, caught.value.fix) == (3, "Look.")
 
 
 def test_the_nearest_name_comes_first_and_all_are_listed():

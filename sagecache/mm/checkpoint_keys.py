@@ -92,7 +92,7 @@ def _reason(
 def _other_joints(state: State, own: State, misshapen: Iterable[str]) -> tuple[int, int] | None:
     """(in the file, in the network), where a last layer's maps are as many as keypoints of another set."""
     for key in misshapen:
-        if key.startswith("head.final_layer") and key.endswith(("weight", "bias")):
+        if key.startswith("head.final_layer") and key.endswith(("weight", "bias")) and state[key].ndim:
             found, wanted = len(state[key]), len(own[key])
             if found != wanted:
                 return found, wanted

@@ -13,12 +13,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sagecache.errors import SagecacheError
+from sagecache.errors import SagecacheError, about
 from sagecache.mm.checkpoint_keys import BACKBONE, State, backbone_alone, mismatch
 from sagecache.mm.compat import activate
 from sagecache.models.public_weights import fit_positions, from_public, unwrapped
 from sagecache.models.vit import VisionTransformer
 from sagecache.models.weight_files import read_tensors
+from sagecache.models.weights import check_finite
 
 logger = logging.getLogger(__name__)
 
@@ -129,23 +130,25 @@ def load_backbone(backbone: nn.Module, path: Path) -> None:
 
 def _adapted(path: Path, state: State, own: State, backbone: nn.Module | None) -> tuple[State, list[str]]:
     """A public layout under our names, its positions on the grid of a ViT; what was done, in words."""
-    state, renamed = from_public(state)
-    if not isinstance(backbone, VisionTransformer):
-        return state, renamed
-    try:
+    with about(path):
+        state, renamed = from_public(state)
+        if not isinstance(backbone, VisionTransformer):
+            return state, renamed
         state, resized = fit_positions(state, own, backbone.grid)
-    except SagecacheError as error:
-        raise SagecacheError(error.message, file=path, fix=error.fix) from error
     return state, renamed + resized
 
 
 def _fitting(path: Path, state: State, own: State, told: list[str]) -> dict[str, Tensor]:
-    """The state in the network's precision. Raises SagecacheError where names or shapes differ."""
+    """The state in the network's precision. Raises SagecacheError where names or shapes differ, and for
+    values that are not finite.
+    """
     if (problem := mismatch(state, own)) is not None:
         raise SagecacheError(problem[0], file=path, fix=problem[1])
     if told:
         logger.warning("%s: all %d tensors fit; %s", path, len(own), "; ".join(told))
-    return {key: value.to(own[key].dtype) for key, value in state.items()}
+    fitting = {key: value.to(own[key].dtype) for key, value in state.items()}
+    check_finite(fitting, path)
+    return fitting
 
 
 def save_network(network: nn.Module, output: Path) -> None:

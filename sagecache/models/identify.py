@@ -15,10 +15,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sagecache.errors import about
 from sagecache.models.public_weights import POSITIONS, from_public, grid_of, unwrapped
 from sagecache.models.sapiens import SapiensNetwork, dense_head_of
-from sagecache.models.vit import ARCHS, Arch, VisionTransformer, arch_of_state
-from sagecache.models.weight_files import read_config, read_tensors
+from sagecache.models.vit import ARCHS, Arch, VisionTransformer, arch_of_state, ranked
+from sagecache.models.weight_files import architectures, read_config, read_tensors
 
 SAPIENS = "Sapiens v1: CC BY-NC 4.0, weights and what is made with them; no commercial use"
 OTHERS = {
@@ -59,8 +60,14 @@ class Identity:
 
 
 def identify(path: Path) -> Identity:
-    """Raises SagecacheError for a file that can't be read, that is cut, or that holds code."""
-    path = Path(path)
+    """Raises SagecacheError for a file that can't be read, that is cut, or that holds code, and for shapes
+    that no network has.
+    """
+    with about(path):
+        return _identify(Path(path))
+
+
+def _identify(path: Path) -> Identity:
     if path.is_dir() and (path / "config.json").is_file():
         return _folder(path)
     if (archive := _archive(path)) is not None:
@@ -86,7 +93,7 @@ def _network(state: Mapping[str, Tensor], path: Path) -> Identity:
     arch = arch_of_state(state)
     name = _name_of(arch, path)
     if "decode_head.conv_seg.weight" in state:
-        channels = state["decode_head.conv_seg.weight"].shape[0]
+        channels = ranked(state, "decode_head.conv_seg.weight", 4).shape[0]
         output = DENSE.get(channels, "mask")
         told = f"{channels} classes" if output == "mask" else {"normal": "normals"}.get(output, output)
         settings = dict(type="sapiens", files={output: str(path)})
@@ -98,7 +105,7 @@ def _network(state: Mapping[str, Tensor], path: Path) -> Identity:
             settings=settings,
         )
     if "head.final_layer.weight" in state:
-        joints = state["head.final_layer.weight"].shape[0]
+        joints = ranked(state, "head.final_layer.weight", 4).shape[0]
         settings = dict(backbone=_backbone(state, arch, name), head=_head(state))
         own = _backbone_shapes(state, arch) | _head_shapes(state)
         return Identity(
@@ -123,7 +130,8 @@ def _name_of(arch: Arch, path: Path) -> str:
 
 
 def _img_size(state: Mapping[str, Tensor]) -> tuple[int, int]:
-    found = grid_of(state[POSITIONS].shape[1]) if POSITIONS in state else None
+    positions = ranked(state, POSITIONS, 3)
+    found = None if positions is None else grid_of(positions.shape[1])
     height, width = found[0] if found else (16, 12)
     return 16 * height, 16 * width
 
@@ -152,7 +160,7 @@ def _head(state: Mapping[str, Tensor]) -> dict[str, object]:
 
 def _layers(state: Mapping[str, Tensor], prefix: str) -> list[Tensor]:
     """Weights of numbered convolutions, in their order."""
-    number = re.compile(re.escape(prefix) + r"(\d+)\.weight")
+    number = re.compile(re.escape(prefix) + r"(\d{1,9})\.weight")
     found = {int(hit.group(1)): value for name, value in state.items() if (hit := number.fullmatch(name))}
     return [value for _, value in sorted(found.items()) if value.ndim == 4]
 
@@ -192,12 +200,14 @@ def _gaps(state: Mapping[str, Tensor], own: Mapping[str, torch.Size]) -> tuple[s
     return tuple(gaps) + tuple(
         f"{name} is {tuple(state[name].shape)}, not {tuple(shape)}"
         for name, shape in own.items()
-        if name in state and state[name].shape != shape and not (name == POSITIONS and _has_grid(state[name]))
+        if name in state
+        and state[name].shape != shape
+        and not (name == POSITIONS and _has_grid(state[name], shape))
     )
 
 
-def _has_grid(positions: Tensor) -> bool:
-    return positions.ndim == 3 and grid_of(positions.shape[1]) is not None
+def _has_grid(positions: Tensor, shape: torch.Size) -> bool:
+    return positions.shape[::2] == shape[::2] and grid_of(positions.shape[1]) is not None
 
 
 def _archive(path: Path) -> Identity | None:
@@ -222,7 +232,7 @@ def _archive(path: Path) -> Identity | None:
 def _folder(path: Path) -> Identity:
     """A Hugging Face folder by its config.json."""
     config = read_config(path)
-    named = ", ".join(map(str, config.get("architectures") or [])) or "no architecture"
+    named = ", ".join(architectures(path)) or "no architecture"
     role, output = next((found for suffix, found in TASKS.items() if named.endswith(suffix)), (None, None))
     state = read_tensors(path)
     count = dict(tensors=len(state), parameters=sum(value.numel() for value in state.values()))
@@ -249,9 +259,10 @@ def network_of(
     path: Path, size: tuple[int, int] | None = None
 ) -> tuple[Callable[[], SapiensNetwork], tuple[int, int]]:
     """(build, (width, height)) of Sapiens' dense network in a file, for its own input size or another."""
-    state, _ = from_public(unwrapped(read_tensors(path)))
-    height, width = (size[1], size[0]) if size else _img_size(state)
-    arch = arch_of_state(state)
+    with about(path):
+        state, _ = from_public(unwrapped(read_tensors(path)))
+        height, width = (size[1], size[0]) if size else _img_size(state)
+        arch = arch_of_state(state)
     return lambda: SapiensNetwork(VisionTransformer(arch, (height, width)), dense_head_of(state)), (
         width,
         height,

@@ -8,7 +8,7 @@ of the first ViTPose repository (also timm's and MAE's), and Hugging Face VitPos
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from math import isqrt
 
@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from sagecache.errors import SagecacheError
-from sagecache.models.vit import resize_pos_embed
+from sagecache.models.vit import CHECK, ranked, resize_pos_embed
 
 State = Mapping[str, Tensor]
 POSITIONS = "backbone.pos_embed"
 EXPERT = 0  # of ViTPose+: COCO; then AIC, MPII, AP-10K, APT-36K, COCO-WholeBody
+PUBLISHED = (4, 3)  # rows : columns of the tokens of every published pose network: 16x12, 48x36, 64x48
 # Words that DistributedDataParallel and torch.compile put before every name.
 WRAPPERS = ("module.", "_orig_mod.")
 # Parts of a pretraining, of a classifier, and of ViTPose+'s other data sets: no pose network has them.
@@ -75,6 +76,7 @@ def from_public(state: State) -> tuple[dict[str, Tensor], list[str]]:
     """A state under our names, whatever public layout it has, and what was done to it in words.
 
     A layout that nobody here knows comes back as it is: comparing it with a network tells what is wrong.
+    Raises SagecacheError for tensors whose shapes can't be those of their names.
     """
     state = dict(state)
     if "backbone.embeddings.position_embeddings" in state:
@@ -103,28 +105,32 @@ def to_hugging_face(state: State) -> dict[str, Tensor]:
 def fit_positions(state: State, own: State, grid: tuple[int, int]) -> tuple[dict[str, Tensor], list[str]]:
     """The state with position embeddings for another network's grid (h, w), and what was done in words.
 
-    Without a word where they fit already. The grid that they come from must have the aspect of the new one
-    or be a square (pretraining), with or without a class token's position in front, which goes.
-    Raises SagecacheError for any other count.
+    Without a word where they fit already. The grid that they come from has the aspect of the new one, else it
+    is a square (pretraining), else 4:3 as published, with or without a class token's position in front, which
+    goes. Raises SagecacheError for any other count.
     """
     state, wanted = dict(state), own.get(POSITIONS)
-    positions = state.get(POSITIONS)
-    if positions is None or wanted is None or positions.shape == wanted.shape or positions.ndim != 3:
+    positions = ranked(state, POSITIONS, 3)
+    if positions is None or wanted is None or positions.shape == wanted.shape:
         return state, []
     count = positions.shape[1]
-    found = grid_of(count, grid)
+    found, guessed = grid_of(count, grid), ""
     if found is None:
+        found, guessed = grid_of(count, PUBLISHED), ", taken for a published grid of aspect 4:3"
+    if found is None:
+        aspect = f"{grid[0]}x{grid[1]} or 4x3"
         raise SagecacheError(
-            f"{count} position embeddings are neither a square nor of the aspect of {grid[0]}x{grid[1]}",
+            f"{count} position embeddings are neither a square nor of the aspect of {aspect}",
             fix="Give model.py an img_size of the aspect that the file was trained with.",
         )
     source, extra = found
     state[POSITIONS] = resize_pos_embed(positions[:, extra:], source, grid)
     told = f"position embeddings resized from {source[0]}x{source[1]} to {grid[0]}x{grid[1]} tokens"
+    told += guessed
     return state, [told] if source != grid else ["the class token's position is left out"]
 
 
-def grid_of(count: int, like: tuple[int, int] = (4, 3)) -> tuple[tuple[int, int], int] | None:
+def grid_of(count: int, like: tuple[int, int] = PUBLISHED) -> tuple[tuple[int, int], int] | None:
     """((h, w), extra): the grid that so many position embeddings are for, and those before it; None if none.
 
     Of the aspect of ``like`` (h, w), else square; extra: 1 where a class token's comes first.
@@ -137,7 +143,8 @@ def _grids(count: int, like: tuple[int, int]) -> Iterator[tuple[tuple[int, int],
     for extra in (0, 1):
         cells = count - extra
         height = isqrt(cells * like[0] // like[1])
-        if height and height * height * like[1] == cells * like[0]:
+        # the second condition: of aspect 4:3, 27 cells would be 6 rows of 4.5
+        if height and height * height * like[1] == cells * like[0] and cells % height == 0:
             yield (height, cells // height), extra
     for extra in (0, 1):
         side = isqrt(count - extra)
@@ -150,7 +157,8 @@ def _from_hugging_face(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], lis
     for name in [name for name in state if ".attn.query." in name]:
         parts = [state.pop(name.replace("query", part), None) for part in ("query", "key", "value")]
         if all(part is not None for part in parts):
-            state[name.replace("query", "qkv")] = torch.cat(parts)
+            joined = name.replace("query", "qkv")
+            state[joined] = _joined(joined, parts)
     state, folded = _fold_experts(_sum_positions(state))
     return state, ["Hugging Face's names changed to mmpose's", "queries, keys and values joined", *folded]
 
@@ -159,7 +167,7 @@ def _from_original(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[st
     names = dict(_ORIGINAL)
     if "backbone.last_norm.weight" not in state:
         names["backbone.ln1"] = "backbone.norm"  # timm's
-    positions = state.get(POSITIONS)
+    positions = ranked(state, POSITIONS, 3)
     if positions is not None and (
         "backbone.last_norm.weight" in state or isqrt(positions.shape[1] - 1) ** 2 == positions.shape[1] - 1
     ):
@@ -180,7 +188,7 @@ def _without_extras(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[s
 
 def _sum_positions(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """ViTPose adds the class token's position to each of the others, and has no class token."""
-    positions = state.get(POSITIONS)
+    positions = ranked(state, POSITIONS, 3)
     if positions is None:
         return state
     return state | {POSITIONS: positions[:, 1:] + positions[:, :1]}
@@ -191,9 +199,21 @@ def _fold_experts(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str
     chosen = f".ffn.experts.{EXPERT}."
     for name in [name for name in state if chosen in name]:
         shared = name.replace(chosen, ".ffn.layers.1.")
-        state[shared] = torch.cat([state[shared], state[name]])
+        if shared not in state:
+            raise SagecacheError(
+                f"an expert without what all experts share, '{shared}'", record=name, fix=CHECK
+            )
+        state[shared] = _joined(shared, [state[shared], state[name]])
     kept = {name: value for name, value in state.items() if ".ffn.experts." not in name}
     return kept, ["ViTPose+'s expert for COCO folded into its MLPs"] if len(kept) < len(state) else []
+
+
+def _joined(name: str, parts: Sequence[Tensor]) -> Tensor:
+    try:
+        return torch.cat(list(parts))
+    except RuntimeError as error:
+        shapes = ", ".join(str(tuple(part.shape)) for part in parts)
+        raise SagecacheError(f"parts of {shapes} can't be joined", record=name, fix=CHECK) from error
 
 
 def _renamed(state: dict[str, Tensor], names: dict[str, str], *, to_ours: bool) -> dict[str, Tensor]:

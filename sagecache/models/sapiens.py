@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sagecache.errors import SagecacheError
 from sagecache.models.public_weights import fit_positions
-from sagecache.models.vit import VisionTransformer, arch_of_state
+from sagecache.models.vit import VisionTransformer, arch_of_state, ranked
 from sagecache.models.weights import fill
 
 
@@ -82,7 +82,7 @@ def dense_head_of(state: Mapping[str, Tensor], prefix: str = "decode_head.") -> 
 
     Raises SagecacheError where its last layer is missing, or a deconvolution's kernel is not 4.
     """
-    last = state.get(f"{prefix}conv_seg.weight")
+    last = ranked(state, f"{prefix}conv_seg.weight", 4)
     if last is None:
         raise SagecacheError(
             f"no '{prefix}conv_seg.weight': it has no dense head",
@@ -103,9 +103,9 @@ def dense_head_of(state: Mapping[str, Tensor], prefix: str = "decode_head.") -> 
 def _weights(state: Mapping[str, Tensor], prefix: str) -> list[Tensor]:
     """Weights of numbered layers, in their order."""
     found = {}
-    for name, value in state.items():
-        if match := re.fullmatch(re.escape(prefix) + r"(\d+)\.weight", name):
-            found[int(match.group(1))] = value
+    for name in state:
+        if match := re.fullmatch(re.escape(prefix) + r"(\d{1,9})\.weight", name):
+            found[int(match.group(1))] = ranked(state, name, 4)
     return [found[number] for number in sorted(found)]
 
 

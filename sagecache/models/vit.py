@@ -20,6 +20,8 @@ from torch.utils.checkpoint import checkpoint
 
 from sagecache.errors import SagecacheError, nearest
 
+CHECK = "Check what the file is, and whether it arrived whole."
+
 
 @dataclass(frozen=True)
 class Arch:
@@ -77,17 +79,39 @@ def arch_of_state(state: Mapping[str, Tensor], prefix: str = "backbone.") -> Arc
     """Width, blocks, heads and MLP of a ViT by its weights.
 
     Heads leave no trace: they are those of the published size, else one for each 64 channels.
-    Raises SagecacheError where it is no ViT of this layout.
+    Raises SagecacheError where it is no ViT of this layout, and where a block between others is missing.
     """
     number = re.compile(re.escape(prefix) + r"layers\.(\d+)\.")
-    blocks = [int(found.group(1)) for name in state if (found := number.match(name))]
-    patches = state.get(f"{prefix}patch_embed.projection.weight")
-    inner = state.get(f"{prefix}layers.0.ffn.layers.0.0.weight")
+    blocks = {found.group(1) for name in state if (found := number.match(name))}
+    patches = ranked(state, f"{prefix}patch_embed.projection.weight", 4)
+    inner = ranked(state, f"{prefix}layers.0.ffn.layers.0.0.weight", 2)
     if not blocks or patches is None or inner is None:
-        raise SagecacheError("it is no vision transformer of Sapiens' layout", fix="Check what the file is.")
-    width, depth = patches.shape[0], max(blocks) + 1
+        raise SagecacheError("it is no vision transformer of Sapiens' layout", fix=CHECK)
+    # as many as there are, not up to the highest: one name must not ask for a million blocks
+    if odd := blocks - {str(block) for block in range(len(blocks))}:
+        gap = next(str(block) for block in range(len(blocks)) if str(block) not in blocks)
+        name = min(odd, key=lambda one: (len(one), one))[:12]
+        raise SagecacheError(
+            f"there is a block {name} and no block {gap}", record=f"{prefix}layers", fix=CHECK
+        )
+    width, depth = patches.shape[0], len(blocks)
     sizes = {(arch.embed_dims, arch.num_layers): arch.num_heads for arch in ARCHS.values()}
     return Arch(width, depth, sizes.get((width, depth), max(width // 64, 1)), inner.shape[0])
+
+
+def ranked(state: Mapping[str, Tensor], name: str, rank: int) -> Tensor | None:
+    """A tensor of a state whose shape will be read; None where there is none of this name.
+
+    Raises SagecacheError unless it has so many dimensions, none of them empty.
+    """
+    value = state.get(name)
+    if value is not None and (value.ndim != rank or 0 in value.shape):
+        raise SagecacheError(
+            f"its shape is {tuple(value.shape)}, expected {rank} dimensions, none of them empty",
+            record=name,
+            fix=CHECK,
+        )
+    return value
 
 
 class VisionTransformer(nn.Module):

@@ -35,6 +35,7 @@ METADATA = (
     "__builtin__.getattr",
 )
 INDEX, SAFE, PICKLE = "model.safetensors.index.json", "model.safetensors", "pytorch_model.bin"
+CONFIG = "config.json"
 FIX = "Give a .pth with weights, a .safetensors, or a folder that save_pretrained wrote."
 
 
@@ -58,7 +59,33 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a Hugging Face folder. Raises SagecacheError where there is none that can be read."""
-    return _read_json(Path(folder) / "config.json")
+    return read_json(Path(folder) / CONFIG)
+
+
+def architectures(folder: Path) -> tuple[str, ...]:
+    """What config.json of a Hugging Face folder names as its classes, () where it names none.
+
+    Raises SagecacheError for anything but a list of names.
+    """
+    named = read_config(folder).get("architectures") or []
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        raise SagecacheError(
+            f"'architectures' is {str(named)[:40]}, no list of names", file=Path(folder) / CONFIG, fix=FIX
+        )
+    return tuple(named)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A file that holds one JSON object. Raises SagecacheError for any other."""
+    if not path.is_file():
+        raise SagecacheError("no such file", file=path, fix=FIX)
+    try:
+        content = json.loads(path.read_text())
+    except (ValueError, OSError, RecursionError) as error:
+        raise SagecacheError(f"is no JSON: {error}", file=path, fix=FIX) from error
+    if not isinstance(content, dict):
+        raise SagecacheError("is no JSON object", file=path, fix=FIX)
+    return content
 
 
 class _StandIn:
@@ -115,6 +142,8 @@ def _state_of(content: Any, path: Path) -> dict[str, Tensor]:
         content = next((one for one in inner if isinstance(one, Mapping)), content)
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise SagecacheError(f"holds a {type(content).__name__}, no tensors by name", file=path, fix=FIX)
+    if odd := [name for name in content if not isinstance(name, str)]:
+        raise SagecacheError(f"names a tensor {odd[0]!r}, which is no string", file=path, fix=FIX)
     return dict(content)
 
 
@@ -129,7 +158,7 @@ def _read_folder(folder: Path) -> dict[str, Tensor]:
     if (folder / SAFE).is_file():
         return read_tensors(folder / SAFE)
     if (folder / INDEX).is_file():
-        names = _read_json(folder / INDEX).get("weight_map")
+        names = read_json(folder / INDEX).get("weight_map")
         if not isinstance(names, Mapping) or any(Path(str(name)).name != name for name in names.values()):
             raise SagecacheError("no 'weight_map' of file names", file=folder / INDEX, fix=FIX)
         parts = [read_tensors(folder / name) for name in sorted(set(names.values()))]
@@ -137,15 +166,3 @@ def _read_folder(folder: Path) -> dict[str, Tensor]:
     if (folder / PICKLE).is_file():
         return read_tensors(folder / PICKLE)
     raise SagecacheError(f"holds none of {SAFE}, {INDEX} and {PICKLE}", file=folder, fix=FIX)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise SagecacheError("no such file", file=path, fix=FIX)
-    try:
-        content = json.loads(path.read_text())
-    except (ValueError, OSError) as error:
-        raise SagecacheError(f"is no JSON: {error}", file=path, fix=FIX) from error
-    if not isinstance(content, dict):
-        raise SagecacheError("is no JSON object", file=path, fix=FIX)
-    return content

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from math import isfinite
 from pathlib import Path
 
 import torch
@@ -47,7 +49,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def fill(net: nn.Module, state: dict[str, Tensor], file: Path | None = None) -> nn.Module:
     """Load a state dict that must fit exactly; returns the network in eval mode.
 
-    Raises SagecacheError that names the first missing, unexpected or misshapen keys.
+    Raises SagecacheError that names the first missing, unexpected or misshapen keys, or values not finite.
     """
     own = net.state_dict()
     wrong = [f"missing {key}" for key in own if key not in state]
@@ -64,9 +66,27 @@ def fill(net: nn.Module, state: dict[str, Tensor], file: Path | None = None) -> 
             file=file,
             fix="Use the weights that were trained for this network.",
         )
+    check_finite(state, file)
     with torch.no_grad():
         net.load_state_dict(state)
     return net.eval()
+
+
+def check_finite(state: Mapping[str, Tensor], file: Path | None = None) -> None:
+    """Raise SagecacheError that names the first tensor with a value that is not finite; one pass, no copy.
+
+    One NaN in a network makes every answer NaN, and a store or a training ends full of them.
+    """
+    for name, value in state.items():
+        if value.is_floating_point() and value.numel():
+            low, high = value.detach().aminmax()  # NaN passes through both
+            if not (isfinite(low) and isfinite(high)):
+                raise SagecacheError(
+                    "its values are not all finite numbers",
+                    file=file,
+                    record=name,
+                    fix="Download the file anew, or take an earlier checkpoint of the training.",
+                )
 
 
 def load_geometry_net() -> GeometryNet:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from sagecache.errors import SagecacheError
-from sagecache.models.weight_files import read_config
+from sagecache.models.weight_files import CONFIG, architectures, read_config, read_json
+from sagecache.models.weights import check_finite
 from sagecache.teachers.answers import AnswerSettings, NetworkTeacher
 from sagecache.teachers.base import file_hash
 
@@ -34,6 +36,8 @@ DEPTHS = {
     "dpt": ("disparity", "relative"),
     "sapiens2": ("metric", "m"),
 }
+ANEW = "Download it anew."
+_INDEX = re.compile(r"\d{1,9}")
 INSTALL = "pip install 'sagecache[huggingface]'"
 
 
@@ -129,23 +133,31 @@ def load_network(folder: Path) -> nn.Module:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             network, report = getattr(import_transformers(), name).from_pretrained(
-                folder, local_files_only=True, output_loading_info=True, dtype=torch.float32
+                folder,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                dtype=torch.float32,
             )
     except Exception as error:  # transformers raises what its parts raise
-        told = str(error).strip().split("\n")[0]
-        raise SagecacheError(
-            f"transformers can't load it: {told}", file=folder, fix="Download it anew."
-        ) from error
+        raise told_of(error, "transformers can't load it", folder) from error
     gaps = [
         f"{what.replace('_', ' ')} {', '.join(sorted(map(str, keys))[:3])}"
         for what, keys in report.items()
         if keys
     ]
     if gaps:
-        raise SagecacheError(
-            f"its weights don't fit {name}: {'; '.join(gaps)}", file=folder, fix="Download it anew."
-        )
+        raise SagecacheError(f"its weights don't fit {name}: {'; '.join(gaps)}", file=folder, fix=ANEW)
+    check_finite(dict(network.named_parameters()), folder)
     return network.eval()
+
+
+def told_of(error: Exception, what: str, file: Path) -> SagecacheError:
+    """An error of transformers in a line; where it wanted to run code of a folder, that this is not done."""
+    if "trust_remote_code" in str(error):
+        return _own_code(file)
+    first = str(error).strip().split("\n")[0]
+    return SagecacheError(f"{what}: {first}", file=file, fix=ANEW)
 
 
 def reader_of(folder: Path, output: str) -> Callable[[Any], Tensor]:
@@ -153,7 +165,7 @@ def reader_of(folder: Path, output: str) -> Callable[[Any], Tensor]:
 
     Raises SagecacheError for an architecture that doesn't give it.
     """
-    name, config = architecture(folder), read_config(folder)
+    name = architecture(folder)
     if output == "depth" and name == "DepthProForDepthEstimation":
         raise SagecacheError(
             "DepthPro answers in inverse depths of its own field of view",
@@ -167,7 +179,7 @@ def reader_of(folder: Path, output: str) -> Callable[[Any], Tensor]:
     if output == "normal" and name.endswith("ForNormalEstimation"):
         return lambda answer: answer.normals
     if output == "mask" and name.endswith("ForSemanticSegmentation"):
-        return _person_logits(config)
+        return _person_logits(folder)
     raise SagecacheError(
         f"a {name} gives no {output}",
         file=folder,
@@ -178,14 +190,19 @@ def reader_of(folder: Path, output: str) -> Callable[[Any], Tensor]:
 
 def architecture(folder: Path) -> str:
     """The class of transformers that config.json names. Raises SagecacheError where it names none it has."""
-    named = read_config(folder).get("architectures") or []
-    if len(named) != 1 or not hasattr(import_transformers(), str(named[0])):
-        raise SagecacheError(
-            f"config.json names {', '.join(map(str, named)) or 'no architecture'}, none of transformers'",
-            file=folder,
-            fix="Take a folder that save_pretrained wrote, or a newer transformers.",
-        )
-    return str(named[0])
+    config, transformers = read_config(folder), import_transformers()
+    named = architectures(folder)
+    found = getattr(transformers, named[0], None) if len(named) == 1 else None
+    # an Auto… class is no network: it would look up code in the folder's auto_map
+    if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
+        return named[0]
+    if config.get("auto_map"):
+        raise _own_code(folder)
+    raise SagecacheError(
+        f"config.json names {', '.join(named) or 'no architecture'}, no network of transformers",
+        file=folder,
+        fix="Take a folder that save_pretrained wrote, or a newer transformers.",
+    )
 
 
 def import_transformers():
@@ -195,7 +212,17 @@ def import_transformers():
     except ImportError as error:
         raise SagecacheError("transformers is not installed", fix=INSTALL) from error
     transformers.utils.logging.disable_progress_bar()  # of reading weights; ours is about the split
+    # Where trust_remote_code does not reach (a network's own backbone) it asks on stdin; at 0 it refuses.
+    transformers.dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
     return transformers
+
+
+def class_indices(folder: Path) -> dict[str, int]:
+    """{class, in small letters: index} of config.json's id2label, {} without. Raises SagecacheError."""
+    said = read_config(folder).get("id2label") or {}
+    if not isinstance(said, Mapping) or not all(_INDEX.fullmatch(index) for index in said):
+        raise SagecacheError("'id2label' is no object of names by index", file=folder / CONFIG, fix=ANEW)
+    return {str(name).lower(): int(index) for index, name in said.items()}
 
 
 def folder_hash(folder: Path) -> str:
@@ -211,12 +238,34 @@ def folder_hash(folder: Path) -> str:
 def _statistics(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and std of a folder's images, in grey levels; ImageNet's where it says nothing."""
     page = folder / PREPROCESSOR
-    said = json.loads(page.read_text()) if page.is_file() else {}
+    said = read_json(page) if page.is_file() else {}
     if said.get("do_normalize") is False:
         return (0.0, 0.0, 0.0), (255.0, 255.0, 255.0)
-    values = (said.get(key) or default for key, default in IMAGENET.items())
-    mean, std = (tuple(round(255 * float(one), 3) for one in value) for value in values)
+    mean, std = (_three(said, key, page) for key in IMAGENET)
+    if min(std) <= 0:
+        raise SagecacheError(f"'image_std' is {said['image_std']}, not above zero", file=page, fix=ANEW)
     return mean, std
+
+
+def _three(said: Mapping[str, Any], key: str, page: Path) -> tuple[float, ...]:
+    """Three numbers of 0..1 as grey levels; ImageNet's where nothing is said."""
+    value = IMAGENET[key] if said.get(key) is None else said[key]
+    if not (isinstance(value, (list, tuple)) and len(value) == 3 and all(map(_is_number, value))):
+        raise SagecacheError(f"'{key}' is {str(value)[:40]}, no list of three numbers", file=page, fix=ANEW)
+    return tuple(round(255 * float(one), 3) for one in value)
+
+
+def _is_number(value: object) -> bool:
+    """A plain number: JSON as Python reads it also has NaN, Infinity and integers beyond any float."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e6
+
+
+def _own_code(file: Path) -> SagecacheError:
+    return SagecacheError(
+        "it brings code of its own ('auto_map'), which is not run",
+        file=file,
+        fix="Take a folder whose classes transformers has itself.",
+    )
 
 
 def _depth_of(folder: Path) -> tuple[str, str]:
@@ -241,15 +290,18 @@ def _depth_of_points(answer: Any) -> Tensor:
     return depth if answer.scales is None else depth / answer.scales[:, :, None, None]
 
 
-def _person_logits(config: Mapping[str, Any]) -> Callable[[Any], Tensor]:
+def _person_logits(folder: Path) -> Callable[[Any], Tensor]:
     """Logits (B, 2, h, w) of all else and of a person; without such a class the background is first."""
-    labels = {str(name).lower(): int(index) for index, name in (config.get("id2label") or {}).items()}
-    person = labels.get(PERSON)
+    person = class_indices(folder).get(PERSON)
     if person is None:
         return lambda answer: answer.logits
 
     def read(answer: Any) -> Tensor:
         logits = answer.logits.float()
+        if person >= logits.shape[1]:
+            raise SagecacheError(
+                f"its class '{PERSON}' is {person} of {logits.shape[1]}", file=folder / CONFIG, fix=ANEW
+            )
         others = torch.cat([logits[:, :person], logits[:, person + 1 :]], 1)
         return torch.cat([others.logsumexp(1, keepdim=True), logits[:, person : person + 1]], 1)
 

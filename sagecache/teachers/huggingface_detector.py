@@ -17,16 +17,17 @@ import numpy as np
 import torch
 
 from sagecache.errors import SagecacheError, nearest
-from sagecache.models.weight_files import read_config
 from sagecache.teachers.base import file_hash, in_threads
 from sagecache.teachers.detectors import BoxRule, Found
 from sagecache.teachers.huggingface import (
     PERSON,
     PREPROCESSOR,
     architecture,
+    class_indices,
     folder_hash,
     import_transformers,
     load_network,
+    told_of,
 )
 
 BATCH = 8  # images of a pass on a GPU
@@ -51,10 +52,7 @@ class HuggingFaceDetector:
     ) -> None:
         self._folder, self._rule, self._device = Path(path), BoxRule(score, nms, limit), device
         self._hash = folder_hash(self._folder)
-        labels = {
-            str(name).lower(): int(index)
-            for index, name in (read_config(self._folder).get("id2label") or {}).items()
-        }
+        labels = class_indices(self._folder)
         if label.lower() not in labels:
             raise SagecacheError(f"has no class '{label}'", file=self._folder, fix=nearest(label, labels))
         self._label, self._label_name = labels[label.lower()], label
@@ -83,15 +81,11 @@ class HuggingFaceDetector:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 processor = import_transformers().AutoImageProcessor.from_pretrained(
-                    self._folder, local_files_only=True
+                    self._folder, local_files_only=True, trust_remote_code=False
                 )
         except Exception as error:  # transformers raises what its parts raise
-            told = str(error).strip().split("\n")[0]
-            raise SagecacheError(
-                f"its preprocessing can't be built: {told}",
-                file=self._folder / PREPROCESSOR,
-                fix="Download it anew.",
-            ) from error
+            page = self._folder / PREPROCESSOR
+            raise told_of(error, "its preprocessing can't be built", page) from error
         return load_network(self._folder).to(self._device), processor
 
     def _raw(self, images: list[np.ndarray]) -> list[Found]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sagecache.errors import SagecacheError
+from sagecache.errors import SagecacheError, about
 from sagecache.models.sapiens import SapiensNetwork, sapiens_network
 from sagecache.models.weight_files import read_tensors
 from sagecache.teachers.answers import AnswerSettings, NetworkTeacher
@@ -55,8 +55,6 @@ class SapiensTeacher(NetworkTeacher):
 
     def load(self, output: str, path: Path) -> SapiensNetwork:
         width, height = self.settings.input_size
-        try:
+        with about(path):
             net = sapiens_network(read_tensors(path), (height, width), PADDING[output])
-        except SagecacheError as error:
-            raise SagecacheError(error.message, file=path, record=error.record, fix=error.fix) from error
         return net.to(self.settings.device)

@@ -116,19 +116,8 @@ class TorchScriptDetector:
     def _boxes_and_scores(self, answer: object, count: int) -> Found:
         """Boxes xyxy (B, N, 4), continuous pixels of the input, and scores (B, N) of persons."""
         person, (width, height) = self._settings.person, self._settings.input_size
-        shapes = (
-            [tuple(part.shape) for part in answer if isinstance(part, Tensor)]
-            if isinstance(answer, (tuple, list))
-            else []
-        )
-        if len(shapes) < 2 or len(shapes[0]) != 3 or shapes[0][0] != count or shapes[0][2] not in (4, 5):
-            raise SagecacheError(
-                f"the file returns {shapes or type(answer).__name__}, expected boxes (B, N, 4) and scores, "
-                "or boxes with scores (B, N, 5) and labels",
-                file=self._path,
-                fix="Export it so.",
-            )
-        first, second = answer[0].double(), answer[1]
+        first, second = self._checked(answer, count)
+        first = first.double()
         if first.shape[2] == 5:
             boxes, scores = first[..., :4], torch.where(second == person, first[..., 4], 0)
         else:
@@ -139,3 +128,32 @@ class TorchScriptDetector:
             middle, half = boxes[..., :2], boxes[..., 2:] / 2
             boxes = torch.cat([middle - half, middle + half], -1)
         return boxes.cpu().numpy(), scores.double().cpu().numpy()
+
+    def _checked(self, answer: object, count: int) -> tuple[Tensor, Tensor]:
+        """The first two of what the file returns, in shapes that settings tell of. Raises SagecacheError."""
+        several = isinstance(answer, (tuple, list))
+        parts = tuple(answer[:2]) if several else ()
+        if len(parts) < 2 or not all(isinstance(part, Tensor) for part in parts) or not _fit(*parts, count):
+            named = [tuple(one.shape) if isinstance(one, Tensor) else type(one).__name__ for one in parts]
+            raise SagecacheError(
+                f"the file returns {named if several else type(answer).__name__}, expected "
+                "boxes (B, N, 4) and scores (B, N) or (B, N, classes), or boxes with scores (B, N, 5) and "
+                f"labels (B, N), where B is {count}",
+                file=self._path,
+                fix="Export it so.",
+            )
+        person, second = self._settings.person, parts[1]
+        if second.ndim == 3 and not 0 <= person < second.shape[2]:
+            raise SagecacheError(
+                f"person is class {person}, the file has {second.shape[2]} classes, counted from 0",
+                file=self._path,
+                fix="Correct person in data.py.",
+            )
+        return parts
+
+
+def _fit(first: Tensor, second: Tensor, count: int) -> bool:
+    """Whether boxes, and what stands beside them, are of one batch, as many, and in a layout that is read."""
+    ranks = {4: (2, 3), 5: (2,)}
+    right = first.ndim == 3 and len(first) == count and second.ndim in ranks.get(first.shape[2], ())
+    return right and second.shape[:2] == first.shape[:2]

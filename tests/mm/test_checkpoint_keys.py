@@ -128,3 +128,8 @@ def test_a_gap_is_told_with_its_likeliest_reason(tmp_path, content, told, fix):
 
 def test_what_fits_is_no_mismatch():
     assert mismatch(state(), Network().state_dict()) is None
+
+
+def test_a_last_layer_without_dimensions_is_misshapen():
+    told, _ = mismatch(state() | {"head.final_layer.bias": torch.tensor(1.0)}, state())
+    assert "head.final_layer.bias () instead of (17,)" in told

@@ -39,6 +39,21 @@ def test_half_precision_safetensors_load_as_float32(tmp_path):
     assert model.weight.dtype == torch.float32 and (model.weight == 1).all()
 
 
+def test_values_that_are_not_finite_are_refused_in_what_is_used(tmp_path, ours):
+    state = torch.load(ours)["state_dict"]
+    state["student.weight"][0, 1] = float("nan")
+    torch.save({"state_dict": state}, tmp_path / "w.pth")
+    load_network(nn.Linear(3, 2), tmp_path / "w.pth", "ema_teacher")
+    with pytest.raises(SagecacheError, match="w.pth, weight: its values are not all finite"):
+        load_network(nn.Linear(3, 2), tmp_path / "w.pth", "student")
+
+
+def test_a_value_too_large_for_the_network_is_refused(tmp_path):
+    torch.save({"weight": torch.full((2, 3), 1e9), "bias": torch.zeros(2)}, tmp_path / "w.pth")
+    with pytest.raises(SagecacheError, match="w.pth, weight: its values are not all finite"):
+        load_network(nn.Linear(3, 2).half(), tmp_path / "w.pth")
+
+
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_a_saved_network_comes_back_from_what_the_suffix_says(tmp_path, suffix):
     first, again, out = nn.Linear(3, 2), nn.Linear(3, 2), tmp_path / f"plain{suffix}"

@@ -109,3 +109,40 @@ def test_other_files(tmp_path):
     assert unknown.role is None and "encoder" in unknown.what
     with pytest.raises(SagecacheError, match="no such checkpoint"):
         identify(tmp_path / "gone.pth")
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("backbone.patch_embed.projection.weight", ()),
+        ("backbone.layers.0.ffn.layers.0.0.weight", (0, WIDTH)),
+        ("backbone.pos_embed", (12,)),
+        ("backbone.pos_embed", (1, 0, WIDTH)),
+        ("decode_head.conv_seg.weight", ()),
+        ("decode_head.conv_layers.0.weight", (8,)),
+        ("head.final_layer.weight", (17,)),
+    ],
+)
+def test_a_shape_that_no_network_has_is_named(tmp_path, name, shape):
+    state = pose_state() if name.startswith("head") else sapiens_state(GRID, 4, 2, 1)
+    with pytest.raises(SagecacheError, match=f"w.pth, {name}: its shape is") as caught:
+        identify(save(tmp_path, state | {name: torch.zeros(shape)}))
+    assert str(tuple(shape)) in caught.value.message
+
+
+def test_a_far_number_of_a_block_asks_for_no_memory(tmp_path):
+    for number in ("99999999", "9" * 5000):
+        state = vit_state(GRID) | {f"backbone.layers.{number}.x": torch.zeros(1)}
+        with pytest.raises(
+            SagecacheError, match="w.pth, backbone.layers: there is a block 9+ and no block 2"
+        ):
+            identify(save(tmp_path, state))
+    far = pose_state() | {f"head.deconv_layers.{'9' * 5000}.weight": torch.zeros(8, 8, 4, 4)}
+    assert "unexpected head.deconv_layers.999" in identify(save(tmp_path, far)).gaps[0]
+
+
+def test_positions_of_another_width_do_not_fit(tmp_path):
+    state = pose_state() | {"backbone.pos_embed": torch.zeros(1, 12, 7)}
+    assert identify(save(tmp_path, state)).gaps == (
+        f"backbone.pos_embed is (1, 12, 7), not (1, 12, {WIDTH})",
+    )

@@ -131,3 +131,46 @@ def test_positions_that_fit_are_not_touched():
 def test_positions_of_an_unknown_grid_are_refused():
     with pytest.raises(SagecacheError, match="15 position embeddings"):
         fit_positions(ours() | {"backbone.pos_embed": torch.zeros(1, 15, 24)}, ours(), (4, 3))
+
+
+@pytest.mark.parametrize("shape", [(), (24,), (1, 0, 24)])
+@pytest.mark.parametrize("layout", [to_hugging_face, as_original])
+def test_positions_that_are_none_are_told(layout, shape):
+    state = layout(ours())
+    (name,) = (name for name in state if "pos" in name)
+    with pytest.raises(SagecacheError, match=r"backbone.pos_embed: its shape is \(.*expected 3 dimensions"):
+        from_public(state | {name: torch.zeros(shape)})
+    with pytest.raises(SagecacheError, match="expected 3 dimensions"):
+        fit_positions(ours() | {"backbone.pos_embed": torch.zeros(shape)}, ours(), (4, 3))
+
+
+def test_parts_that_can_not_be_joined_are_told():
+    state = to_hugging_face(ours())
+    name = "backbone.encoder.layer.1.attention.attention.key.weight"
+    with pytest.raises(SagecacheError, match=r"layers.1.attn.qkv.weight: parts of .* can't be joined"):
+        from_public(state | {name: torch.tensor(1.0)})
+    lone = {"backbone.encoder.layer.9.mlp.experts.0.weight": torch.zeros(2)}
+    with pytest.raises(SagecacheError, match="layers.9.ffn.experts.0.weight: an expert without"):
+        from_public(state | lone)
+
+
+@pytest.mark.parametrize("extra", [0, 1])
+@pytest.mark.parametrize("grid", [(4, 3), (16, 12)])
+def test_published_positions_are_resized_for_an_image_of_any_aspect(grid, extra):
+    """A square student from a pose network of 4:3: no count of theirs is a square."""
+    state, square = ours((16 * grid[0], 16 * grid[1])), ours((64, 64))
+    positions = state["backbone.pos_embed"]
+    state["backbone.pos_embed"] = torch.cat([torch.full((1, extra, 24), 9.0), positions], 1)
+    fitted, (told,) = fit_positions(state, square, (4, 4))
+    torch.testing.assert_close(fitted["backbone.pos_embed"], resize_pos_embed(positions, grid, (4, 4)))
+    assert told == (
+        f"position embeddings resized from {grid[0]}x{grid[1]} to 4x4 tokens, "
+        "taken for a published grid of aspect 4:3"
+    )
+
+
+@pytest.mark.parametrize("count", [3, 15, 24, 27])
+def test_positions_that_fit_no_aspect_are_refused(count):
+    state = ours() | {"backbone.pos_embed": torch.zeros(1, count, 24)}
+    with pytest.raises(SagecacheError, match=f"{count} position embeddings are neither"):
+        fit_positions(state, ours((64, 64)), (4, 4))

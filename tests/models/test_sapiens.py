@@ -31,3 +31,10 @@ def test_deconvolutions_of_another_kernel_are_refused():
     state["decode_head.deconv_layers.0.weight"] = torch.zeros(64, 8, 3, 3)
     with pytest.raises(SagecacheError, match=r"deconvolutions of \(3, 3\)"):
         dense_head_of(state)
+
+
+@pytest.mark.parametrize("name", ["conv_seg", "deconv_layers.0", "conv_layers.3"])
+def test_weights_that_are_no_convolutions_are_named(name):
+    state = sapiens_state((4, 3), 2, 2, 1) | {f"decode_head.{name}.weight": torch.tensor(1.0)}
+    with pytest.raises(SagecacheError, match=rf"decode_head.{name}.weight: its shape is \(\), expected 4"):
+        dense_head_of(state)

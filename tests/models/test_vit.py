@@ -5,7 +5,7 @@ import torch
 
 from sagecache.errors import SagecacheError
 from sagecache.models.public_weights import from_public
-from sagecache.models.vit import ARCHS, VisionTransformer, arch_of, resize_pos_embed
+from sagecache.models.vit import ARCHS, VisionTransformer, arch_of, arch_of_state, resize_pos_embed
 
 TINY = dict(embed_dims=24, num_layers=3, num_heads=4, feedforward_channels=96)
 
@@ -126,3 +126,14 @@ def test_what_can_not_be_is_told(options, told):
 def test_names_of_mmpretrain_are_known():
     assert arch_of("base") == arch_of("b") == ARCHS["vitpose_b"]
     assert arch_of("Sapiens_0.6b") == ARCHS["vitpose_h"]  # the same width and depth
+
+
+def test_blocks_run_without_gaps_from_the_first():
+    state = {f"backbone.{name}": value for name, value in VisionTransformer(TINY).state_dict().items()}
+    assert arch_of_state(state).num_layers == 3
+    lost = {name: value for name, value in state.items() if ".layers.1." not in name}
+    with pytest.raises(SagecacheError, match="there is a block 2 and no block 1"):
+        arch_of_state(lost)
+    name = "backbone.patch_embed.projection.weight"
+    with pytest.raises(SagecacheError, match=rf"{name}: its shape is \(\), expected 4 dimensions"):
+        arch_of_state(state | {name: torch.tensor(1.0)})

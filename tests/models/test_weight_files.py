@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sagecache.errors import SagecacheError
-from sagecache.models.weight_files import read_config, read_tensors
+from sagecache.models.weight_files import architectures, read_config, read_tensors
 
 WEIGHTS = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.zeros(2)}
 
@@ -111,6 +111,7 @@ def test_wrong_files_are_one_clear_line(tmp_path):
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "cut.safetensors").read_bytes()[:40])
     torch.save([torch.ones(2)], tmp_path / "list.pth")
     torch.save({"state_dict": {}}, tmp_path / "empty.pth")
+    torch.save({"a.weight": torch.ones(2), 1: torch.ones(2)}, tmp_path / "number.pth")
     (tmp_path / "page.pth").write_text("<html>404</html>")
     (tmp_path / "none").mkdir()
     for name, told in {
@@ -118,6 +119,7 @@ def test_wrong_files_are_one_clear_line(tmp_path):
         "cut.safetensors": "can't be read",
         "list.pth": "holds a list",
         "empty.pth": "holds no tensors",
+        "number.pth": "names a tensor 1, which is no string",
         "page.pth": "can't be read",
         "none": "holds none of model.safetensors",
         "gone.pth": "no such checkpoint",
@@ -143,3 +145,13 @@ def test_a_config_must_be_an_object(tmp_path):
             read_config(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "vitpose"}')
     assert read_config(tmp_path)["model_type"] == "vitpose"
+
+
+@pytest.mark.parametrize("named", [5, "DPTForDepthEstimation", [["DPT"]], {"a": 1}, [None]])
+def test_architectures_are_a_list_of_names(tmp_path, named):
+    (tmp_path / "config.json").write_text(json.dumps(dict(architectures=named)))
+    with pytest.raises(SagecacheError, match="config.json: 'architectures' is .*, no list of names"):
+        architectures(tmp_path)
+    for good, want in ((["DPT"], ("DPT",)), ([], ()), (None, ())):
+        (tmp_path / "config.json").write_text(json.dumps(dict(architectures=good)))
+        assert architectures(tmp_path) == want

@@ -1,5 +1,7 @@
 """Committed weights: complete, small, half precision on disk, and exact about what fits."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -9,6 +11,7 @@ from sagecache.errors import SagecacheError
 from sagecache.models.convnet import GeometryNet, PersonDetector, PoseNet
 from sagecache.models.weights import (
     NAMES,
+    check_finite,
     fill,
     load_geometry_net,
     load_person_detector,
@@ -72,3 +75,16 @@ def test_unreadable_file_names_itself(tmp_path):
         read_weights(path)
     save_file({"a": torch.ones(2, dtype=torch.float16)}, path)
     assert read_weights(path)["a"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_values_that_are_not_finite_are_refused_by_name(value, dtype):
+    state = {"count": torch.tensor(3), "empty": torch.ones(0), "weight": torch.ones(3, 2, dtype=dtype)}
+    check_finite(state | {"most": torch.tensor(torch.finfo(dtype).max, dtype=dtype)})
+    state["weight"][1, 1] = value
+    with pytest.raises(SagecacheError, match="^w.pth, weight: its values are not all finite") as caught:
+        check_finite(state, Path("w.pth"))
+    assert caught.value.fix
+    with pytest.raises(SagecacheError, match="bias: its values are not all finite"):
+        fill(nn.Linear(2, 3), nn.Linear(2, 3).state_dict() | {"bias": torch.full((3,), value)})

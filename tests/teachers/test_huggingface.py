@@ -1,16 +1,22 @@
 """Hugging Face folders as teachers: their own processors' pixels, kinds of depth, axes, refusals."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from public_networks import depth_anything, dpt, sapiens2, save_folder, zoedepth
+from public_networks import depth_anything, dpt, sapiens2, save_folder, yolos, zoedepth
 from torch import nn
 
 from sagecache.errors import SagecacheError
 from sagecache.store.fingerprint import diff
+from sagecache.teachers.huggingface import load_folder, reader_of
 from sagecache.teachers.registry import build_teacher
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
@@ -132,6 +138,7 @@ def folder_with(tmp_path, config, weights=True):
         ),
         (dict(model_type="dpt", architectures=["NoSuchNetwork"]), "depth", "names NoSuchNetwork"),
         (dict(model_type="dpt"), "depth", "names no architecture"),
+        (dict(model_type="dpt", architectures=["pipeline"]), "depth", "names pipeline, no network"),
         (dict(model_type="vitpose", architectures=["VitPoseForPoseEstimation"]), "normal", "gives no normal"),
         (
             dict(model_type="dpt", architectures=["DPTForDepthEstimation"]),
@@ -180,3 +187,117 @@ def test_folders_that_want_other_pixels_do_not_share_a_teacher(tmp_path):
     }
     with pytest.raises(SagecacheError, match="normalised in different ways"):
         build_teacher(dict(type="huggingface", files=files))
+
+
+HOSTILE = """
+import json, sys
+from sagecache.errors import SagecacheError
+from sagecache.teachers.huggingface import load_folder
+from sagecache.teachers.registry import build_detector
+import numpy as np
+
+def detect(folder):
+    build_detector(dict(type="huggingface", path=folder))([np.zeros((64, 64, 3), np.uint8)])
+
+for folder in sys.argv[1:]:
+    try:
+        detect(folder) if "boxes" in folder else load_folder(__import__("pathlib").Path(folder), "depth")
+        print("served")
+    except SagecacheError as error:
+        print("told", error)
+"""
+
+
+def planted(folder, config, **preprocessor):
+    """A folder with code beside its weights, which leaves a mark when it runs."""
+    page = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(page | config))
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+    (folder / "evil.py").write_text(f"open({str(folder.parent / 'ran')!r}, 'w')\n")
+    return str(folder)
+
+
+def test_code_of_a_folder_does_not_run_even_for_a_yes_on_stdin(tmp_path):
+    for name in ("auto", "own", "inner"):
+        depth_anything(transformers).save_pretrained(tmp_path / name)
+    yolos(transformers).save_pretrained(tmp_path / "boxes")
+    names = ("AutoConfig", "AutoModelForDepthEstimation", "AutoBackbone", "AutoImageProcessor")
+    code = dict(auto_map={name: "evil.Evil" for name in names})
+    inner = dict(backbone_config=dict(model_type="bert", _name_or_path=str(tmp_path / "inner"), **code))
+    folders = [
+        planted(
+            tmp_path / "auto", dict(model_type="x", architectures=["AutoModelForDepthEstimation"], **code)
+        ),
+        planted(tmp_path / "own", dict(model_type="x", architectures=["EvilForDepthEstimation"], **code)),
+        planted(tmp_path / "inner", inner),
+        planted(tmp_path / "boxes", dict(model_type="bert"), **code),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", HOSTILE, *folders],
+        input="y\n" * 20,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env=os.environ | dict(HF_HOME=str(tmp_path / "cache"), HF_HUB_OFFLINE="1"),
+    )
+    assert not (tmp_path / "ran").exists()
+    assert done.returncode == 0 and "Do you wish" not in done.stdout, done.stderr
+    told = done.stdout.splitlines()
+    assert len(told) == len(folders)
+    for line, folder in zip(told, folders, strict=True):
+        assert line.startswith(f"told {folder}") and "brings code of its own" in line and "not run" in line
+
+
+def test_code_that_is_not_needed_stays_beside(tmp_path):
+    """Many a publisher's folder has an auto_map from before transformers had its network."""
+    folder = save_folder(depth_anything(transformers), tmp_path / "net", **NORMAL)
+    planted(folder, dict(auto_map={"AutoModelForDepthEstimation": "evil.Evil"}), **NORMAL)
+    size = dict(input_size=(42, 56), map_size=(42, 56))
+    build_teacher(dict(type="huggingface", files=dict(depth=str(folder)), **size))(crops(42, 56))
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('{"image_mean": [0.5', "is no JSON"),
+        ("[1]", "is no JSON object"),
+        ("[" * 100000, "is no JSON"),
+        ('{"image_mean": "abc"}', "'image_mean' is abc, no list of three numbers"),
+        ('{"image_mean": 0.5}', "'image_mean' is 0.5, no list"),
+        ('{"image_std": [0.5, 0.5]}', r"'image_std' is \[0.5, 0.5\], no list"),
+        ('{"image_std": [0.5, 0.5, "a"]}', "'image_std' is .*, no list"),
+        ('{"image_std": [0.5, NaN, 0.5]}', "'image_std' is .*, no list"),
+        ('{"image_std": [0.5, 0, 0.5]}', "'image_std' is .*, not above zero"),
+        (f'{{"image_mean": [0.5, 0.5, 1{"0" * 400}]}}', "'image_mean' is .*, no list"),
+    ],
+    ids=lambda text: text[:30],
+)
+def test_preprocessing_that_says_nothing_of_use_is_one_line(tmp_path, text, told):
+    folder = folder_with(tmp_path, dict(model_type="dpt", architectures=["DPTForDepthEstimation"]))
+    (Path(folder) / "preprocessor_config.json").write_text(text)
+    with pytest.raises(SagecacheError, match=f"preprocessor_config.json: {told}") as caught:
+        build_teacher(dict(type="huggingface", files=dict(depth=folder)))
+    assert caught.value.fix and len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("labels", [["person"], {"a": "person"}, {"-1": "person"}, "person"])
+def test_classes_that_have_no_index_are_told(tmp_path, labels):
+    config = dict(architectures=["Sapiens2ForSemanticSegmentation"], id2label=labels)
+    with pytest.raises(SagecacheError, match="config.json: 'id2label' is no object of names by index"):
+        reader_of(Path(folder_with(tmp_path, config)), "mask")
+
+
+def test_a_person_beyond_the_classes_is_told(tmp_path):
+    config = dict(architectures=["Sapiens2ForSemanticSegmentation"], id2label={"9": "person"})
+    read = reader_of(Path(folder_with(tmp_path, config)), "mask")
+    with pytest.raises(SagecacheError, match="its class 'person' is 9 of 3"):
+        read(SimpleNamespace(logits=torch.zeros(1, 3, 2, 2)))
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    network = depth_anything(transformers)
+    network.head.conv1.weight.data[0, 0, 0, 0] = float("nan")
+    folder = save_folder(network, tmp_path / "net", **NORMAL)
+    with pytest.raises(SagecacheError, match="net, head.conv1.weight: its values are not all finite"):
+        load_folder(folder, "depth")

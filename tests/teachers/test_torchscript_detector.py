@@ -106,3 +106,64 @@ def test_wrong_files_are_told(file, tmp_path):
     (tmp_path / "text.pt").write_text("no network")
     with pytest.raises(SagecacheError, match="text.pt: not a readable TorchScript"):
         build_detector(dict(type="torchscript", path=str(tmp_path / "text.pt")))([picture()])
+
+
+class Shapes(nn.Module):
+    """Answers of any shapes, the first of the batch's size."""
+
+    first: list[int]
+    second: list[int]
+
+    def __init__(self, first: list[int], second: list[int]) -> None:
+        super().__init__()
+        self.first, self.second = first, second
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [torch.ones([len(x)] + self.first), torch.ones(self.second)]
+
+
+class Numbers(nn.Module):
+    def forward(self, x: Tensor) -> tuple[int, Tensor, Tensor]:
+        return 3, torch.ones(len(x), 2, 4), torch.ones(len(x), 2)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ([7, 4], [1, 6]),
+        ([7, 4], [2, 7]),
+        ([7, 4], [7]),
+        ([7, 4], [1, 6, 80]),
+        ([7, 4], [1, 7, 80, 1]),
+        ([7, 5], [1, 7, 80]),
+        ([7, 5], []),
+        ([7, 6], [1, 7]),
+        ([4], [1, 4]),
+    ],
+)
+def test_answers_of_other_shapes_are_named(file, first, second):
+    detector = build_detector(dict(type="torchscript", path=file(Shapes(first, second)), input_size=SIZE))
+    with pytest.raises(SagecacheError, match="net.pt: the file returns .*expected boxes") as caught:
+        detector([picture()])
+    assert str((1, *first)) in str(caught.value) and str(tuple(second)) in str(caught.value)
+
+
+def test_answers_that_are_no_tensors_are_named(file):
+    detector = build_detector(dict(type="torchscript", path=file(Numbers()), input_size=SIZE))
+    with pytest.raises(SagecacheError, match=r"the file returns \['int', \(1, 2, 4\)\], expected .* B is 1"):
+        detector([picture()])
+
+
+@pytest.mark.parametrize("person", [2, -1])
+def test_a_person_beyond_the_classes_is_told(file, person):
+    options = dict(input_size=SIZE, person=person)
+    detector = build_detector(dict(type="torchscript", path=file(Bright("classes")), **options))
+    with pytest.raises(SagecacheError, match=f"net.pt: person is class {person}, the file has 2 classes"):
+        detector([picture()])
+
+
+def test_a_file_that_finds_nothing_finds_nobody(file):
+    ((boxes, scores),) = build_detector(
+        dict(type="torchscript", path=file(Shapes([0, 4], [1, 0])), input_size=SIZE)
+    )([picture()])
+    assert boxes.shape == (0, 4) and scores.shape == (0,)
