@@ -87,7 +87,7 @@ def check_command(
 
 def list_networks(project: Project) -> list[dict]:
     """One dict for each file of data.py's teacher and detector, and one for each that has none."""
-    from sagecache.models.identify import SAPIENS
+    from sagecache.models.identify import SAPIENS, licence_of
 
     rows = []
     for role, config in (("teacher", project.data.teacher), ("detector", project.data.detector)):
@@ -95,7 +95,8 @@ def list_networks(project: Project) -> list[dict]:
         files = dict(config.get("files") or {}) or ({"": config["path"]} if config.get("path") else {})
         for output, path in files.items() or [("", None)]:
             row = dict(network=role, type=kind, gives=output, file=path or "in the package", GB="")
-            row["licence"] = SAPIENS if kind == "sapiens" or "sapiens" in str(path).lower() else ""
+            known = None if path is None else licence_of(Path(path))
+            row["licence"] = SAPIENS if kind == "sapiens" else known or ""
             if path is not None:
                 row["GB"] = f"{_size(Path(path)) / 1e9:.2f}" if Path(path).exists() else "missing"
             rows.append(row)

@@ -70,8 +70,17 @@ def identify(path: Path) -> Identity:
     if any(name.startswith(TRAINED) for name in state):
         return Identity("a checkpoint of sagecache's training, student and EMA teacher", "training", **count)
     state, done = from_public(state)
-    licence = SAPIENS if "sapiens" in path.name.lower() or "decode_head.conv_seg.weight" in state else None
-    return replace(_network(state, path), **count, done=tuple(done), licence=licence)
+    own = SAPIENS if "decode_head.conv_seg.weight" in state else None
+    return replace(_network(state, path), **count, done=tuple(done), licence=licence_of(path) or own)
+
+
+def licence_of(path: Path) -> str | None:
+    """What is known of a licence by the file's or folder's own name; the folders around it say nothing.
+
+    Sapiens2 has its own. ('sapiens_2b' is v1, of two billion parameters.)
+    """
+    name = path.name.lower()
+    return OTHERS["sapiens2"] if "sapiens2" in name else SAPIENS if "sapiens" in name else None
 
 
 def _network(state: Mapping[str, Tensor], path: Path) -> Identity:
@@ -117,7 +126,7 @@ def _name_of(arch: Arch, path: Path) -> str:
     """Sapiens' or ViTPose's size; some are the same network, and then the file's name decides."""
     names = [name for name, known in ARCHS.items() if known == arch]
     if len(names) > 1:
-        prefix = "sapiens" if "sapiens" in path.name.lower() else "vitpose"
+        prefix = "sapiens" if licence_of(path) == SAPIENS else "vitpose"
         names = [name for name in names if name.startswith(prefix)]
     return names[0] if names else f"{arch.num_layers} blocks of {arch.embed_dims}"
 
@@ -226,10 +235,10 @@ def _folder(path: Path) -> Identity:
     role, output = next((found for suffix, found in TASKS.items() if named.endswith(suffix)), (None, None))
     state = read_tensors(path)
     count = dict(tensors=len(state), parameters=sum(value.numel() for value in state.values()))
-    licence = OTHERS.get(str(config.get("model_type")))
+    licence = OTHERS.get(str(config.get("model_type"))) or licence_of(path)
     if named == "VitPoseForPoseEstimation":
         state, done = from_public(unwrapped(state))
-        return replace(_network(state, path), **count, done=tuple(done))
+        return replace(_network(state, path), **count, done=tuple(done), licence=licence)
     if role == "teacher":
         settings = dict(type="huggingface", files={output: str(path)})
         return Identity(f"Hugging Face {named}", role, output, **count, licence=licence, settings=settings)

@@ -80,3 +80,14 @@ def test_the_projects_networks_are_listed(folder, depth_file):
     rows = json.loads(sagecache(folder, "teachers", "ls", "--json").stdout)
     assert [row["GB"] for row in rows] == ["0.00", "missing", ""]
     assert "no commercial use" in rows[0]["licence"]
+
+
+def test_the_folder_around_a_network_is_not_its_licence(tmp_path):
+    folder = write_dots_project(tmp_path / "nk_sapiens")
+    lines = """
+teacher = dict(type="huggingface", files=dict(normal="checkpoints/sapiens2_0.4b_normal"))
+detector = dict(type="huggingface", path="checkpoints/rtdetr_v2_r50vd")
+"""
+    (folder / "data.py").write_text((folder / "data.py").read_text() + lines)
+    normal, boxes = json.loads(sagecache(folder, "teachers", "ls", "--json").stdout)
+    assert normal["licence"].startswith("Sapiens2's own") and boxes["licence"] == ""

@@ -1,6 +1,7 @@
 """Weight files are told apart by names and shapes; what is missing or left over is named."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from public_networks import WIDTH, depth_anything, sapiens_state, vit_state, yol
 from torch import nn
 
 from sagecache.errors import SagecacheError
-from sagecache.models.identify import identify
+from sagecache.models.identify import SAPIENS, identify, licence_of
 from sagecache.models.public_weights import to_hugging_face
 from sagecache.models.vit import VisionTransformer
 
@@ -109,3 +110,22 @@ def test_other_files(tmp_path):
     assert unknown.role is None and "encoder" in unknown.what
     with pytest.raises(SagecacheError, match="no such checkpoint"):
         identify(tmp_path / "gone.pth")
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("sapiens_2b_x.pth", SAPIENS),
+        ("Sapiens-lite_1b.pt2", SAPIENS),
+        ("sapiens2_1b_normal.safetensors", "Sapiens2's own"),
+        ("configs/nk_sapiens/rtdetr_v2", None),
+        ("sapiens_v1/depth_anything.pth", None),
+    ],
+)
+def test_a_licence_goes_by_the_files_own_name(path, told):
+    known = licence_of(Path(path))
+    assert known is None if told is None else known.startswith(told)
+
+
+def test_a_sapiens2_backbone_has_its_own_licence(tmp_path):
+    assert "Sapiens2" in identify(save(tmp_path, vit_state(GRID), "sapiens2_0.4b.pth")).licence
