@@ -124,6 +124,19 @@ def load_folder(folder: Path, output: str) -> Reader:
 
 def load_network(folder: Path) -> nn.Module:
     """The network of a folder, float32, in evaluation mode, nothing left random. Raises SagecacheError."""
+    network, report = load_with_report(folder)
+    gaps = [f"{what.replace('_', ' ')} {', '.join(names[:3])}" for what, names in report.items()]
+    if gaps:
+        raise SagecacheError(
+            f"its weights don't fit {type(network).__name__}: {'; '.join(gaps)}",
+            file=folder,
+            fix="Download it anew.",
+        )
+    return network
+
+
+def load_with_report(folder: Path) -> tuple[nn.Module, dict[str, list[str]]]:
+    """As `load_network`, whatever the names; beside it {'missing_keys', …: names}, {} where all match."""
     name = architecture(folder)
     try:
         with warnings.catch_warnings():
@@ -136,16 +149,7 @@ def load_network(folder: Path) -> nn.Module:
         raise SagecacheError(
             f"transformers can't load it: {told}", file=folder, fix="Download it anew."
         ) from error
-    gaps = [
-        f"{what.replace('_', ' ')} {', '.join(sorted(map(str, keys))[:3])}"
-        for what, keys in report.items()
-        if keys
-    ]
-    if gaps:
-        raise SagecacheError(
-            f"its weights don't fit {name}: {'; '.join(gaps)}", file=folder, fix="Download it anew."
-        )
-    return network.eval()
+    return network.eval(), {what: sorted(map(str, keys)) for what, keys in report.items() if keys}
 
 
 def reader_of(folder: Path, output: str) -> Callable[[Any], Tensor]:

@@ -101,7 +101,8 @@ def test_a_vitpose_of_hugging_face_is_a_student(tmp_path):
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_other_files(tmp_path):
     torch.jit.script(nn.Conv2d(3, 1, 1)).save(str(tmp_path / "net.pt2"))
-    assert "TorchScript" in identify(tmp_path / "net.pt2").what
+    script = identify(tmp_path / "net.pt2")
+    assert script.role == "program" and "TorchScript" in script.what and script.settings is None
     ours = {f"{part}.backbone.a": torch.zeros(1) for part in ("student", "ema_teacher")}
     assert identify(save(tmp_path, ours)).role == "training"
     hrnet = {"backbone.stage2.weight": torch.zeros(1), "head.final_layer.weight": torch.zeros(17, 1, 1, 1)}
