@@ -60,6 +60,12 @@ def ls_command(project: Project, as_json: bool) -> None:
 @click.argument("path", metavar="FILE", type=click.Path(exists=True))
 @project_option
 @click.option("--size", default=None, metavar="WxH", help="Pixels of the network's input. Default: its own.")
+@click.option(
+    "--as",
+    "role",
+    type=click.Choice(["depth", "normal", "mask", "detector"]),
+    help="What a TorchScript file is. Default: depth where it gives one channel, normal where three.",
+)
 @click.option("--image", type=click.Path(exists=True, dir_okay=False), help="Look at this picture.")
 @click.option("--split", help="Look at the first person of this split. Default: one with annotated boxes.")
 @click.option(
@@ -73,7 +79,8 @@ def check_command(
 ) -> None:
     """What a weight file is, whether all its names match, what it needs, and what it says of one picture.
 
-    Exit 1 where names don't match or the network can't be used here.
+    A TorchScript file is a program: it is loaded and run, as precompute does. Exit 1 where names don't match
+    or the network can't be used here: only what ran is usable.
     """
     from sagecache.cli.teachers_check import check, findings
 
@@ -87,7 +94,7 @@ def check_command(
 
 def list_networks(project: Project) -> list[dict]:
     """One dict for each file of data.py's teacher and detector, and one for each that has none."""
-    from sagecache.models.identify import SAPIENS
+    from sagecache.models.identify import SAPIENS, licence_of
 
     rows = []
     for role, config in (("teacher", project.data.teacher), ("detector", project.data.detector)):
@@ -95,7 +102,8 @@ def list_networks(project: Project) -> list[dict]:
         files = dict(config.get("files") or {}) or ({"": config["path"]} if config.get("path") else {})
         for output, path in files.items() or [("", None)]:
             row = dict(network=role, type=kind, gives=output, file=path or "in the package", GB="")
-            row["licence"] = SAPIENS if kind == "sapiens" or "sapiens" in str(path).lower() else ""
+            known = None if path is None else licence_of(Path(path))
+            row["licence"] = SAPIENS if kind == "sapiens" else known or ""
             if path is not None:
                 row["GB"] = f"{_size(Path(path)) / 1e9:.2f}" if Path(path).exists() else "missing"
             rows.append(row)

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sagecache.errors import SagecacheError
 
 if TYPE_CHECKING:
-    import numpy as np
+    from torch import Tensor, nn
 
     from sagecache.models.identify import Identity
     from sagecache.project import Project
 
-FACING = 0.9  # share of a person's normals that look at the camera, in axes that are right
 SHOWN = 6  # names of a gap
 
 
@@ -23,26 +22,121 @@ def check(
     project: Project,
     path: Path,
     size: str | None = None,
+    role: str | None = None,
     image: str | None = None,
     split: str | None = None,
     output: str | None = None,
     device: str = "cpu",
 ) -> dict[str, Any]:
-    """What `findings` tells, as JSON. Raises SagecacheError for a file that is cut, foreign or holds code."""
-    from sagecache.models.identify import identify
+    """What `findings` tells, as JSON. Raises SagecacheError for a file that is cut, foreign or holds code.
 
-    found = identify(path)
-    summary = asdict(found) | dict(file=str(path), usable=found.role is not None and not found.gaps)
+    role: 'depth', 'normal', 'mask' or 'detector': what a TorchScript file is; of others it is compared.
+    usable: every name that there is to compare matches, and a teacher or a detector ran.
+    """
+    from sagecache.cli.teachers_look import look_at_boxes, look_at_maps, person_of
+    from sagecache.models.identify import identify_with_state
+    from sagecache.teachers.registry import build_detector, build_teacher
+
     width_height = _parsed(size)
-    summary["memory"] = _memory(found, width_height)
-    if found.role == "teacher" and summary["usable"]:
-        settings = dict(found.settings) | dict(device=device)
-        if width_height:
-            settings |= dict(input_size=width_height, map_size=tuple(side // 4 for side in width_height))
-        if settings["type"] != "torchscript":
-            picture = Path(output or f"{path.name}.png")
-            summary["says"] = _look(project, settings, image, split, picture) | dict(picture=str(picture))
-    return summary
+    found, state = identify_with_state(path)
+    sapiens = found.role == "teacher" and found.settings["type"] == "sapiens"
+    _expect(found, role, path)
+    networks: dict[str, nn.Module] = {}
+    says: dict[str, str] = {}
+    if found.role == "program":
+        found, networks, says = _program(found, path, role, width_height, device)
+    elif found.role in ("teacher", "detector") and found.settings["type"] == "huggingface":
+        found, networks = _folder(found, path, device)
+    summary = asdict(found) | dict(
+        file=str(path), memory=_memory(found, state if sapiens else {}, width_height)
+    )
+    runs = found.role in ("teacher", "detector")
+    ran = not runs
+    if runs and not found.gaps:
+        person, picture = person_of(project, image, split), Path(output or f"{path.name}.png")
+        settings = _sized(found, width_height) | dict(device=device)
+        if found.role == "teacher":
+            teacher = build_teacher(settings)
+            if sapiens:
+                networks = {found.output: teacher.network(found.output, path, state)}
+            teacher.adopt(networks)
+            seen, ran = look_at_maps(teacher, person, picture, teacher.settings.normal_axes)
+        else:
+            seen, summary["boxes"] = look_at_boxes(build_detector(settings), person, picture)
+            ran = True
+        says |= seen | dict(picture=str(picture))
+    if says:
+        summary["says"] = says
+    return summary | dict(usable=found.role not in (None, "program") and not found.gaps and ran)
+
+
+def _expect(found: Identity, role: str | None, path: Path) -> None:
+    """Raise SagecacheError where --as says something else than the file itself."""
+    own = found.output if found.role == "teacher" else found.role
+    if role is not None and found.role != "program" and role != own:
+        raise SagecacheError(
+            f"is {found.what}, not a network for {role}", file=path, fix="Leave out --as: this file says it."
+        )
+
+
+def _program(
+    found: Identity, path: Path, role: str | None, size: tuple[int, int] | None, device: str
+) -> tuple[Identity, dict[str, nn.Module], dict[str, str]]:
+    """A TorchScript file, loaded: as what it is to run, its network, and what was told without a person.
+
+    The role stays 'program' where neither --as nor the number of channels says what it is.
+    """
+    from sagecache.teachers.torchscript import (
+        TorchScriptSettings,
+        load_torchscript,
+        outputs_by_channels,
+        returned_shapes,
+    )
+
+    module = load_torchscript(path, device)
+    parameters = sum(one.numel() for one in module.parameters())
+    found = replace(found, tensors=len(module.state_dict()), parameters=parameters)
+    if role == "detector":
+        settings = dict(type="torchscript", path=str(path))
+        return replace(found, what=f"{found.what}, a detector", role=role, settings=settings), {}, {}
+    says, outputs = {}, (role,) if role else ()
+    if role is None:
+        shapes = returned_shapes(module, path, size or TorchScriptSettings.input_size)
+        outputs, says = outputs_by_channels(shapes), dict(gives=" and ".join(map(str, shapes)))
+    if not outputs:
+        says["use"] = "say what it is: --as depth, normal, mask or detector"
+        return found, {}, says
+    if len(outputs) == 1:
+        settings, networks = dict(type="torchscript", files={outputs[0]: str(path)}), {outputs[0]: module}
+    else:
+        settings, networks = dict(type="torchscript", path=str(path), outputs=outputs), {"all": module}
+    what = f"{found.what}, {' and '.join(outputs)}{'' if role else ' by its channels'}"
+    return replace(found, what=what, role="teacher", output=outputs[0], settings=settings), networks, says
+
+
+def _folder(found: Identity, path: Path, device: str) -> tuple[Identity, dict[str, nn.Module]]:
+    """A Hugging Face folder, loaded: its names compared by transformers, and a teacher's network."""
+    from sagecache.teachers.huggingface import Reader, load_with_report, reader_of
+
+    network, report = load_with_report(path)
+    gaps = tuple(f"{what.removesuffix('_keys')} {name}" for what, names in report.items() for name in names)
+    if found.role == "detector":
+        return replace(found, gaps=gaps), {}
+    reader = Reader(network, reader_of(path, found.output)).to(device)
+    return replace(found, gaps=gaps), {found.output: reader}
+
+
+def _sized(found: Identity, size: tuple[int, int] | None) -> dict[str, Any]:
+    """Settings of data.py for an input size; detectors of Hugging Face have the one of their folder."""
+    settings = dict(found.settings)
+    if found.role == "teacher" and found.output == "mask":
+        settings["mask"] = "network"
+    if size is None or (found.role == "detector" and settings["type"] == "huggingface"):
+        return settings
+    settings["input_size"] = size
+    if found.role == "teacher":
+        settings["map_size"] = tuple(side // 4 for side in size)
+    return settings
 
 
 def findings(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -78,109 +172,17 @@ def _parsed(size: str | None) -> tuple[int, int] | None:
     return int(width), int(height)
 
 
-def _memory(found: Identity, size: tuple[int, int] | None) -> list[str]:
-    """What weights take, and what a crop takes on its way through a network that is known here."""
+def _memory(found: Identity, state: Mapping[str, Tensor], size: tuple[int, int] | None) -> list[str]:
+    """What weights take; and of a Sapiens network, whose tensors are given, a crop on its way through it."""
     if not found.parameters:
         return []
     gib = found.parameters / 2**30
     told = [f"weights {4 * gib:.2f} GiB in float32, {2 * gib:.2f} in bfloat16"]
-    network = _network(found, size)
-    if network is not None:
-        build, (width, height) = network
+    if state:
         from sagecache.models.footprint import footprint
+        from sagecache.models.identify import network_of
 
+        build, (width, height) = network_of(state, size)
         widest = footprint(build, (1, 3, height, width), train=False).widest
         told.append(f"a crop of {width}x{height} {widest / 2**30:.2f} GiB more in float32, without gradients")
     return told
-
-
-def _network(found: Identity, size: tuple[int, int] | None):
-    """(build, (width, height)) of a ViT with or without a dense head; None for another network."""
-    from sagecache.models.identify import network_of
-
-    path = next(iter((found.settings or {}).get("files", {}).values()), None)
-    return None if path is None or found.settings["type"] != "sapiens" else network_of(Path(path), size)
-
-
-def _look(
-    project: Project, settings: dict[str, Any], image: str | None, split: str | None, picture: Path
-) -> dict[str, str]:
-    """Run a teacher on one crop, write what it says as a picture, and tell what can be told without truth."""
-    import cv2
-
-    from sagecache.teachers.registry import build_teacher
-    from sagecache.visualization.draw import colour_depth, colour_normals, draw_mask
-    from sagecache.visualization.sheet import Tile, grid
-
-    output = next(iter(settings["files"]))
-    teacher = build_teacher(settings | (dict(mask="network") if output == "mask" else {}))
-    crop, mask = _crop(project, teacher.spec.input_size, image, split)
-    maps = {name: value[0].float().cpu().numpy() for name, value in teacher(crop[None]).items()}
-    size = teacher.spec.map_size
-    small = cv2.resize(crop, size, interpolation=cv2.INTER_AREA)
-    body = cv2.resize(mask.astype("uint8"), size, interpolation=cv2.INTER_NEAREST) > 0
-    told, tiles = {"looked at": f"a crop of {crop.shape[1]}x{crop.shape[0]}"}, [Tile(small, "crop")]
-    if output == "depth":
-        seen, span = colour_depth(maps["depth"][0], body)
-        tiles.append(Tile(seen, f"depth ({teacher.spec.depth_kind}), near is red"))
-        told["depth"] = f"{teacher.spec.depth_kind}, {teacher.spec.unit}; from {span[0]:.3g} to {span[1]:.3g}"
-    elif output == "normal":
-        tiles.append(Tile(colour_normals(maps["normal"], body), "normals"))
-        told["normals"] = _facing(maps["normal"], body, settings.get("normal_axes", "opengl"))
-    else:
-        tiles.append(Tile(draw_mask(small, maps["mask"][0] > 0.5), "mask"))
-        told["mask"] = f"{100 * (maps['mask'][0] > 0.5).mean():.0f} % of the crop"
-    cv2.imwrite(str(picture), grid(tiles, len(tiles))[..., ::-1])
-    return told
-
-
-def _facing(normal: np.ndarray, body: np.ndarray, axes: str) -> str:
-    share = float((normal[2][body] < 0).mean())
-    told = f"{100 * share:.0f} % look at the camera with normal_axes='{axes}'"
-    return told if share > FACING else f"{told}: these axes are wrong, or it saw no person"
-
-
-def _crop(
-    project: Project, size: tuple[int, int], image: str | None, split: str | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """A teacher's crop (H, W, 3) of a person, RGB, and where in it the box is (H, W) bool."""
-    import numpy as np
-
-    from sagecache.data.coco import read_image
-    from sagecache.data.views import warp_image
-    from sagecache.geometry.affine import apply_affine, crop_affine
-
-    if image is not None:
-        pixels = read_image(Path(image))
-        bbox, padding = (-0.5, -0.5, float(pixels.shape[1]), float(pixels.shape[0])), 1.0
-    else:
-        instance = _first_person(project, split)
-        pixels, bbox, padding = read_image(instance.path), instance.bbox, project.data.crop.padding
-    crop_from_image = crop_affine(bbox, size, padding)
-    x, y, width, height = bbox
-    left_top, right_bottom = apply_affine(crop_from_image, np.array([[x, y], [x + width, y + height]]))
-    columns, rows = np.arange(size[0]), np.arange(size[1])[:, None]
-    inside = (
-        (columns >= left_top[0])
-        & (columns <= right_bottom[0])
-        & (rows >= left_top[1])
-        & (rows <= right_bottom[1])
-    )
-    return warp_image(pixels, crop_from_image, size), inside
-
-
-def _first_person(project: Project, split: str | None):
-    from sagecache.cli.actions import ensure
-
-    if split is None:
-        boxed = [name for name, one in project.data.splits.items() if one.boxes == "annotations"]
-        if not boxed:
-            raise SagecacheError(
-                "no split has annotated boxes", fix="Give --split, or a picture: --image FILE."
-            )
-        split = "val" if "val" in boxed else boxed[0]
-    ensure(project, project.split_requirements(split))
-    instances = project.instances(split)
-    if not instances:
-        raise SagecacheError(f"split '{split}' has no person", fix="Give a picture: --image FILE.")
-    return instances[0]

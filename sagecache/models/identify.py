@@ -40,8 +40,9 @@ TASKS = {  # suffix of an architecture: (what it serves as, output of a teacher)
 
 @dataclass(frozen=True)
 class Identity:
-    """what: in words. role: 'teacher', 'detector', 'student' (whole), 'start' (a backbone), 'training' (a
-    checkpoint of this project) or None (nobody here knows it). output: of a teacher.
+    """what: in words. role: 'teacher', 'detector', 'program' (TorchScript: a run tells which of the two),
+    'student' (whole), 'start' (a backbone), 'training' (a checkpoint of this project) or None (nobody here
+    knows it). output: of a teacher.
 
     tensors, parameters: how many the file holds. gaps: names that are missing, left over or misshapen, () if
     all fit, None where there was nothing to compare with. done: what is changed when it is loaded.
@@ -63,22 +64,42 @@ def identify(path: Path) -> Identity:
     """Raises SagecacheError for a file that can't be read, that is cut, or that holds code, and for shapes
     that no network has.
     """
+    return identify_with_state(path)[0]
+
+
+def identify_with_state(path: Path) -> tuple[Identity, dict[str, Tensor]]:
+    """As `identify`; beside it the tensors as `read_tensors` gave them, {} of an archive with code."""
+    path = Path(path)
     with about(path):
-        return _identify(Path(path))
+        return _identify(path)
 
 
-def _identify(path: Path) -> Identity:
-    if path.is_dir() and (path / "config.json").is_file():
-        return _folder(path)
+def _identify(path: Path) -> tuple[Identity, dict[str, Tensor]]:
     if (archive := _archive(path)) is not None:
-        return archive
-    state = unwrapped(read_tensors(path))
+        return archive, {}
+    state = read_tensors(path)
+    if path.is_dir() and (path / "config.json").is_file():
+        return _folder(path, state), state
+    return _file(path, unwrapped(state)), state
+
+
+def _file(path: Path, state: Mapping[str, Tensor]) -> Identity:
+    """A checkpoint by its tensors and its name."""
     count = dict(tensors=len(state), parameters=sum(value.numel() for value in state.values()))
     if any(name.startswith(TRAINED) for name in state):
         return Identity("a checkpoint of sagecache's training, student and EMA teacher", "training", **count)
     state, done = from_public(state)
-    licence = SAPIENS if "sapiens" in path.name.lower() or "decode_head.conv_seg.weight" in state else None
-    return replace(_network(state, path), **count, done=tuple(done), licence=licence)
+    own = SAPIENS if "decode_head.conv_seg.weight" in state else None
+    return replace(_network(state, path), **count, done=tuple(done), licence=licence_of(path) or own)
+
+
+def licence_of(path: Path) -> str | None:
+    """What is known of a licence by the file's or folder's own name; the folders around it say nothing.
+
+    Sapiens2 has its own. ('sapiens_2b' is v1, of two billion parameters.)
+    """
+    name = path.name.lower()
+    return OTHERS["sapiens2"] if "sapiens2" in name else SAPIENS if "sapiens" in name else None
 
 
 def _network(state: Mapping[str, Tensor], path: Path) -> Identity:
@@ -124,7 +145,7 @@ def _name_of(arch: Arch, path: Path) -> str:
     """Sapiens' or ViTPose's size; some are the same network, and then the file's name decides."""
     names = [name for name, known in ARCHS.items() if known == arch]
     if len(names) > 1:
-        prefix = "sapiens" if "sapiens" in path.name.lower() else "vitpose"
+        prefix = "sapiens" if licence_of(path) == SAPIENS else "vitpose"
         names = [name for name in names if name.startswith(prefix)]
     return names[0] if names else f"{arch.num_layers} blocks of {arch.embed_dims}"
 
@@ -214,14 +235,13 @@ def _archive(path: Path) -> Identity | None:
     """TorchScript and torch.export write zips with code beside the weights; None for any other file."""
     if not path.is_file() or not zipfile.is_zipfile(path):
         return None
-    with zipfile.ZipFile(path) as archive:
-        names = [name.split("/", 1)[-1] for name in archive.namelist()]
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name.split("/", 1)[-1] for name in archive.namelist()]
+    except zipfile.BadZipFile:
+        return None  # who reads its tensors says what is wrong
     if "constants.pkl" in names and any(name.startswith("code/") for name in names):
-        return Identity(
-            "a TorchScript file; what it gives shows when it runs",
-            "teacher",
-            settings=dict(type="torchscript"),
-        )
+        return Identity("a TorchScript file", "program", licence=licence_of(path))
     if any(name.startswith(("serialized_exported_program", "models/")) for name in names):
         return Identity(
             "a program of torch.export, which is not run here: take the publisher's TorchScript file"
@@ -229,17 +249,16 @@ def _archive(path: Path) -> Identity | None:
     return None
 
 
-def _folder(path: Path) -> Identity:
-    """A Hugging Face folder by its config.json."""
+def _folder(path: Path, state: Mapping[str, Tensor]) -> Identity:
+    """A Hugging Face folder by its config.json; transformers compares names, when it loads them."""
     config = read_config(path)
     named = ", ".join(architectures(path)) or "no architecture"
     role, output = next((found for suffix, found in TASKS.items() if named.endswith(suffix)), (None, None))
-    state = read_tensors(path)
     count = dict(tensors=len(state), parameters=sum(value.numel() for value in state.values()))
-    licence = OTHERS.get(str(config.get("model_type")))
+    licence = OTHERS.get(str(config.get("model_type"))) or licence_of(path)
     if named == "VitPoseForPoseEstimation":
         state, done = from_public(unwrapped(state))
-        return replace(_network(state, path), **count, done=tuple(done))
+        return replace(_network(state, path), **count, done=tuple(done), licence=licence)
     if role == "teacher":
         settings = dict(type="huggingface", files={output: str(path)})
         return Identity(f"Hugging Face {named}", role, output, **count, licence=licence, settings=settings)
@@ -256,13 +275,12 @@ def _folder(path: Path) -> Identity:
 
 
 def network_of(
-    path: Path, size: tuple[int, int] | None = None
+    state: Mapping[str, Tensor], size: tuple[int, int] | None = None
 ) -> tuple[Callable[[], SapiensNetwork], tuple[int, int]]:
-    """(build, (width, height)) of Sapiens' dense network in a file, for its own input size or another."""
-    with about(path):
-        state, _ = from_public(unwrapped(read_tensors(path)))
-        height, width = (size[1], size[0]) if size else _img_size(state)
-        arch = arch_of_state(state)
+    """(build, (width, height)) of the dense network of a file's tensors, for its own size or another."""
+    state, _ = from_public(unwrapped(state))
+    height, width = (size[1], size[0]) if size else _img_size(state)
+    arch = arch_of_state(state)
     return lambda: SapiensNetwork(VisionTransformer(arch, (height, width)), dense_head_of(state)), (
         width,
         height,

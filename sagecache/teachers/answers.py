@@ -129,6 +129,7 @@ class NetworkTeacher:
         self, name: str, settings: AnswerSettings, paths: Mapping[str, Path], hashes: Mapping[str, str]
     ) -> None:
         self.settings, self._paths, self._hashes = settings, dict(paths), dict(hashes)
+        self._adopted: dict[str, nn.Module] = {}
         with_mask = settings.returned if settings.mask == "network" else (*settings.returned, "mask")
         self.spec = TeacherSpec(
             name=name,
@@ -143,6 +144,10 @@ class NetworkTeacher:
     def load(self, output: str, path: Path) -> nn.Module:
         """The network of one file, on settings.device, in evaluation mode. Raises SagecacheError."""
         raise NotImplementedError
+
+    def adopt(self, networks: Mapping[str, nn.Module]) -> None:
+        """Use networks of the files, as `load` gives them, that the caller has loaded already."""
+        self._adopted = dict(networks)
 
     def unpack(self, answers: Mapping[str, object]) -> Mapping[str, object]:
         """{output: raw map} of {file's output: what the network returned}."""
@@ -163,7 +168,10 @@ class NetworkTeacher:
 
     @cached_property
     def _modules(self) -> dict[str, nn.Module]:
-        modules = {name: self.load(name, path) for name, path in self._paths.items()}
+        modules = {
+            name: self._adopted[name] if name in self._adopted else self.load(name, path)
+            for name, path in self._paths.items()
+        }
         if self.settings.precision == "bfloat16":
             modules = {name: module.to(torch.bfloat16) for name, module in modules.items()}
         return modules
@@ -187,7 +195,11 @@ class NetworkTeacher:
         weight = next((p for p in module.parameters() if p.is_floating_point()), images)
         try:
             return module(images.to(weight.dtype))
-        except (RuntimeError, ValueError) as error:  # a script wraps whatever goes wrong inside
+        except (
+            RuntimeError,
+            ValueError,
+            torch.jit.Error,
+        ) as error:  # the last is what a script raises itself
             reason = [line for line in str(error).strip().splitlines() if line.strip()][-1]
             raise SagecacheError(
                 f"the network failed on a batch {tuple(images.shape)}: {reason}",

@@ -128,6 +128,19 @@ def load_folder(folder: Path, output: str) -> Reader:
 
 def load_network(folder: Path) -> nn.Module:
     """The network of a folder, float32, in evaluation mode, nothing left random. Raises SagecacheError."""
+    network, report = load_with_report(folder)
+    gaps = [f"{what.replace('_', ' ')} {', '.join(names[:3])}" for what, names in report.items()]
+    if gaps:
+        raise SagecacheError(
+            f"its weights don't fit {type(network).__name__}: {'; '.join(gaps)}",
+            file=folder,
+            fix="Download it anew.",
+        )
+    return network
+
+
+def load_with_report(folder: Path) -> tuple[nn.Module, dict[str, list[str]]]:
+    """As `load_network`, whatever the names; beside it {'missing_keys', …: names}, {} where all match."""
     name = architecture(folder)
     try:
         with warnings.catch_warnings():
@@ -141,15 +154,10 @@ def load_network(folder: Path) -> nn.Module:
             )
     except Exception as error:  # transformers raises what its parts raise
         raise told_of(error, "transformers can't load it", folder) from error
-    gaps = [
-        f"{what.replace('_', ' ')} {', '.join(sorted(map(str, keys))[:3])}"
-        for what, keys in report.items()
-        if keys
-    ]
-    if gaps:
-        raise SagecacheError(f"its weights don't fit {name}: {'; '.join(gaps)}", file=folder, fix=ANEW)
-    check_finite(dict(network.named_parameters()), folder)
-    return network.eval()
+    gaps = {what: sorted(map(str, keys)) for what, keys in report.items() if keys}
+    if not gaps:
+        check_finite(dict(network.named_parameters()), folder)
+    return network.eval(), gaps
 
 
 def told_of(error: Exception, what: str, file: Path) -> SagecacheError:

@@ -6,8 +6,11 @@ weights and for what is made with them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from torch import Tensor
 
 from sagecache.errors import SagecacheError, about
 from sagecache.models.sapiens import SapiensNetwork, sapiens_network
@@ -54,7 +57,11 @@ class SapiensTeacher(NetworkTeacher):
         super().__init__("sapiens", settings, paths, {name: file_hash(path) for name, path in paths.items()})
 
     def load(self, output: str, path: Path) -> SapiensNetwork:
+        return self.network(output, path, read_tensors(path))
+
+    def network(self, output: str, path: Path, state: Mapping[str, Tensor]) -> SapiensNetwork:
+        """The network of an output from a checkpoint's tensors; path names it in errors. As `load`."""
         width, height = self.settings.input_size
         with about(path):
-            net = sapiens_network(read_tensors(path), (height, width), PADDING[output])
+            net = sapiens_network(state, (height, width), PADDING[output])
         return net.to(self.settings.device)

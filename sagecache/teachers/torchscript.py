@@ -7,7 +7,7 @@ defaults are those of Sapiens-lite: crops of 768x1024, relative depth, its own m
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +16,8 @@ import torch
 from sagecache.errors import SagecacheError
 from sagecache.teachers.answers import AnswerSettings, NetworkTeacher
 from sagecache.teachers.base import file_hash
+
+GUESSES = {1: "depth", 3: "normal"}  # output by its channels; more may be classes, boxes or anything
 
 
 @dataclass(frozen=True)
@@ -99,3 +101,37 @@ def load_torchscript(path: Path, device: str) -> torch.jit.ScriptModule:
             file=path,
             fix="Export it with torch.jit.trace or torch.jit.script; a checkpoint of weights does not run.",
         ) from error
+
+
+def returned_shapes(module: torch.jit.ScriptModule, path: Path, size: tuple[int, int]) -> tuple[object, ...]:
+    """What a network returns for one black crop of size (width, height): shapes, names of other types.
+
+    A tuple of one counts as what it holds. Raises SagecacheError where it fails.
+    """
+    weight = next((one for one in module.parameters() if one.is_floating_point()), torch.zeros(()))
+    crop = torch.zeros(1, 3, size[1], size[0], dtype=weight.dtype, device=weight.device)
+    try:
+        with torch.inference_mode():
+            answer = module(crop)
+    except (RuntimeError, ValueError, torch.jit.Error) as error:  # the last is what a script raises itself
+        reason = [line for line in str(error).strip().splitlines() if line.strip()][-1]
+        raise SagecacheError(
+            f"the network failed on a batch {tuple(crop.shape)}: {reason}",
+            file=path,
+            fix="Give the size that it was exported for: --size WxH.",
+        ) from error
+    parts = answer if isinstance(answer, (tuple, list)) else (answer,)
+    return tuple(tuple(one.shape) if isinstance(one, torch.Tensor) else type(one).__name__ for one in parts)
+
+
+def outputs_by_channels(shapes: Sequence[object]) -> tuple[str, ...]:
+    """'depth' for maps (1, 1, h, w) or (1, h, w), 'normal' for three channels; () where one is neither."""
+    outputs = tuple(GUESSES.get(_channels(shape), "") for shape in shapes)
+    return outputs if all(outputs) and len(set(outputs)) == len(outputs) else ()
+
+
+def _channels(shape: object) -> int:
+    """Of a map's shape; 0 of what is no map."""
+    if not isinstance(shape, tuple) or len(shape) not in (3, 4):
+        return 0
+    return shape[1] if len(shape) == 4 else 1

@@ -100,7 +100,7 @@ class TorchScriptDetector:
         mean, std = (pixels.new_tensor(value).view(3, 1, 1) for value in (settings.mean, settings.std))
         try:
             answer = self._module((pixels - mean) / std)
-        except RuntimeError as error:  # TorchScript wraps whatever goes wrong inside
+        except (RuntimeError, torch.jit.Error) as error:  # the last is what a script raises itself
             reason = [line for line in str(error).strip().splitlines() if line.strip()][-1]
             raise SagecacheError(
                 f"the network failed on a batch {tuple(pixels.shape)}: {reason}",

@@ -1,6 +1,7 @@
 """Weight files are told apart by names and shapes; what is missing or left over is named."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from public_networks import WIDTH, depth_anything, sapiens_state, vit_state, yol
 from torch import nn
 
 from sagecache.errors import SagecacheError
-from sagecache.models.identify import identify
+from sagecache.models.identify import SAPIENS, identify, licence_of
 from sagecache.models.public_weights import to_hugging_face
 from sagecache.models.vit import VisionTransformer
 
@@ -100,7 +101,8 @@ def test_a_vitpose_of_hugging_face_is_a_student(tmp_path):
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_other_files(tmp_path):
     torch.jit.script(nn.Conv2d(3, 1, 1)).save(str(tmp_path / "net.pt2"))
-    assert "TorchScript" in identify(tmp_path / "net.pt2").what
+    script = identify(tmp_path / "net.pt2")
+    assert script.role == "program" and "TorchScript" in script.what and script.settings is None
     ours = {f"{part}.backbone.a": torch.zeros(1) for part in ("student", "ema_teacher")}
     assert identify(save(tmp_path, ours)).role == "training"
     hrnet = {"backbone.stage2.weight": torch.zeros(1), "head.final_layer.weight": torch.zeros(17, 1, 1, 1)}
@@ -146,3 +148,22 @@ def test_positions_of_another_width_do_not_fit(tmp_path):
     assert identify(save(tmp_path, state)).gaps == (
         f"backbone.pos_embed is (1, 12, 7), not (1, 12, {WIDTH})",
     )
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("sapiens_2b_x.pth", SAPIENS),
+        ("Sapiens-lite_1b.pt2", SAPIENS),
+        ("sapiens2_1b_normal.safetensors", "Sapiens2's own"),
+        ("configs/nk_sapiens/rtdetr_v2", None),
+        ("sapiens_v1/depth_anything.pth", None),
+    ],
+)
+def test_a_licence_goes_by_the_files_own_name(path, told):
+    known = licence_of(Path(path))
+    assert known is None if told is None else known.startswith(told)
+
+
+def test_a_sapiens2_backbone_has_its_own_licence(tmp_path):
+    assert "Sapiens2" in identify(save(tmp_path, vit_state(GRID), "sapiens2_0.4b.pth")).licence

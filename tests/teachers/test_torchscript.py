@@ -10,6 +10,7 @@ from sagecache.models.convnet import GeometryNet
 from sagecache.store.fingerprint import diff
 from sagecache.teachers.demo import DemoGeometry
 from sagecache.teachers.registry import build_teacher
+from sagecache.teachers.torchscript import load_torchscript, outputs_by_channels, returned_shapes
 from tools.export_torchscript import export
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
@@ -231,3 +232,47 @@ def test_the_exported_demo_network_gives_the_native_targets(tmp_path):
     assert teacher.spec.outputs == native.spec.outputs and teacher.spec.map_size == native.spec.map_size
     for name, value in ours.items():
         torch.testing.assert_close(theirs[name], value, atol=1e-4, rtol=1e-4)
+
+
+class Pair(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, list[int]]:
+        return x[:, 0], [1]
+
+
+class Raises(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[2] == 16:
+            raise ValueError("not that size")
+        return x
+
+
+def test_what_a_file_returns_is_told_by_its_shapes(save):
+    def shapes(module):
+        path = save(module)
+        return returned_shapes(load_torchscript(path, "cpu"), path, (12, 16))
+
+    assert shapes(Red()) == ((1, 1, 16, 12),) and shapes(Scaled()) == ((1, 1, 16, 12),)
+    assert shapes(Both()) == ((1, 1, 16, 12), (1, 3, 16, 12)) and shapes(Pair()) == ((1, 16, 12), "list")
+    with pytest.raises(SagecacheError, match="not that size.*--size"):
+        shapes(Raises())
+
+
+def test_an_error_that_a_script_raises_itself_is_told(save, crops):
+    teacher = build_teacher(dict(type="torchscript", files=dict(depth=save(Raises())), **SIZE))
+    with pytest.raises(SagecacheError, match="model.pt2: the network failed on a batch .*not that size"):
+        teacher(crops)
+
+
+def test_outputs_are_guessed_where_there_is_no_doubt():
+    depth, normal, classes = (1, 1, 8, 6), (1, 3, 8, 6), (1, 28, 8, 6)
+    assert outputs_by_channels([depth]) == outputs_by_channels([(1, 8, 6)]) == ("depth",)
+    assert outputs_by_channels([normal, depth]) == ("normal", "depth")
+    for doubtful in ([classes], [depth, classes], [depth, depth], ["list"], [(1, 3)], []):
+        assert outputs_by_channels(doubtful) == ()
+
+
+def test_a_network_that_is_loaded_is_not_loaded_again(save, crops, monkeypatch):
+    teacher = build_teacher(dict(type="torchscript", files=dict(depth=save(Red())), **SIZE))
+    monkeypatch.setattr(teacher, "load", None)
+    teacher.adopt(dict(depth=Red()))
+    assert torch.equal(teacher(crops)["depth"][0, 0], torch.from_numpy(crops[0, ..., 0]).float())

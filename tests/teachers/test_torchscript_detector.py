@@ -94,6 +94,13 @@ class Fails(nn.Module):
         return x.view(7, 5, -1), x
 
 
+class Raises(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if x.shape[2] == 48:
+            raise ValueError("not that size")
+        return x, x
+
+
 def test_wrong_files_are_told(file, tmp_path):
     with pytest.raises(SagecacheError, match="gone.pt: TorchScript file not found"):
         build_detector(dict(type="torchscript", path="gone.pt"))
@@ -103,6 +110,8 @@ def test_wrong_files_are_told(file, tmp_path):
         build_detector(dict(type="torchscript", path=file(Wrong()), input_size=SIZE))([picture()])
     with pytest.raises(SagecacheError, match="net.pt: the network failed on a batch"):
         build_detector(dict(type="torchscript", path=file(Fails()), input_size=SIZE))([picture()])
+    with pytest.raises(SagecacheError, match="net.pt: the network failed on a batch .*not that size"):
+        build_detector(dict(type="torchscript", path=file(Raises()), input_size=SIZE))([picture()])
     (tmp_path / "text.pt").write_text("no network")
     with pytest.raises(SagecacheError, match="text.pt: not a readable TorchScript"):
         build_detector(dict(type="torchscript", path=str(tmp_path / "text.pt")))([picture()])
