@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sagecache.project import Project
 
 SHOWN = 6  # names of a gap
+PAGE = "not run here: model.py describes its network, and eval and train compare the two"
 
 
 def check(
@@ -31,8 +32,9 @@ def check(
     """What `findings` tells, as JSON. Raises SagecacheError for a file that is cut, foreign or holds code.
 
     role: 'depth', 'normal', 'mask' or 'detector': what a TorchScript file is; of others it is compared.
-    usable: every name that there is to compare matches, and a teacher or a detector ran.
+    usable: every name that there is to compare matches, and it ran, with finite numbers.
     """
+    from sagecache.cli.students_look import look_at_student
     from sagecache.cli.teachers_look import look_at_boxes, look_at_maps, person_of
     from sagecache.models.identify import identify_with_state
     from sagecache.teachers.registry import build_detector, build_teacher
@@ -50,10 +52,14 @@ def check(
     summary = asdict(found) | dict(
         file=str(path), memory=_memory(found, state if sapiens else {}, width_height)
     )
-    runs = found.role in ("teacher", "detector")
-    ran = not runs
-    if runs and not found.gaps:
-        person, picture = person_of(project, image, split), Path(output or f"{path.name}.png")
+    ran, picture = False, Path(output or f"{path.name}.png")
+    if found.role in ("student", "start") and found.settings and not found.gaps:
+        settings = _sized(found, width_height)
+        person = person_of(project, image, split)
+        says, ran = look_at_student(settings, path, person, picture, device)
+        says |= dict(picture=str(picture))
+    elif found.role in ("teacher", "detector") and not found.gaps:
+        person = person_of(project, image, split)
         settings = _sized(found, width_height) | dict(device=device)
         if found.role == "teacher":
             teacher = build_teacher(settings)
@@ -67,7 +73,9 @@ def check(
         says |= seen | dict(picture=str(picture))
     if says:
         summary["says"] = says
-    return summary | dict(usable=found.role not in (None, "program") and not found.gaps and ran)
+    elif found.role in ("student", "training") and not found.gaps:
+        summary["says"] = dict(use=PAGE)
+    return summary | dict(usable=ran)
 
 
 def _expect(found: Identity, role: str | None, path: Path) -> None:
@@ -127,10 +135,13 @@ def _folder(found: Identity, path: Path, device: str) -> tuple[Identity, dict[st
 
 
 def _sized(found: Identity, size: tuple[int, int] | None) -> dict[str, Any]:
-    """Settings of data.py for an input size; detectors of Hugging Face have the one of their folder."""
+    """Settings for an input size; detectors of Hugging Face have the one of their folder."""
     settings = dict(found.settings)
     if found.role == "teacher" and found.output == "mask":
         settings["mask"] = "network"
+    if found.role in ("student", "start"):
+        page = dict(settings["backbone"])
+        return settings | dict(backbone=page | (dict(img_size=(size[1], size[0])) if size else {}))
     if size is None or (found.role == "detector" and settings["type"] == "huggingface"):
         return settings
     settings["input_size"] = size

@@ -86,7 +86,7 @@ def look_at_maps(teacher: Teacher, person: Person, picture: Path, axes: str) -> 
     if teacher.spec.mask_from == "network":
         tiles.append(Tile(draw_mask(small, maps["mask"][0] > 0.5), "mask"))
         told["mask"] = f"{100 * (maps['mask'][0] > 0.5).mean():.0f} % of the crop"
-    _write(picture, grid(tiles, len(tiles)))
+    write_sheet(picture, grid(tiles, len(tiles)))
     broken = sorted(name for name, value in maps.items() if not np.isfinite(value).all())
     if broken:
         told["broken"] = f"not every number of {' and '.join(broken)} is finite"
@@ -115,12 +115,13 @@ def look_at_boxes(
     told = "1 box" if len(found) == 1 else f"{len(found)} boxes"
     if found:
         told += f", scores {found[0]['score']:.2f} to {found[-1]['score']:.2f}"
-    _write(picture, grid([Tile(write(shown, labels), "persons", told)], 1))
+    write_sheet(picture, grid([Tile(write(shown, labels), "persons", told)], 1))
     height, width = person.pixels.shape[:2]
     return {"looked at": f"an image of {width}x{height}", "persons": told}, found
 
 
-def _write(picture: Path, sheet: np.ndarray) -> None:
+def write_sheet(picture: Path, sheet: np.ndarray) -> None:
+    """Write RGB uint8 (H, W, 3). Raises SagecacheError where no such file can be."""
     import cv2
 
     try:
