@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from packaging.markers import Marker
     from packaging.requirements import Requirement
 
-    from sagecache.project import Project
+    from sagecache.project import Project, Recipe
     from sagecache.project import Requirement as Need
 
 OK, NOTE, ERROR = "ok", "note", "error"
@@ -260,6 +260,7 @@ def check_project(project: Project) -> Iterator[Finding]:
     kind = "the embedded demo, which makes what it lacks" if project.embedded else "your project"
     yield Finding("project", str(project.folder), kind)
     seen: set[tuple[str, str]] = set()
+    to_make: set[str] = set()
     for name in project.recipe_names():
         try:
             recipe, _ = project.recipe(name)
@@ -271,11 +272,38 @@ def check_project(project: Project) -> Iterator[Finding]:
         except ImportError as error:  # told above, with its mend; the recipe itself may be sound
             yield Finding("project", name, f"can't be checked: {error}", ERROR, "Install what is missing.")
             continue
+        yield from _check_start(project, recipe, name)
+        to_make |= {need.kind for need in needs if not need.present()}
         for need in needs:
             if (need.kind, need.what) in seen:
                 continue
             seen.add((need.kind, need.what))
             yield _check_need(project, need, name)
+    yield from _check_networks(project, to_make)
+
+
+def _check_start(project: Project, recipe: Recipe, name: str) -> Iterator[Finding]:
+    """A file or folder that load_from names."""
+    start = recipe.load_from
+    if start in (None, "demo") or start in project.recipe_names() or project.path(start).exists():
+        return
+    label = f"load_from of {name}"
+    yield Finding(
+        "project", label, f"{project.path(start)} is not there", ERROR, f"Correct it in {name}'s page."
+    )
+
+
+def _check_networks(project: Project, to_make: set[str]) -> Iterator[Finding]:
+    """Weights of the teacher and the detector, where they still have something to make."""
+    for role, kind, config in (
+        ("teacher", "geo", project.data.teacher),
+        ("detector", "boxes", project.data.detector),
+    ):
+        files = [*(config.get("files") or {}).values(), *([config["path"]] if config.get("path") else [])]
+        for file in files if kind in to_make else ():
+            if not project.path(file).exists():
+                told = f"{project.path(file)} is not there"
+                yield Finding("project", role, told, ERROR, "Correct its path in data.py.")
 
 
 def _check_need(project: Project, need: Need, recipe: str) -> Finding:

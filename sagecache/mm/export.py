@@ -31,6 +31,8 @@ from sagecache.project import Project
 MARK = "Written by sagecache export"  # what --force may replace
 TOLERANCE = 1e-4  # of the largest value: other runtimes add up in another order
 SUFFIXES = {
+    ".pth": "mmpose",
+    ".safetensors": "mmpose",
     ".onnx": "onnx",
     ".pt": "torchscript",
     ".pt2": "torchscript",
@@ -47,13 +49,19 @@ def export(
     kind: str | None = None,
     force: bool = False,
 ) -> list[str]:
-    """Write a checkpoint's network as kind, one of KINDS; by default by output's suffix, else for mmpose.
+    """Write a checkpoint's network as kind, one of KINDS; by default by output's suffix.
 
     Returns what was written and how it was checked, in words. Raises SagecacheError where the architecture
     can't be written so, where what was written answers otherwise than the original, and where something
     stands in its place: force replaces an earlier export, and nothing else.
     """
-    kind = kind or SUFFIXES.get(output.suffix, "mmpose")
+    if kind is None and output.suffix not in SUFFIXES:
+        raise SagecacheError(
+            f"no export has the suffix '{output.suffix}'",
+            file=output,
+            fix=f"Known: {', '.join(filter(None, SUFFIXES))}",
+        )
+    kind = kind or SUFFIXES[output.suffix]
     if kind not in KINDS:
         raise SagecacheError(f"unknown kind of export '{kind}'", fix=nearest(kind, KINDS))
     _require_free(output, kind, force)

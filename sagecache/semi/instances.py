@@ -166,6 +166,6 @@ def _enough(stats: SkeletonStats, measure: str) -> int:
         key = {"size": "size", "inversion": "inverted"}[measure]
         raise SagecacheError(
             f"too few labeled persons ({stats.body.count[row]}) show what '{key}' compares with",
-            fix=f"Label more persons, or leave '{key}' off",
+            fix=f"Label more persons, or leave '{key}' off: semi.instances.{key}=None",
         )
     return row

@@ -109,6 +109,26 @@ def test_missing_labels_are_an_error_until_they_are_there(tmp_path, report):
     assert not [row for row in broken if row["section"] in ("project", "disk")]
 
 
+def test_weights_that_are_named_and_not_there_are_errors(tmp_path, report):
+    """A start always; a teacher's where its targets are still to be made."""
+    folder = write_project(tmp_path / "mine")
+    page = folder / "stage0.py"
+    page.write_text(page.read_text() + "load_from = 'weights/start.pth'\n")
+    teacher = "dict(type='torchscript', files=dict(depth='weights/depth.pt2'))"
+    data = folder / "data.py"
+    data.write_text(data.read_text().replace("dict(type='demo')", teacher))
+    (folder / "labels.json").write_text("{}")
+    findings = states(report("--project", folder)[1]["findings"])
+    assert findings["load_from of stage0"] == "error" and "teacher" not in findings
+    terms = "semi = dict(terms=dict(geometry=dict()))\nbatch = dict(labeled=2, unlabeled=2)\n"
+    (folder / "more.py").write_text(
+        "data = dict(labeled='labeled', unlabeled='val', val=None, probe=None)\n" + terms
+    )
+    found = report("--project", folder)[1]["findings"]
+    assert states(found)["teacher"] == "error"
+    assert any(str(folder / "weights" / "depth.pt2") in row["value"] for row in found)
+
+
 def test_a_broken_page_is_told_with_its_name(tmp_path, report):
     folder = write_project(tmp_path / "mine")
     (folder / "stage0.py").write_text("train_cgf = dict(max_iters=1)\n")

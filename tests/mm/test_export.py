@@ -285,3 +285,11 @@ def test_the_plain_config_keeps_the_norms_epsilon(trained):
     namespace: dict = {}
     exec(mmpose_config(project), namespace)
     assert namespace["model"]["backbone"]["norm_cfg"] == dict(type="LN", eps=1e-2)
+
+
+def test_a_suffix_of_no_export_is_told(trained, tmp_path):
+    project, checkpoint, _ = trained(VIT)
+    with pytest.raises(
+        SagecacheError, match=r"no export has the suffix '.foo'.*\.pth, \.safetensors, \.onnx"
+    ):
+        export(project, checkpoint, tmp_path / "pose.foo", "ema_teacher")
