@@ -122,7 +122,7 @@ def test_targets_are_made_for_a_checkpoint_whose_recipe_reads_them_only(tmp_path
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(command, "ensure", ensure)
     demo = Project.demo()
-    for name, kinds in (("stage1-full", ("split", "boxes", "geo")), ("sage-pose", ("split", "boxes"))):
+    for name, kinds in (("stage1-full", ("split", "boxes", "geo")), ("stage1-baseline", ("split", "boxes"))):
         folder = demo.work_dir(name)
         folder.mkdir(parents=True)
         note_start(folder, *demo.recipe(name))
