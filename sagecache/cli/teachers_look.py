@@ -6,6 +6,7 @@ Knows no weight files: it takes teachers and detectors that are built.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,12 +48,17 @@ class Person:
 
 
 def person_of(project: Project, image: str | None, split: str | None) -> Person:
-    """The whole of a picture, or the first person of a split. Raises SagecacheError where there is none."""
+    """The whole of a picture, the first person of a split, or in the demo an infant rendered for it alone.
+
+    Raises SagecacheError where there is none.
+    """
     from sagecache.data.coco import read_image
 
     if image is not None:
         pixels = read_image(Path(image))
         return Person(pixels, (-0.5, -0.5, float(pixels.shape[1]), float(pixels.shape[0])), 1.0)
+    if split is None and project.embedded:
+        return _rendered_infant(project.data.crop.padding)
     instance = _first_person(project, split)
     return Person(read_image(instance.path), instance.bbox, project.data.crop.padding)
 
@@ -138,6 +144,22 @@ def _facing(normal: np.ndarray, body: np.ndarray, axes: str) -> str:
     share = float((normal[2][body] < 0).mean())
     told = f"{100 * share:.0f} % look at the camera with normal_axes='{axes}'"
     return told if share > FACING else f"{told}: these axes are wrong, or it saw no person"
+
+
+def _rendered_infant(padding: float) -> Person:
+    import numpy as np
+
+    if find_spec("embreex") is None:
+        raise SagecacheError(
+            "without embreex no infant is rendered to look at",
+            fix="Give a picture: --image FILE, or pip install 'sagecache[demo]'.",
+        )
+    from sagecache.synth.body import Body
+    from sagecache.synth.looks import LOOKS
+    from sagecache.synth.render import render
+
+    scene = render(Body.load(), np.random.default_rng(103), LOOKS["target"], (384, 384))
+    return Person(scene.image, scene.people[0].bbox, padding)
 
 
 def _first_person(project: Project, split: str | None):

@@ -58,6 +58,18 @@ def test_persons_of_splits_and_pictures(tmp_path):
     assert whole.bbox == (-0.5, -0.5, 20.0, 30.0) and (whole.pixels == (3, 2, 1)).all()
 
 
+def test_the_demo_renders_one_infant_and_no_split(tmp_path, monkeypatch):
+    pytest.importorskip("embreex", reason="renders infants")
+    monkeypatch.chdir(tmp_path)
+    person = person_of(Project.demo(), None, None)
+    x, y, width, height = person.bbox
+    assert person.pixels.shape == (384, 384, 3) and 0 < width <= 384 - x and 0 < height <= 384 - y
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr("sagecache.cli.teachers_look.find_spec", lambda name: None)
+    with pytest.raises(SagecacheError, match="without embreex.*--image FILE"):
+        person_of(Project.demo(), None, None)
+
+
 def test_maps_are_told_and_shown(person, tmp_path):
     told, finite = look_at_maps(Teacher(), person, tmp_path / "a.png", "opencv")
     assert finite and told["depth"] == "metric, m; from 1 to 3"
