@@ -67,7 +67,10 @@ def ls_command(project: Project, as_json: bool) -> None:
     help="What a TorchScript file is. Default: depth where it gives one channel, normal where three.",
 )
 @click.option("--image", type=click.Path(exists=True, dir_okay=False), help="Look at this picture.")
-@click.option("--split", help="Look at the first person of this split. Default: one with annotated boxes; in the demo a rendered infant.")
+@click.option(
+    "--split",
+    help="Look at the first person of this split. Default: one with annotated boxes; in the demo an infant.",
+)
 @click.option(
     "--output", type=click.Path(dir_okay=False), help="Where the picture goes. Default: FILE's name.png."
 )
