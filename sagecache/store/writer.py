@@ -224,6 +224,9 @@ def is_others_empty_start(root: str | Path, fingerprint: Mapping) -> bool:
         return False
     if known is None or layout.sealed_manifest(root) is not None or journal.read_all(root):
         return False
+    held = sizes(root / layout.GROUP)
+    if any(name.startswith("status/") and not name.endswith("zarr.json") for name in held):
+        return False  # it has shards, and lost their journal
     return bool(diff(known["identity"]["fingerprint"], canonical(fingerprint)))
 
 
