@@ -98,8 +98,10 @@ def state(project: Project, training: Training) -> str:
     work_dir = training.work_dir(project)
     try:
         noted = noted_start(work_dir)
-        now = inputs_of(project, recipe)  # an older run has not noted all of it
-        if noted is None or any(now.get(key) != value for key, value in (noted.inputs or {}).items()):
+        if noted is None:
+            return "none"
+        now = inputs_of(project, recipe) if noted.inputs else {}
+        if any(now.get(key) != value for key, value in (noted.inputs or {}).items()):  # older runs note less
             return "none"
     except (SagecacheError, OSError):  # of another version, or weights or annotations are not there
         return "none"

@@ -46,14 +46,14 @@ def open_project(folder: str | None) -> Project:
 
     project = Project.open(folder or _typed("project"))
     if project.embedded:
-        _tell_of_projects_here()
+        _tell_of_projects_here(project.folder)
     return redrawn(project)
 
 
-def _tell_of_projects_here() -> None:
+def _tell_of_projects_here(demo: Path) -> None:
     """Who forgets --project beside a project of their own would work on the demo and not know."""
     pages = sorted([*Path.cwd().glob("data.py"), *Path.cwd().glob("*/data.py")])
-    others = [page.parent for page in pages if (page.parent / "model.py").is_file()]
+    others = [page.parent for page in pages if (page.parent / "model.py").is_file() and page.parent != demo]
     if others:
         note(f"the embedded demo; for the project here: --project {os.path.relpath(others[0])}")
 

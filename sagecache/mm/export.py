@@ -7,6 +7,7 @@ put in place. Functions of pictures take (B, 3, H, W), RGB grey levels of 0..255
 from __future__ import annotations
 
 import shutil
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from sagecache.models.vit import VisionTransformer
 from sagecache.models.weight_files import read_tensors
 from sagecache.project import Project
 
+FOLDER = {"config.json", "model.safetensors", "preprocessor_config.json"}  # of a Hugging Face export
 MARK = "Written by sagecache export"  # what --force may replace
 TOLERANCE = 1e-4  # of the largest value: other runtimes add up in another order
 SUFFIXES = {
@@ -53,7 +55,7 @@ def export(
 
     Returns what was written and how it was checked, in words. Raises SagecacheError where the architecture
     can't be written so, where what was written answers otherwise than the original, and where something
-    stands in its place: force replaces an earlier export, and nothing else.
+    stands in its place: force replaces a file, or a folder of an earlier export, and never the checkpoint.
     """
     if kind is None and output.suffix not in SUFFIXES:
         raise SagecacheError(
@@ -64,6 +66,8 @@ def export(
     kind = kind or SUFFIXES[output.suffix]
     if kind not in KINDS:
         raise SagecacheError(f"unknown kind of export '{kind}'", fix=nearest(kind, KINDS))
+    if output.exists() and output.samefile(checkpoint):
+        raise SagecacheError("is the checkpoint itself", file=output, fix="Give another name")
     _require_free(output, kind, force)
     student = build_student(project.model, initialise=False)
     load_network(student, checkpoint, network)
@@ -75,7 +79,7 @@ def export(
 
 def _require_free(output: Path, kind: str, force: bool) -> None:
     """Raise SagecacheError where a file or a folder would be lost."""
-    exported = kind == "huggingface" and (output / "model.safetensors").is_file()
+    exported = kind == "huggingface" and output.is_dir() and {one.name for one in output.iterdir()} == FOLDER
     if output.is_dir() and not exported:
         raise SagecacheError(
             "is a folder that no export has written",
@@ -111,6 +115,10 @@ class PoseFunction(nn.Module):
 def _to_mmpose(student: nn.Module, project: Project, output: Path, force: bool) -> list[str]:
     """The checkpoint, and beside it a config for mmpose.apis where mmpose has these networks."""
     page, foreign = output.with_suffix(".py"), foreign_types(project.model)
+    if page == output:
+        raise SagecacheError(
+            "is where its config goes", file=output, fix="Name the weights .pth or .safetensors"
+        )
     if not foreign:  # a page of the project may have this name
         _require_free(page, "mmpose", force and MARK in _beginning(page))
     with _in_place(output) as temporary:
@@ -298,19 +306,15 @@ def _difference(original: Callable, written: Callable, images: Tensor) -> float:
 
 @contextmanager
 def _in_place(output: Path) -> Iterator[Path]:
-    """A temporary name that becomes output's when all went well; what stood there stays until then."""
-    temporary = output.with_name(f".tmp-{output.name}")  # its suffix says what is written
-    _remove(temporary)
+    """A place of the same name in a folder of its own; it becomes output's when all went well."""
+    making = Path(tempfile.mkdtemp(prefix=".export-", dir=output.parent))
     try:
-        yield temporary
-        _remove(output)
-        temporary.replace(output)
+        yield making / output.name
+        if output.is_dir() and not output.is_symlink():
+            output.replace(making / f"{output.name}-before")  # a folder can't be replaced by another
+        (making / output.name).replace(output)
     finally:
-        _remove(temporary)
-
-
-def _remove(path: Path) -> None:
-    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        shutil.rmtree(making)
 
 
 KINDS: dict[str, Callable[..., str] | None] = {

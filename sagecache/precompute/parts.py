@@ -53,8 +53,8 @@ class Parts:
         known = None
         if self.meta.exists():
             known = self._read_meta()["identity"]
-        elif self._manifest.exists() and any(self._folder.glob("part-*.json")):
-            known = _read(self._manifest)  # without a part it is a run that failed at once: nothing is lost
+        elif self._manifest.exists():
+            known = _read(self._manifest)
         elif self.result.exists():
             raise SagecacheError(_NOT_OURS, file=self.result, fix=PARTS_FIX)
         if known is not None and (differences := diff(known, self._identity)):
@@ -94,11 +94,10 @@ class PartsWriter(Parts):
             return  # nothing to write, not even a lock: the folder may be read-only
         self._folder.mkdir(parents=True, exist_ok=True)
         self._lock = FolderLock(self._folder, shared, waiting)
-        self._refuse_other()
         self.finished = self._is_finished()  # by another run, perhaps, while we waited
         if self._lock.alone:
             remove_leftovers(self._folder)
-        if not self.finished and not any(self._folder.glob("part-*.json")):
+        if not self.finished and not self._manifest.exists():
             write_whole(self._manifest, _json(self._identity))
         if shared and self._lock.alone:
             self._lock.share()
@@ -140,7 +139,10 @@ class PartsWriter(Parts):
     def __enter__(self) -> PartsWriter:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_) -> None:
+        failed_at_once = error is not None and not self._shared and len(self.missing()) == self.count
+        if failed_at_once and self._lock is not None and not self.finished:
+            self._manifest.unlink(missing_ok=True)  # it would only refuse the run that mends this one
         self.close()
 
     @property

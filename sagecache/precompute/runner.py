@@ -53,7 +53,7 @@ def run_geo(
     """Depth, normals and masks of every instance into one store; resumes where a run was cut off."""
     began = time.perf_counter()
     root, plan = lay_out(job, teacher, options, progress)
-    alone = options.world_size == 1
+    alone = options.world_size == 1 and not is_remote(root)  # object stores have no locks
     aside = options.force or (alone and is_others_empty_start(root, plan.fingerprint))
     replaced = set_aside(root) if aside else None
     filled = _Filled()

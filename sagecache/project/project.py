@@ -10,7 +10,6 @@ import copy
 import os
 import re
 import shlex
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -388,11 +387,7 @@ def read_page(path: Path) -> dict[str, Any]:
     except SagecacheError:
         raise
     except Exception as error:  # a page is user code: whatever it raises is the user's to mend
-        # mmengine compiles a copy without a name; its lines are the page's
-        steps = [one.lineno for one in traceback.extract_tb(error.__traceback__) if one.name == "<module>"]
-        line = f"line {steps[-1]}" if steps else None
-        told = f"can't be read: {type(error).__name__}: {error}"
-        raise SagecacheError(told, file=path, record=line) from error
+        raise SagecacheError(f"can't be read: {type(error).__name__}: {error}", file=path) from error
     return {key: value for key, value in page.items() if not key.startswith("_")}
 
 

@@ -293,3 +293,23 @@ def test_a_suffix_of_no_export_is_told(trained, tmp_path):
         SagecacheError, match=r"no export has the suffix '.foo'.*\.pth, \.safetensors, \.onnx"
     ):
         export(project, checkpoint, tmp_path / "pose.foo", "ema_teacher")
+
+
+def test_an_export_never_takes_the_checkpoint_s_place_nor_a_stranger_s_folder(trained, tmp_path):
+    project, checkpoint, _ = trained(VIT)
+    before = checkpoint.read_bytes()
+    with pytest.raises(SagecacheError, match="is the checkpoint itself"):
+        export(project, checkpoint, checkpoint, "ema_teacher", force=True)
+    assert checkpoint.read_bytes() == before
+    folder = tmp_path / "downloaded"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors", "notes.txt"):
+        (folder / name).write_text("mine")
+    with pytest.raises(SagecacheError, match="is a folder that no export has written"):
+        export(project, checkpoint, folder, "ema_teacher", force=True)
+    assert (folder / "notes.txt").read_text() == "mine"
+    with pytest.raises(SagecacheError, match="is where its config goes"):
+        export(project, checkpoint, tmp_path / "pose.py", "ema_teacher", "mmpose")
+    (tmp_path / ".tmp-pose.pth").write_text("mine")
+    export(project, checkpoint, tmp_path / "pose.pth", "ema_teacher")
+    assert (tmp_path / ".tmp-pose.pth").read_text() == "mine" and not list(tmp_path.glob(".export-*"))
