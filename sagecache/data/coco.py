@@ -96,13 +96,7 @@ def load_detections(path: str | Path) -> list[dict]:
     """Person boxes in COCO's result format, as mmpose's bbox_file reads it: a list of
     {image_id: int, category_id: int, bbox: [x, y, w, h], score: number}. Raises SagecacheError.
     """
-    content = load_json(path)
-    if not isinstance(content, list):
-        raise SagecacheError(
-            f"must be a list of detections, not {_kind(content)}",
-            file=path,
-            fix="It needs [{'image_id': 1, 'category_id': 1, 'bbox': [x, y, w, h], 'score': 0.9}, ...]",
-        )
+    content = _load_list(path, "detections", "'category_id': 1, 'bbox': [x, y, w, h]")
     for i, value in enumerate(content):
         record = _Record(path, "detections", i, value)
         record.integer("image_id")
@@ -116,13 +110,7 @@ def load_keypoint_results(path: str | Path, num_keypoints: int) -> list[dict]:
     """Poses in COCO's result format: a list of {image_id: int, keypoints: [x, y, score, ...], score: number};
     category_id is not used, annotation_id is where all have one. Raises SagecacheError.
     """
-    content = load_json(path)
-    if not isinstance(content, list):
-        raise SagecacheError(
-            f"must be a list of results, not {_kind(content)}",
-            file=path,
-            fix="It needs [{'image_id': 1, 'keypoints': [x, y, score, ...], 'score': 0.9}, ...]",
-        )
+    content = _load_list(path, "results", "'keypoints': [x, y, score, ...]")
     for i, value in enumerate(content):
         record = _Record(path, "predictions", i, value)
         record.integer("image_id")
@@ -130,6 +118,18 @@ def load_keypoint_results(path: str | Path, num_keypoints: int) -> list[dict]:
         record.number("score")
         if value.get("annotation_id") is not None:
             record.integer("annotation_id")
+    return content
+
+
+def _load_list(path: str | Path, what: str, keys: str) -> list:
+    """COCO's result format is a list; keys show in the error what a record needs."""
+    content = load_json(path)
+    if not isinstance(content, list):
+        raise SagecacheError(
+            f"must be a list of {what}, not {_kind(content)}",
+            file=path,
+            fix=f"It needs [{{'image_id': 1, {keys}, 'score': 0.9}}, ...]",
+        )
     return content
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -47,3 +48,14 @@ def test_a_file_that_was_written_again_is_read_again(tmp_path):
     path.write_text("[]")
     os.utime(path, ns=(1, 1))
     assert file_digest(path) != before
+
+
+def test_stores_are_in_it_where_they_are_read(project, monkeypatch):
+    """Targets of another teacher are another input, also where several stores are joined."""
+    save_checkpoint(project, project.work_dir("stage0") / "iter_4.pth")
+    recipe, _ = project.recipe("stage1-full", {"semi.terms.geometry.weight": 1.0})
+    store = SimpleNamespace(fingerprint_sha256="a")
+    monkeypatch.setattr(Project, "joined_targets", lambda self, split: store)
+    assert inputs_of(project, recipe)["stores"] == {"unlabeled": ["a"]}
+    store.readers = [SimpleNamespace(fingerprint_sha256=one) for one in "bc"]
+    assert inputs_of(project, recipe)["stores"] == {"unlabeled": ["b", "c"]}
