@@ -22,30 +22,7 @@ OUTPUT = click.Path(dir_okay=False, path_type=Path)
 AREAS = ("bbox53", "bbox", "annotation")  # of sagecache.data.convert.AREA_RULES
 MOST_NOTES = 12  # on the screen; the file has them all
 
-images_option = click.option(
-    "--images",
-    type=FOLDER,
-    help="Folder that the file names start at: what is not there is left out, and sizes are compared.",
-)
-map_option = click.option(
-    "--map",
-    "renamed",
-    multiple=True,
-    metavar="THEIRS=OURS",
-    help="What a joint is called here, such as 'Schulter links=left_shoulder'; 'neck=none' leaves it out. "
-    "Can be repeated.",
-)
-
-
-def area_option(default: str, *, stated: bool) -> Callable:
-    return click.option(
-        "--area",
-        type=click.Choice(AREAS if stated else AREAS[:2]),
-        default=default,
-        show_default=True,
-        help="Of a person, for OKS. bbox53: .53 w h of the box, as mmpose. bbox: w h."
-        + (" annotation: as the file says." if stated else ""),
-    )
+Reader = Callable[..., "Reading"]
 
 
 def common_options(function: Callable) -> Callable:
@@ -68,13 +45,74 @@ def convert_command() -> None:
     """Bring labels of other formats, or videos, as COCO keypoint files with COCO's 17 joints."""
 
 
+def converter(
+    name: str, area: str, *, stated: bool = False, named: bool = False
+) -> Callable[[Reader], Reader]:
+    """Make `convert NAME SOURCE OUTPUT` of a function that reads SOURCE; its docstring is the help.
+
+    area: the rule by default; stated: the format has areas of its own. named: joints are found by their
+    names, so that the function takes --map's too.
+    """
+
+    def register(read: Reader) -> Reader:
+        @_area_option(area, stated)
+        @common_options
+        def convert(
+            source: Path,
+            output: Path,
+            images: Path | None,
+            area: str,
+            force: bool,
+            preview: Path | None,
+            renamed: tuple[str, ...] | None = None,
+        ) -> Report:
+            _require_free(output, source, preview, force)
+            reading = read(source) if renamed is None else read(source, parse_map(renamed))
+            return finish(reading, output, images, area, preview)
+
+        options = (_map_option, _images_option) if named else (_images_option,)
+        places = (click.argument("output", type=OUTPUT), click.argument("source", type=FILE))
+        for option in (*options, *places):  # the last one comes first in the help
+            convert = option(convert)
+        convert_command.command(name, help=read.__doc__)(convert)
+        return read
+
+    return register
+
+
+_images_option = click.option(
+    "--images",
+    type=FOLDER,
+    help="Folder that the file names start at: what is not there is left out, and sizes are compared.",
+)
+_map_option = click.option(
+    "--map",
+    "renamed",
+    multiple=True,
+    metavar="THEIRS=OURS",
+    help="What a joint is called here, such as 'Schulter links=left_shoulder'; 'neck=none' leaves it out. "
+    "Can be repeated.",
+)
+
+
+def _area_option(default: str, stated: bool = False) -> Callable:
+    return click.option(
+        "--area",
+        type=click.Choice(AREAS if stated else AREAS[:2]),
+        default=default,
+        show_default=True,
+        help="Of a person, for OKS. bbox53: .53 w h of the box, as mmpose. bbox: w h."
+        + (" annotation: as the file says." if stated else ""),
+    )
+
+
 @convert_command.command("mini-rgbd")
 @click.argument("source", type=FOLDER)
 @click.argument("output", type=OUTPUT)
 @click.option(
     "--sequences", help="Only these: names and ranges, such as 01-08,10. Splits are made of whole sequences."
 )
-@area_option("bbox53", stated=False)
+@_area_option("bbox53")
 @common_options
 def mini_rgbd_command(
     source: Path, output: Path, sequences: str | None, area: str, force: bool, preview: Path | None
@@ -92,111 +130,48 @@ def mini_rgbd_command(
     return finish(reading, output, source, area, preview)
 
 
-@convert_command.command("wholebody")
-@click.argument("source", type=FILE)
-@click.argument("output", type=OUTPUT)
-@images_option
-@area_option("annotation", stated=True)
-@common_options
-def wholebody_command(
-    source: Path, output: Path, images: Path | None, area: str, force: bool, preview: Path | None
-) -> Report:
+@converter("wholebody", "annotation", stated=True)
+def _wholebody(source: Path) -> Reading:
     """A COCO-WholeBody file to its 17 body joints."""
     from sagecache.data.coco_variants import read_wholebody
 
-    _require_free(output, source, preview, force)
-    return finish(read_wholebody(source), output, images, area, preview)
+    return read_wholebody(source)
 
 
-@convert_command.command("syrip")
-@click.argument("source", type=FILE)
-@click.argument("output", type=OUTPUT)
-@images_option
-@area_option("bbox53", stated=True)
-@common_options
-def syrip_command(
-    source: Path, output: Path, images: Path | None, area: str, force: bool, preview: Path | None
-) -> Report:
+@converter("syrip", "bbox53", stated=True)
+def _syrip(source: Path) -> Reading:
     """A SyRIP file, with ids from 1 and an area that all its files share.
 
     Its own area has another rule in each file, so that it is not the default.
     """
     from sagecache.data.coco_variants import read_syrip
 
-    _require_free(output, source, preview, force)
-    return finish(read_syrip(source), output, images, area, preview)
+    return read_syrip(source)
 
 
-@convert_command.command("cvat")
-@click.argument("source", type=FILE)
-@click.argument("output", type=OUTPUT)
-@images_option
-@map_option
-@area_option("bbox53", stated=False)
-@common_options
-def cvat_command(
-    source: Path,
-    output: Path,
-    images: Path | None,
-    renamed: tuple[str, ...],
-    area: str,
-    force: bool,
-    preview: Path | None,
-) -> Report:
+@converter("cvat", "bbox53", named=True)
+def _cvat(source: Path, renamed: dict[str, str]) -> Reading:
     """CVAT's export 'CVAT for images 1.1' (XML) or 'COCO Keypoints 1.0' (JSON), unpacked."""
     from sagecache.data.cvat import read_cvat
 
-    _require_free(output, source, preview, force)
-    return finish(read_cvat(source, renamed=parse_map(renamed)), output, images, area, preview)
+    return read_cvat(source, renamed=renamed)
 
 
-@convert_command.command("coco")
-@click.argument("source", type=FILE)
-@click.argument("output", type=OUTPUT)
-@images_option
-@map_option
-@area_option("annotation", stated=True)
-@common_options
-def coco_command(
-    source: Path,
-    output: Path,
-    images: Path | None,
-    renamed: tuple[str, ...],
-    area: str,
-    force: bool,
-    preview: Path | None,
-) -> Report:
+@converter("coco", "annotation", stated=True, named=True)
+def _coco(source: Path, renamed: dict[str, str]) -> Reading:
     """Any COCO keypoint file whose category names its joints; persons without a box get one around them."""
     from sagecache.data.coco_variants import read_named
     from sagecache.skeleton.definition import COCO17
 
-    _require_free(output, source, preview, force)
-    return finish(
-        read_named(source, COCO17, parse_map(renamed), format="COCO"), output, images, area, preview
-    )
+    return read_named(source, COCO17, renamed, format="COCO")
 
 
-@convert_command.command("label-studio")
-@click.argument("source", type=FILE)
-@click.argument("output", type=OUTPUT)
-@images_option
-@map_option
-@area_option("bbox53", stated=False)
-@common_options
-def label_studio_command(
-    source: Path,
-    output: Path,
-    images: Path | None,
-    renamed: tuple[str, ...],
-    area: str,
-    force: bool,
-    preview: Path | None,
-) -> Report:
+@converter("label-studio", "bbox53", named=True)
+def _label_studio(source: Path, renamed: dict[str, str]) -> Reading:
     """Label Studio's export 'JSON', its keypoints labeled by joint names."""
     from sagecache.data.label_studio import read_label_studio
 
-    _require_free(output, source, preview, force)
-    return finish(read_label_studio(source, renamed=parse_map(renamed)), output, images, area, preview)
+    return read_label_studio(source, renamed=renamed)
 
 
 @convert_command.command("video")
