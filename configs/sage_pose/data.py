@@ -17,5 +17,5 @@ splits = dict(
 
 crop = dict(padding=1.25)
 teacher = dict(type="torchscript", files=dict(depth="checkpoints/depth.pt2", normal="checkpoints/normal.pt2"))
-detector = dict(type="demo")  # replace it: docs/extending.md
+detector = dict(type="huggingface", path="checkpoints/rtdetr_v2_r50vd", device="cuda")
 evaluation = dict(padding=1.25, area="annotation", pck_normaliser="max_side")

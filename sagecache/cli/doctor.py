@@ -283,14 +283,16 @@ def check_project(project: Project) -> Iterator[Finding]:
 
 
 def _check_start(project: Project, recipe: Recipe, name: str) -> Iterator[Finding]:
-    """A file or folder that load_from names."""
+    """A checkpoint or a Hugging Face folder that load_from names."""
     start = recipe.load_from
-    if start in (None, "demo") or start in project.recipe_names() or project.path(start).exists():
+    if start in (None, "demo") or start in project.recipe_names():
         return
-    label = f"load_from of {name}"
-    yield Finding(
-        "project", label, f"{project.path(start)} is not there", ERROR, f"Correct it in {name}'s page."
-    )
+    place = project.path(start)
+    if not place.is_file() and not (place / "config.json").is_file():
+        told = "is a folder without config.json" if place.is_dir() else "is not there"
+        yield Finding(
+            "project", f"load_from of {name}", f"{place} {told}", ERROR, f"Correct it in {name}'s page."
+        )
 
 
 def _check_networks(project: Project, to_make: set[str]) -> Iterator[Finding]:

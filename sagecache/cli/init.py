@@ -9,6 +9,7 @@ import click
 
 from sagecache.cli.output import note
 
+PAGES = ("demo", "nk_sapiens", "sage_pose")  # of sagecache.project.init
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
@@ -29,17 +30,35 @@ FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
     "--detections", type=FILE, help="COCO detection JSON (mmpose's bbox_file) of the unlabeled images."
 )
 @click.option("--dataset-info", type=FILE, help="mmpose dataset_info page of another skeleton than COCO-17.")
+@click.option(
+    "--pages",
+    type=click.Choice(PAGES),
+    default="demo",
+    show_default=True,
+    help="Student, recipes, frozen networks: the demo's small ones to try data out, Sapiens', ViTPose's.",
+)
 @click.option("--force", is_flag=True, help="Write the pages of an existing project anew.")
-def init_command(folder: Path, force: bool, **options) -> None:
+def init_command(folder: Path, pages: str, force: bool, **options) -> None:
     """Write a project FOLDER for your own COCO-format data."""
     from sagecache.project.init import UserData, write_project
 
-    for path in write_project(folder, UserData(**options), force):
+    written = write_project(folder, UserData(**options), pages, force)
+    for path in written:
         click.echo(path)
-    note(
-        "model.py and the recipes are the demo's: a small student, a few hundred steps; pages for a model of "
-        "your own lie in configs/sage_pose of the repository (docs/projects.md says what to copy and set)"
-    )
+    if others := sorted(
+        {path.name for path in written[0].parent.glob("*.py")} - {one.name for one in written}
+    ):
+        note(f"left as they were: {', '.join(others)}")
+    if pages == "demo":
+        note(
+            "model.py and the recipes are the demo's: a small student, a few hundred steps; for Sapiens or "
+            "ViTPose give --pages nk_sapiens or sage_pose"
+        )
+    else:
+        note(
+            "put the checkpoints where data.py and stage0.py name them, or correct these; 'sagecache "
+            "teachers check FILE' says what a file is"
+        )
     if options["val"] is None:
         note("val is the labeled split: its figures flatter; --val names images that no recipe learns from")
     click.echo(f"next: sagecache --project {shlex.quote(str(folder))} data check")

@@ -54,7 +54,7 @@ def build_estimator(
 def _load_start(project: Project, recipe: Recipe, student: torch.nn.Module, start: Path) -> None:
     """Raises SagecacheError; of the committed student, which pages ask for it."""
     try:
-        load_network(student, start, backbone_serves=True)
+        load_network(student, start, as_start=True)
     except SagecacheError as error:
         if recipe.load_from != "demo":
             raise

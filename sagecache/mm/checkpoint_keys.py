@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor
 
 BACKBONE = "backbone."
+LAST = "head.final_layer"  # of mmpose's heads: as many maps as keypoints
 CLASSIFIER = ("head.fc.", "head.layers.", "fc.")  # of ImageNet training: no heatmap head has such layers
 JOINTS = {
     14: "CrowdPose",
@@ -41,6 +42,24 @@ def backbone_alone(state: State, own: State) -> dict[str, Tensor] | None:
     return None if any(rest[key].shape != value.shape for key, value in wanted.items()) else rest
 
 
+def usable_start(state: State, own: State) -> tuple[dict[str, Tensor], str] | None:
+    """(a whole state, what it is in words) of a file that a training can start from although it lacks
+    something: a backbone alone, or a head of other keypoints, which goes without its last layer. What is
+    lacking is the network's own. None for any other file.
+    """
+    backbone = backbone_alone(state, own)
+    if backbone is not None and backbone.keys() != own.keys():
+        lacking = sorted({key.split(".")[0] for key in own.keys() - backbone.keys()})
+        return {**own, **backbone}, f"is a backbone alone: {' and '.join(lacking)} starts from scratch"
+    misshapen = [key for key in state if key in own and state[key].shape != own[key].shape]
+    joints = _other_joints(state, own, misshapen)
+    if joints is None or state.keys() != own.keys() or not all(key.startswith(LAST) for key in misshapen):
+        return None
+    kept = {key: value for key, value in state.items() if key not in misshapen}
+    found, wanted = map(_named, joints)
+    return {**own, **kept}, f"draws {found} keypoints, not {wanted}: the last layer starts from scratch"
+
+
 def mismatch(state: State, own: State) -> tuple[str, str] | None:
     """(what does not fit, what to do about it); None where everything does."""
     misshapen = [key for key in state if key in own and state[key].shape != own[key].shape]
@@ -62,8 +81,8 @@ def _reason(
         found, wanted = joints
         return (
             f"its head draws {_named(found)} keypoints, this network's {_named(wanted)}",
-            f"Take a checkpoint of {wanted} keypoints, or one of its backbone alone (keys 'backbone.…' and "
-            "no 'head.…'): as load_from it is taken, and the head starts from scratch.",
+            f"Take a checkpoint of {wanted} keypoints. As load_from of a recipe this one is taken too, where "
+            "nothing else differs: its last layer starts from scratch.",
         )
     if backbone_alone(state, own) is not None:
         return (
@@ -92,7 +111,7 @@ def _reason(
 def _other_joints(state: State, own: State, misshapen: Iterable[str]) -> tuple[int, int] | None:
     """(in the file, in the network), where a last layer's maps are as many as keypoints of another set."""
     for key in misshapen:
-        if key.startswith("head.final_layer") and key.endswith(("weight", "bias")) and state[key].ndim:
+        if key.startswith(LAST) and key.endswith(("weight", "bias")) and state[key].ndim:
             found, wanted = len(state[key]), len(own[key])
             if found != wanted:
                 return found, wanted

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sagecache.errors import SagecacheError, about
-from sagecache.mm.checkpoint_keys import BACKBONE, State, backbone_alone, mismatch
+from sagecache.mm.checkpoint_keys import BACKBONE, State, mismatch, usable_start
 from sagecache.mm.compat import activate
 from sagecache.models.public_weights import fit_positions, from_public, unwrapped
 from sagecache.models.vit import VisionTransformer
@@ -95,21 +95,20 @@ def network_state(path: Path, network: str) -> dict[str, Tensor]:
 
 
 def load_network(
-    model: nn.Module, path: Path, network: str = "ema_teacher", *, backbone_serves: bool = False
+    model: nn.Module, path: Path, network: str = "ema_teacher", *, as_start: bool = False
 ) -> None:
     """Load a checkpoint into an mmpose estimator; float16 files become float32.
 
-    backbone_serves: a file with the whole backbone and no pose head is taken too, as the start of a training;
-    what the network has beside it keeps its first values. Raises SagecacheError that lists missing,
-    unexpected and misshapen keys and says what they usually mean.
+    as_start: of a training. Then a file with the whole backbone and no pose head is taken too, and one whose
+    head draws another set of keypoints without its last layer: what is not taken keeps its first values, and
+    one warning says so. Raises SagecacheError that lists missing, unexpected and misshapen keys and says what
+    they usually mean.
     """
     own = model.state_dict()
     state, told = _adapted(path, network_state(path, network), own, getattr(model, "backbone", None))
-    backbone = backbone_alone(state, own) if backbone_serves else None
-    if backbone is not None:
-        if parts := sorted({key.split(".")[0] for key in own.keys() - backbone.keys()}):
-            logger.warning("%s is a backbone alone: %s starts from scratch", path, " and ".join(parts))
-        state = own | backbone
+    if as_start and (start := usable_start(state, own)) is not None:
+        state, lack = start
+        logger.warning("%s %s", path, lack)
     model.load_state_dict(_fitting(path, state, own, told))
 
 

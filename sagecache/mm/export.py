@@ -30,7 +30,7 @@ from sagecache.models.weight_files import read_tensors
 from sagecache.project import Project
 
 FOLDER = {"config.json", "model.safetensors", "preprocessor_config.json"}  # of a Hugging Face export
-MARK = "Written by sagecache export"  # what --force may replace
+MARK = "Written by sagecache export"  # pages that --force may replace
 TOLERANCE = 1e-4  # of the largest value: other runtimes add up in another order
 SUFFIXES = {
     ".pth": "mmpose",
@@ -120,7 +120,11 @@ def _to_mmpose(student: nn.Module, project: Project, output: Path, force: bool) 
             "is where its config goes", file=output, fix="Name the weights .pth or .safetensors"
         )
     if not foreign:  # a page of the project may have this name
-        _require_free(page, "mmpose", force and MARK in _beginning(page))
+        if page.is_file() and MARK not in page.read_text(errors="replace")[:200]:
+            raise SagecacheError(
+                "is where its config goes, and no export has written it", file=page, fix="Give another name"
+            )
+        _require_free(page, "mmpose", force)
     with _in_place(output) as temporary:
         save_network(student, temporary)
         again = build_student(project.model, initialise=False)
@@ -133,10 +137,6 @@ def _to_mmpose(student: nn.Module, project: Project, output: Path, force: bool) 
         temporary.write_text(f"# {MARK}\n\n{mmpose_config(project)}")
     needs = " (needs mmpretrain, for the ViT)" if isinstance(student.backbone, VisionTransformer) else ""
     return [*told, f"{page}: its config for mmpose.apis.init_model and inference_topdown{needs}"]
-
-
-def _beginning(page: Path) -> str:
-    return page.read_text(errors="replace")[:200] if page.is_file() else ""
 
 
 # -- functions of pictures -----------------------------------------------------------------------------

@@ -51,10 +51,27 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return _read_folder(path)
     if not path.is_file():
         raise SagecacheError("no such checkpoint", file=path, fix=FIX)
+    refuse_placeholder(path)
     state = _read_safetensors(path) if path.suffix == ".safetensors" else _state_of(_read_pickle(path), path)
     if not state:
         raise SagecacheError("holds no tensors", file=path, fix=FIX)
     return state
+
+
+def refuse_placeholder(path: Path) -> None:
+    """Raise SagecacheError for what a download leaves in the place of weights: nothing, a page, a pointer."""
+    with path.open("rb") as file:
+        start = file.read(64).lstrip().lower()
+    if not start:
+        raise SagecacheError("is empty", file=path, fix="Download it again.")
+    if start.startswith(b"version https://git-lfs"):
+        raise SagecacheError(
+            "is Git LFS's pointer to the weights", file=path, fix="Run 'git lfs pull' there."
+        )
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise SagecacheError(
+            "is a web page, not weights", file=path, fix="Download the file that it is about."
+        )
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -12,25 +13,15 @@ from pathlib import Path
 
 from sagecache.data.coco import load_coco, load_detections
 from sagecache.errors import SagecacheError, counted
-from sagecache.project.project import embedded_project, read_skeleton
+from sagecache.project.project import embedded_project, read_page, read_skeleton
 from sagecache.skeleton.category import require_skeleton
 from sagecache.skeleton.definition import COCO17, Skeleton
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"))
 NAMED = 10  # files that can't be opened, in an error
-RECIPES = (
-    "stage0",
-    "ddp_prior",
-    "stage1_supervised",
-    "stage1_baseline",
-    "stage1_ddp",
-    "stage1_cmgc",
-    "stage1_ddp_cmgc",
-    "stage1_full",
-    "sage_pose",
-    "sage_pose_dual",
-    "unsup_only",
-)
+PAGES = ("demo", "nk_sapiens", "sage_pose")  # folders of configs/
+NOT_COPIED = {"data", "model", "oracle"}  # the first two have ways of their own; oracle needs labels of all
+NETWORKS = ("crop", "teacher", "detector")  # of those folders' data.py, as they stand there
 
 
 @dataclass(frozen=True)
@@ -57,10 +48,11 @@ class UserData:
     dataset_info: Path | None = None
 
 
-def write_project(folder: Path, data: UserData, force: bool = False) -> list[Path]:
+def write_project(folder: Path, data: UserData, pages: str = "demo", force: bool = False) -> list[Path]:
     """Write data.py, model.py, the recipes and, for unlabeled images, a COCO image list. Returns the files.
 
-    Without unlabeled images stage0 is the only recipe; with them later: once more, with force.
+    pages: whose student, recipes, teacher and detector, one of PAGES. Without unlabeled images stage0 is the
+    only recipe; with them later: once more, with force.
     Raises SagecacheError when the folder already holds a project (unless force), an input is unusable, or
     something is said of images without naming them; then nothing is written.
     """
@@ -88,17 +80,18 @@ def write_project(folder: Path, data: UserData, force: bool = False) -> list[Pat
         if not (copied.exists() and copied.samefile(data.dataset_info)):
             shutil.copyfile(data.dataset_info, copied)
         written.append(copied)
+    template = embedded_project().parent / pages
     page = folder / "data.py"
-    page.write_text(_data_page(splits, info, data.val is None))
-    written.append(page)
-    demo = embedded_project()
-    for name in ("model", *(RECIPES if data.unlabeled_images is not None else RECIPES[:1])):
-        written.append(Path(shutil.copyfile(demo / f"{name}.py", folder / f"{name}.py")))
-    if skeleton.names != COCO17.names:
-        _fit_skeleton(folder, skeleton)
+    page.write_text(_data_page(splits, info, data, template / "data.py"))
+    model = Path(shutil.copyfile(template / "model.py", folder / "model.py"))
+    _replace(model, f"out_channels={COCO17.num_keypoints}", f"out_channels={skeleton.num_keypoints}")
+    recipes = {path.stem for path in template.glob("*.py")} - NOT_COPIED
+    if data.unlabeled_images is None:
+        recipes = {"stage0"}
+    copied = [Path(shutil.copyfile(template / f"{one}.py", folder / f"{one}.py")) for one in sorted(recipes)]
     if skeleton.torso_joints is None:
-        _drop_torso(page for page in written if page.stem in RECIPES)
-    return written
+        _drop_torso(copied)
+    return [*written, page, model, *copied]
 
 
 def _require_usable(data: UserData, skeleton: Skeleton) -> None:
@@ -139,16 +132,8 @@ def _labeled_splits(folder: Path, data: UserData) -> dict[str, dict[str, str]]:
     return splits
 
 
-def _fit_skeleton(folder: Path, skeleton: Skeleton) -> None:
-    """The demo's pages draw COCO's joints and start from a student of these."""
-    joints = skeleton.num_keypoints
-    _replace(folder / "model.py", f"out_channels={COCO17.num_keypoints}", f"out_channels={joints}")
-    start = "load_from = None  # the demo's student knows COCO's joints only: name a checkpoint of yours"
-    _replace(folder / "stage0.py", r"load_from = .*", start)
-
-
 def _drop_torso(pages: Iterable[Path]) -> None:
-    """The demo's pages tell head from feet, for which a body needs a torso by name."""
+    """The pages tell head from feet, for which a body needs a torso by name."""
     for page in pages:
         page.write_text(page.read_text().replace(", inverted=True", ""))
 
@@ -212,7 +197,8 @@ def _image_list(folder: Path, detections: Path | None) -> dict:
     return dict(images=images, annotations=[], categories=[dict(id=1, name="person")])
 
 
-def _data_page(splits: dict[str, dict[str, str]], dataset_info: str, val_is_labeled: bool) -> str:
+def _data_page(splits: dict[str, dict[str, str]], dataset_info: str, data: UserData, template: Path) -> str:
+    """template: the data.py whose networks and rule of evaluation are taken."""
     lines = ['"""Where the data of this project lie. Paths start at this folder."""', ""]
     lines += [
         'cache_root = "cache"',
@@ -220,22 +206,41 @@ def _data_page(splits: dict[str, dict[str, str]], dataset_info: str, val_is_labe
         f"dataset_info = {_quoted(dataset_info)}",
         "",
     ]
-    if val_is_labeled:
+    if data.val is None:
         lines.append("# val is the labeled split: give --val for an honest figure.")
     lines.append("splits = dict(")
     for name, split in splits.items():
         options = ", ".join(f"{key}={_quoted(value)}" for key, value in split.items())
         lines.append(f"    {name}=dict({options}),")
-    lines += [")", ""]
+    lines += [")", "", "# Frozen networks, and where their weights lie: docs/real-data.md names others."]
+    lines += _assignments(template, NETWORKS)
+    rule = read_page(template)["evaluation"]
+    stated = all(_states_areas(path) for path in (data.val or data.labeled, data.test) if path is not None)
+    rule["area"] = "annotation" if stated else "bbox53"
     lines += [
-        "crop = dict(padding=1.25)  # the target crop: box x 1.25",
-        "# The demo's small networks. Your own: dict(type='torchscript', …), see docs/extending.md.",
-        'teacher = dict(type="demo", flip_test=True, map_size=(96, 128))',
-        'detector = dict(type="demo")',
-        'evaluation = dict(padding=1.25, area="bbox53", pck_normaliser="diagonal")',
+        "",
+        "# area: 'annotation' as in COCO's AP, 'bbox53' (.53 w h) where the files state none",
+        f"evaluation = dict({', '.join(f'{key}={json.dumps(value)}' for key, value in rule.items())})",
         "",
     ]
     return "\n".join(lines)
+
+
+def _assignments(page: Path, names: Iterable[str]) -> list[str]:
+    """The lines of a page that give these names their values."""
+    text = page.read_text()
+    found = {
+        node.targets[0].id: ast.get_source_segment(text, node)
+        for node in ast.parse(text).body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
+    return [found[name] for name in names]
+
+
+def _states_areas(annotations: Path) -> bool:
+    """Whether every labeled person of a file has an area of its own."""
+    persons = [one for one in load_coco(annotations)["annotations"] if any(one["keypoints"][2::3])]
+    return all((one.get("area") or 0) > 0 for one in persons)
 
 
 def _quoted(text: str) -> str:

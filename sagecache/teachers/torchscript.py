@@ -14,6 +14,8 @@ from pathlib import Path
 import torch
 
 from sagecache.errors import SagecacheError
+from sagecache.models.weight_files import refuse_placeholder
+from sagecache.models.weights import check_finite
 from sagecache.teachers.answers import AnswerSettings, NetworkTeacher
 from sagecache.teachers.base import file_hash
 
@@ -88,12 +90,15 @@ class TorchScriptTeacher(NetworkTeacher):
 
 
 def load_torchscript(path: Path, device: str) -> torch.jit.ScriptModule:
-    """A TorchScript archive in evaluation mode. Raises SagecacheError for any other file."""
+    """A TorchScript archive in evaluation mode. Raises SagecacheError for any other file, and for parameters
+    that are not finite (buffers may be: masks of attention are).
+    """
+    refuse_placeholder(path)
     try:
         with warnings.catch_warnings():
             # torch calls TorchScript old; it is nevertheless what Sapiens-lite and others ship.
             warnings.filterwarnings("ignore", ".*torch.jit", DeprecationWarning)
-            return torch.jit.load(str(path), map_location=device).eval()
+            module = torch.jit.load(str(path), map_location=device).eval()
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise SagecacheError(
@@ -101,6 +106,8 @@ def load_torchscript(path: Path, device: str) -> torch.jit.ScriptModule:
             file=path,
             fix="Export it with torch.jit.trace or torch.jit.script; a checkpoint of weights does not run.",
         ) from error
+    check_finite(dict(module.named_parameters()), path)
+    return module
 
 
 def returned_shapes(module: torch.jit.ScriptModule, path: Path, size: tuple[int, int]) -> tuple[object, ...]:

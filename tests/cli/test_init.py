@@ -10,7 +10,9 @@ from click.testing import CliRunner, Result
 from dots import write_split
 from typed import sagecache
 
+from sagecache.cli.init import PAGES
 from sagecache.cli.main import cli
+from sagecache.project import init as project_pages
 
 PHOTOS = Path(__file__).resolve().parents[3] / "shared" / "data" / "real"
 
@@ -28,12 +30,25 @@ def test_it_lists_the_files_and_the_command_that_comes_next_works(tmp_path):
     answer = init(folder, *options)
     *files, last = answer.stdout.splitlines()
     assert "val is the labeled split" in answer.stderr
-    assert "pages for a model of your own lie in configs/sage_pose" in answer.stderr
+    assert "--pages nk_sapiens or sage_pose" in answer.stderr
     assert {Path(file).name for file in files} == {path.name for path in folder.glob("*")}
     assert last == f"next: sagecache --project {folder} data check"
     assert "0 errors" in sagecache(folder, "data", "check").stdout
     options = (*options, "--val", tmp_path / "own/annotations.json", "--force")
     assert "val is" not in init(folder, *options).stderr
+
+
+@pytest.mark.parametrize("pages", PAGES)
+def test_pages_of_each_kind_can_be_asked_for(tmp_path, pages):
+    write_split(tmp_path / "own", 2, 101)
+    options = ("--images", tmp_path / "own/images", "--labeled", tmp_path / "own/annotations.json")
+    answer = init(tmp_path / "project", *options, "--pages", pages)
+    assert ("put the checkpoints where" in answer.stderr) == (pages != "demo")
+    assert "0 errors" in sagecache(tmp_path / "project", "data", "check").stdout
+    (tmp_path / "project" / "mine.py").write_text("kind = 'prior'")
+    again = init(tmp_path / "project", *options, "--pages", pages, "--force")
+    assert "left as they were: mine.py\n" in again.stderr
+    assert PAGES == project_pages.PAGES
 
 
 @pytest.mark.parametrize(

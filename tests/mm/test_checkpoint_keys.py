@@ -71,13 +71,29 @@ CLASSIFIER = {"head.fc.weight": torch.ones(1000, 4), "head.fc.bias": torch.ones(
 def test_a_whole_backbone_starts_a_training_and_the_head_starts_from_scratch(tmp_path, caplog, content):
     path, network = save(tmp_path, content), Network()
     before = {key: value.clone() for key, value in only("head.", network.state_dict()).items()}
-    load_network(network, path, backbone_serves=True)
+    load_network(network, path, as_start=True)
     after = network.state_dict()
     assert all(torch.equal(after[key], value) for key, value in BACKBONE.items())
     assert all(torch.equal(after[key], value) for key, value in before.items())
     assert caplog.messages == [f"{path} is a backbone alone: head starts from scratch"]
     with pytest.raises(SagecacheError, match="a backbone alone, with no head.*load_from of a recipe"):
         load_network(Network(), path)  # to evaluate a head of random numbers would be a lie
+
+
+@pytest.mark.parametrize("joints, name", [(133, "133 (COCO-WholeBody)"), (19, "19")])
+def test_a_head_of_other_keypoints_starts_a_training_without_its_last_layer(tmp_path, caplog, joints, name):
+    content, network = state(joints=joints), Network()
+    path, before = save(tmp_path, content), {key: one.clone() for key, one in network.state_dict().items()}
+    load_network(network, path, as_start=True)
+    for key, value in network.state_dict().items():
+        own = key.startswith("head.final_layer")
+        assert torch.equal(value, before[key] if own else content[key]), key
+    assert caplog.messages == [
+        f"{path} draws {name} keypoints, not 17 (COCO): the last layer starts from scratch"
+    ]
+    for other in (content | {"head.other.weight": torch.ones(2)}, state(joints=joints, width=5)):
+        with pytest.raises(SagecacheError, match="its head draws"):  # something else differs too
+            load_network(Network(), save(tmp_path, other), as_start=True)
 
 
 def without(content: dict, key: str) -> dict:
@@ -97,7 +113,7 @@ def without(content: dict, key: str) -> dict:
 def test_half_a_backbone_or_another_is_refused_even_then(tmp_path, content):
     assert backbone_alone(content, Network().state_dict()) is None
     with pytest.raises(SagecacheError, match="file.pth: the checkpoint (lacks|has)"):
-        load_network(Network(), save(tmp_path, content), backbone_serves=True)
+        load_network(Network(), save(tmp_path, content), as_start=True)
 
 
 OTHER_WIDTH = only("backbone.", state(width=5)) | only("head.", state())
@@ -110,7 +126,7 @@ EMBEDDINGS = "position embeddings are of another input size"
     "content, told, fix",
     [
         (state(joints=133), WHOLEBODY, "Take a checkpoint of 17"),
-        (state(joints=308), SAPIENS, "one of its backbone alone"),
+        (state(joints=308), SAPIENS, "As load_from of a recipe"),
         (state(joints=19), "draws 19 keypoints", "Take a checkpoint of 17"),
         (state(cells=9), EMBEDDINGS, "img_size in model.py"),
         (OTHER_WIDTH, "another one, or of another width or depth", "model.py must describe"),
@@ -122,7 +138,7 @@ EMBEDDINGS = "position embeddings are of another input size"
 )
 def test_a_gap_is_told_with_its_likeliest_reason(tmp_path, content, told, fix):
     with pytest.raises(SagecacheError, match=told) as caught:
-        load_network(Network(), save(tmp_path, content), backbone_serves=True)
+        load_network(Network(), save(tmp_path, content))
     assert fix in caught.value.fix and "\n" not in str(caught.value)
 
 

@@ -245,7 +245,7 @@ def test_an_export_takes_nobody_s_place(trained, tmp_path):
     before = {path: path.read_bytes() for path in project.folder.rglob("*.py")}
     with pytest.raises(SagecacheError, match="is a folder that no export has written.*such as pose.pth"):
         export(project, checkpoint, project.folder, "ema_teacher", force=True)
-    with pytest.raises(SagecacheError, match="model.py: is already there"):
+    with pytest.raises(SagecacheError, match="model.py: is where its config goes, and no export has"):
         export(project, checkpoint, project.folder / "model.pth", "ema_teacher", force=True)
     assert {path: path.read_bytes() for path in project.folder.rglob("*.py")} == before
     assert not (project.folder / "model.pth").exists()

@@ -102,7 +102,7 @@ def test_every_layout_starts_the_same_student(tmp_path, layout):
         state["pos_embed"] = torch.cat([torch.ones(1, 1, WIDTH), state["pos_embed"]], 1)
     torch.save({"state_dict": state}, tmp_path / "w.pth")
     student = build_student(page(deconvs=()))
-    load_network(student, tmp_path / "w.pth", backbone_serves=True)
+    load_network(student, tmp_path / "w.pth", as_start=True)
     images = torch.randn(1, 3, 64, 48)
     torch.testing.assert_close(student.backbone(images), wanted.backbone(images))
 

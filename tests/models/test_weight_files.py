@@ -112,7 +112,9 @@ def test_wrong_files_are_one_clear_line(tmp_path):
     torch.save([torch.ones(2)], tmp_path / "list.pth")
     torch.save({"state_dict": {}}, tmp_path / "empty.pth")
     torch.save({"a.weight": torch.ones(2), 1: torch.ones(2)}, tmp_path / "number.pth")
-    (tmp_path / "page.pth").write_text("<html>404</html>")
+    (tmp_path / "page.pth").write_text("\n<HTML>404</HTML>")
+    (tmp_path / "pointer.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0")
+    (tmp_path / "nothing.pth").touch()
     (tmp_path / "none").mkdir()
     for name, told in {
         "cut.pth": "can't be read",
@@ -120,13 +122,23 @@ def test_wrong_files_are_one_clear_line(tmp_path):
         "list.pth": "holds a list",
         "empty.pth": "holds no tensors",
         "number.pth": "names a tensor 1, which is no string",
-        "page.pth": "can't be read",
+        "page.pth": "is a web page",
+        "pointer.safetensors": "is Git LFS's pointer",
+        "nothing.pth": "is empty",
         "none": "holds none of model.safetensors",
         "gone.pth": "no such checkpoint",
     }.items():
         with pytest.raises(SagecacheError, match=f"{name}: {told}") as caught:
             read_tensors(tmp_path / name)
         assert "\n" not in str(caught.value) and caught.value.fix
+
+
+def test_weights_that_begin_as_a_page_would_are_weights(tmp_path):
+    """A safetensors file begins with its header's length, which may be 60, '<'."""
+    header = b'{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'.ljust(60)
+    (tmp_path / "w.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    assert (tmp_path / "w.safetensors").read_bytes()[:1] == b"<"
+    assert read_tensors(tmp_path / "w.safetensors") == {"w": torch.zeros(1)}
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")

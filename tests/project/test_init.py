@@ -14,9 +14,13 @@ import pytest
 from dots import write_split
 
 from sagecache.errors import SagecacheError
+from sagecache.mm.checkpoints import load_network
+from sagecache.mm.registry import build_student
 from sagecache.mm.terms import check_semi
-from sagecache.project import Project
-from sagecache.project.init import RECIPES, UserData, write_project
+from sagecache.models.weights import weights_path
+from sagecache.project import Project, embedded_project
+from sagecache.project.init import PAGES, UserData, write_project
+from sagecache.project.project import read_page
 from sagecache.skeleton import COCO17
 
 ARM = """
@@ -47,19 +51,27 @@ def own(tmp_path) -> Path:
     return tmp_path / "own"
 
 
-def write(own: Path, folder: str = "project", force: bool = False, **options) -> tuple[Project, list[Path]]:
+def write(
+    own: Path, folder: str = "project", force: bool = False, pages: str = "demo", **options
+) -> tuple[Project, list[Path]]:
     labeled = own / "labeled"
     target = own.parent / folder
     data = UserData(labeled / "images", labeled / "annotations.json", **options)
-    written = write_project(target, data, force)
+    written = write_project(target, data, pages, force)
     return Project.open(target), written
 
 
-def test_what_was_written_is_a_project_with_every_recipe(own):
-    project, written = write(own, unlabeled_images=own / "more")
-    assert sorted(project.recipe_names()) == sorted(name.replace("_", "-") for name in RECIPES)
+@pytest.mark.parametrize("pages", PAGES)
+def test_what_was_written_is_a_project_with_every_recipe(own, pages):
+    project, written = write(own, unlabeled_images=own / "more", pages=pages)
+    source = Project.open(embedded_project().parent / pages)
+    assert project.recipe_names() == [name for name in source.recipe_names() if name != "oracle"]
     for name in project.recipe_names():
-        project.recipe(name)
+        assert project.recipe(name) == source.recipe(name)
+    assert project.model == source.model and project.data.crop == source.data.crop
+    for role in ("teacher", "detector"):
+        wanted = read_page(source.folder / "data.py")[role]
+        assert read_page(project.folder / "data.py")[role] == wanted
     assert sorted(written) == sorted(path for path in project.folder.iterdir()) and not project.embedded
     content = json.loads((own / "labeled" / "annotations.json").read_text())
     instances = project.instances("labeled")
@@ -72,6 +84,20 @@ def test_without_unlabeled_images_stage0_is_all_there_is_to_train(own):
     assert project.recipe_names() == ["stage0"]
     project, _ = write(own, unlabeled_images=own / "more", force=True)
     assert "stage1-full" in project.recipe_names()
+
+
+def test_the_rule_of_evaluation_is_coco_s_where_the_labels_state_areas(own):
+    page, labels = (
+        own / "labeled" / "annotations.json",
+        json.loads((own / "labeled" / "annotations.json").read_text()),
+    )
+    for areas, rule in (([5.0, 6.0, 7.0], "annotation"), ([5.0, None, 7.0], "bbox53"), ([5, 0, 7], "bbox53")):
+        for one, area in zip(labels["annotations"], areas, strict=False):
+            one["area"] = area
+        page.write_text(json.dumps(labels))
+        project, _ = write(own, force=True, pages="nk_sapiens")
+        assert project.data.evaluation.area == rule
+        assert project.data.evaluation.pck_normaliser == "max_side"
 
 
 def relabel_as_arms(annotations: Path) -> None:
@@ -259,7 +285,8 @@ def test_pages_fit_another_skeleton_and_a_head_that_does_not_is_refused(own):
     assert not (own.parent / "project").exists()
     project, _ = write(own, dataset_info=own / "arm.py")
     recipe, model = project.recipe("stage0")
-    assert model["head"]["out_channels"] == 3 and recipe.load_from is None
+    assert model["head"]["out_channels"] == 3 and recipe.load_from == "demo"
+    load_network(build_student(model), weights_path("student"), as_start=True)  # but for its last layer
     with pytest.raises(SagecacheError, match="model.py: the head draws 17 maps, and.* has 3 joints"):
         project.recipe("stage0", {"model.head.out_channels": 17})
 

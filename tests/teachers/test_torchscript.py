@@ -209,6 +209,21 @@ def test_a_file_that_is_no_torchscript_is_named(tmp_path, crops):
         build(files=dict(depth=str(path)))(crops)
 
 
+def test_parameters_that_are_not_finite_are_told_and_buffers_may_be(save, crops):
+    class Masked(nn.Module):
+        def __init__(self, scale: float) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor([scale]))
+            self.register_buffer("mask", torch.tensor([-torch.inf]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x[:, :1] * self.scale
+
+    build(files=dict(depth=save(Masked(1.0))))(crops)
+    with pytest.raises(SagecacheError, match="model.pt2.*scale: its values are not all finite"):
+        build(files=dict(depth=save(Masked(torch.nan))))(crops)
+
+
 def test_fingerprint_follows_bytes_and_settings_but_not_the_path(save, tmp_path):
     first = save(Red(), "a.pt2")
     moved = tmp_path / "elsewhere"
