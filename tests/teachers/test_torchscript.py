@@ -263,7 +263,7 @@ class Raises(nn.Module):
 
 def test_what_a_file_returns_is_told_by_its_shapes(save):
     def shapes(module):
-        path = save(module)
+        path = Path(save(module))
         return returned_shapes(load_torchscript(path, "cpu"), path, (12, 16))
 
     assert shapes(Red()) == ((1, 1, 16, 12),) and shapes(Scaled()) == ((1, 1, 16, 12),)
