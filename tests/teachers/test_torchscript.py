@@ -1,5 +1,7 @@
 """Scripted models through the adapter: conventions, masks, errors, fingerprints, the exported network."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
