@@ -1,10 +1,11 @@
-"""The image files that converted labels speak of: found by name, their sizes, their EXIF orientation.
+"""Image files: those of a folder as a COCO dict, and those that converted labels speak of.
 
 Reads headers only.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,9 +15,10 @@ from PIL import Image
 
 from sagecache.data.coco import image_path
 from sagecache.data.convert import Picture, Reading
-from sagecache.errors import SagecacheError
+from sagecache.errors import SagecacheError, counted
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+NAMED = 10  # files that can't be opened, in an error
 MISSING = "pictures whose image is not in the folder"
 _ORIENTATION = 0x0112  # the EXIF tag
 
@@ -24,6 +26,48 @@ _ORIENTATION = 0x0112  # the EXIF tag
 def picture_size(path: Path) -> tuple[int, int]:
     """(width, height) of the raw pixels, from the header. Raises SagecacheError for no image."""
     return _look(path)[0]
+
+
+def list_pictures(place: Path, *, numbered: bool = False) -> dict:
+    """The images below a folder, or one image, as a COCO dict without annotations; names from that folder.
+
+    Ids are the names where all stems are numbers (COCO's {:012d} rule), else 1, 2, … in order of name.
+    numbered: that other file names ids, so that names must be numbers. Raises SagecacheError where they are
+    not then, where there is no image, and once for all that can't be opened.
+    """
+    folder = place if place.is_dir() else place.parent
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    files = [place] if place.is_file() else files
+    if not files:
+        raise SagecacheError("no images below it", file=folder, fix=f"Known: {', '.join(sorted(SUFFIXES))}.")
+    numeric = all(re.fullmatch(r"\d+", path.stem) and int(path.stem) < 2**63 for path in files)
+    ids = [int(path.stem) for path in files] if numeric else list(range(1, len(files) + 1))
+    if numbered and not numeric:
+        raise SagecacheError(
+            "detections name image ids, and these file names are no numbers",
+            file=folder,
+            fix="Give --unlabeled-annotations, a COCO JSON whose images have id and file_name.",
+        )
+    if len(set(ids)) != len(ids):
+        raise SagecacheError("two files have the same number as name", file=folder, fix="Rename one.")
+    images, bad = [], {}
+    for image_id, path in sorted(zip(ids, files, strict=True)):
+        name = path.relative_to(folder).as_posix()
+        try:
+            width, height = picture_size(path)
+        except SagecacheError as error:
+            bad[name] = error.message
+            continue
+        images.append(dict(id=image_id, file_name=name, width=width, height=height))
+    if bad:
+        shown = "; ".join(f"{name} ({why})" for name, why in list(bad.items())[:NAMED])
+        more = f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
+        raise SagecacheError(
+            f"{counted(len(bad), 'image')} can't be opened: {shown}{more}",
+            file=folder,
+            fix="Remove or repair them.",
+        )
+    return dict(images=images, annotations=[], categories=[dict(id=1, name="person")])
 
 
 def find_pictures(

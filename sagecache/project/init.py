@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sagecache.data.coco import load_coco, load_detections
-from sagecache.errors import SagecacheError, counted
+from sagecache.data.picture_files import list_pictures
+from sagecache.errors import SagecacheError
 from sagecache.project.project import embedded_project, read_page, read_skeleton
 from sagecache.skeleton.category import require_skeleton
 from sagecache.skeleton.definition import COCO17, Skeleton
 
-IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"))
-NAMED = 10  # files that can't be opened, in an error
 PAGES = ("demo", "nk_sapiens", "sage_pose")  # folders of configs/
 NOT_COPIED = {"data", "model", "oracle"}  # the first two have ways of their own; oracle needs labels of all
 NETWORKS = ("crop", "teacher", "detector")  # of those folders' data.py, as they stand there
@@ -69,7 +68,8 @@ def write_project(folder: Path, data: UserData, pages: str = "demo", force: bool
         listing = data.unlabeled_annotations
         if listing is None:
             listing = folder / "unlabeled_images.json"
-            listing.write_text(json.dumps(_image_list(data.unlabeled_images, data.detections), indent=1))
+            pictures = list_pictures(data.unlabeled_images, numbered=data.detections is not None)
+            listing.write_text(json.dumps(pictures, indent=1))
             written.append(listing)
         boxes = _relative(folder, data.detections) if data.detections else "detect"
         splits["unlabeled"] = _split(folder, data.unlabeled_images, listing, boxes)
@@ -156,45 +156,6 @@ def _relative(folder: Path, path: Path) -> str:
         raise SagecacheError("no such file or folder", file=path)
     relative = os.path.relpath(path, folder)
     return str(path) if relative.count("..") > 3 else relative
-
-
-def _image_list(folder: Path, detections: Path | None) -> dict:
-    from PIL import Image
-
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    if not files:
-        raise SagecacheError(
-            "no images below it", file=folder, fix=f"Known: {', '.join(sorted(IMAGE_SUFFIXES))}."
-        )
-    numeric = all(re.fullmatch(r"\d+", path.stem) and int(path.stem) < 2**63 for path in files)
-    ids = [int(path.stem) for path in files] if numeric else list(range(1, len(files) + 1))
-    if detections is not None and not numeric:
-        raise SagecacheError(
-            "detections name image ids, and these file names are no numbers",
-            file=folder,
-            fix="Give --unlabeled-annotations, a COCO JSON whose images have id and file_name.",
-        )
-    if len(set(ids)) != len(ids):
-        raise SagecacheError("two files have the same number as name", file=folder, fix="Rename one.")
-    images, bad = [], {}
-    for image_id, path in sorted(zip(ids, files, strict=True)):
-        name = path.relative_to(folder).as_posix()
-        try:
-            with Image.open(path) as image:
-                width, height = image.size
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            bad[name] = " ".join(str(error).replace(str(path), name).split())
-            continue
-        images.append(dict(id=image_id, file_name=name, width=width, height=height))
-    if bad:
-        shown = "; ".join(f"{name} ({why})" for name, why in list(bad.items())[:NAMED])
-        more = f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
-        raise SagecacheError(
-            f"{counted(len(bad), 'image')} can't be opened: {shown}{more}",
-            file=folder,
-            fix="Remove or repair them.",
-        )
-    return dict(images=images, annotations=[], categories=[dict(id=1, name="person")])
 
 
 def _data_page(splits: dict[str, dict[str, str]], dataset_info: str, data: UserData, template: Path) -> str:
