@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -144,6 +147,48 @@ def test_resume_goes_on_where_the_run_stopped(project, tmp_path):
     one, other = (torch.load(run / "iter_4.pth", weights_only=True)["state_dict"] for run in (whole, cut))
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
     assert one["terms.geometry.layer.weight"].any()  # it starts from zero
+
+
+TOLD_BY_EACH = """
+import hashlib, os, pathlib
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from sagecache.cli.main import cli
+
+@HOOKS.register_module()
+class TellNetwork(Hook):
+    def after_train(self, runner):
+        every = [one.detach().numpy().tobytes() for one in runner.model.parameters()]
+        told = hashlib.sha256(b"".join(every)).hexdigest()
+        pathlib.Path(__file__).with_name("rank" + os.environ["RANK"]).write_text(told)
+
+cli()
+"""
+
+
+def test_two_processes_with_every_term_and_accumulated_steps_have_one_network(project, tmp_path):
+    """An unlabeled batch of 5 divides neither the 12 persons nor the shares of two processes."""
+    (tmp_path / "told.py").write_text(TOLD_BY_EACH)
+    words = ["train", "stage1-full", "--max-iters", "4", "--work-dir", tmp_path / "run", "batch.workers=0"]
+    words += ["batch.labeled=3", "batch.unlabeled=5", "data.val=None", "semi.terms.geometry.weight=0.5"]
+    words += ["optim_wrapper.accumulative_counts=2", "custom_hooks=[{'type':'TellNetwork'}]"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*launcher, str(tmp_path / "told.py"), "--project", str(project), *map(str, words)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = ((tmp_path / f"rank{rank}").read_text() for rank in range(2))
+    assert first == second  # of the student, its EMA, the prior and the layer of the geometry term
+    trained = torch.load(tmp_path / "run" / "iter_4.pth", weights_only=True)
+    assert {int(one["step"]) for one in trained["optimizer"]["state"].values()} == {2}
+    assert trained["state_dict"]["terms.geometry.layer.weight"].any()  # it starts from zero
+    networks = ("student.", "ema_teacher.", "terms.geometry.")  # CMGC's references have NaN for a limb unseen
+    for name, value in trained["state_dict"].items():
+        assert not name.startswith(networks) or value.isfinite().all(), name
 
 
 def test_teachers_are_measured_against_the_rendered_truth(project):
