@@ -16,6 +16,7 @@ from torch import nn
 
 from sagecache.errors import SagecacheError
 from sagecache.store.fingerprint import diff
+from sagecache.teachers import huggingface
 from sagecache.teachers.huggingface import load_folder, reader_of
 from sagecache.teachers.registry import build_teacher
 
@@ -86,6 +87,67 @@ def test_sapiens2_normals_points_and_segments(tmp_path):
     body = 1 - networks["mask"](pixel_values=pixels).logits.softmax(1)[:, :1]
     torch.testing.assert_close(maps["mask"], body, atol=1e-5, rtol=1e-3)
     assert (teacher.spec.depth_kind, teacher.spec.unit) == ("metric", "m")
+
+
+def hill(width=48, height=64):
+    """A hill that rises to the viewer: z (h, w) in metres, away; its normals (3, h, w), x right, y down."""
+    y, x = torch.meshgrid(torch.linspace(-1.33, 1.33, height), torch.linspace(-1, 1, width), indexing="ij")
+    z = 2 + 0.4 * (x**2 + y**2)
+    slope_y, slope_x = torch.gradient(z, spacing=(y[:, 0], x[0]))
+    normal = torch.stack([slope_x, slope_y, -torch.ones_like(z)])
+    return x, y, z, normal / normal.norm(dim=0)
+
+
+class Answers(nn.Module):
+    """In the place of a network: it says the same of every crop."""
+
+    def __init__(self, **answer):
+        super().__init__()
+        self.answer, self.weight = answer, nn.Parameter(torch.zeros(1))
+
+    def forward(self, pixel_values):
+        count = len(pixel_values)
+        answer = {name: value.expand(count, *value.shape) for name, value in self.answer.items()}
+        return SimpleNamespace(**answer)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("depth_anything", "disparity"),
+        ("dpt", "disparity"),
+        ("depth_anything_metric", "metric"),
+        ("zoedepth", "metric"),
+        ("sapiens2", "metric"),
+    ],
+)
+def test_a_known_scene_in_the_words_of_each_network(tmp_path, monkeypatch, name, kind):
+    """Its depth in metres, or up to a gain where only nearness is told, and normals in the same axes."""
+    makers = dict(depth_anything=depth_anything, dpt=dpt, zoedepth=zoedepth)
+    makers |= dict(depth_anything_metric=lambda lib: depth_anything(lib, "metric"))
+    makers |= dict(sapiens2=lambda lib: sapiens2(lib, "PointmapEstimation"))
+    folders = dict(depth=makers[name](transformers), normal=sapiens2(transformers, "NormalEstimation"))
+    files = {output: str(save_folder(net, tmp_path / output, **NORMAL)) for output, net in folders.items()}
+    x, y, z, normal = hill()
+    if name == "sapiens2":
+        depth = Answers(pointmaps=3 * torch.stack([x, y, z]), scales=torch.tensor([3.0]))
+    else:
+        depth = Answers(predicted_depth=z if kind == "metric" else 7 / z + 0.5)
+    says = dict(depth=depth, normal=Answers(normals=normal * torch.tensor([1.0, -1.0, -1.0]).view(3, 1, 1)))
+    monkeypatch.setattr(huggingface, "load_network", lambda folder: says[folder.name])
+    size = dict(input_size=(48, 64), map_size=(48, 64))
+    teacher = build_teacher(dict(type="huggingface", files=files, **size))
+    maps = teacher(crops(48, 64))
+    torch.testing.assert_close(maps["normal"][1], normal, atol=1e-5, rtol=0)
+    if kind == "metric":
+        assert (teacher.spec.depth_kind, teacher.spec.unit) == ("metric", "m")
+        torch.testing.assert_close(maps["depth"][1, 0], z, atol=1e-5, rtol=0)
+    else:
+        assert teacher.spec.depth_kind == "affine"
+        found, true = maps["depth"][1, 0].flatten(), z.flatten()
+        gain, offset = np.polyfit(found.numpy(), true.numpy(), 1)
+        error = (gain * found + offset - true).abs().max() / (true.max() - true.min())
+        assert gain > 0 and error < 0.02
 
 
 @torch.no_grad()
