@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from sagecache.errors import SagecacheError
 from sagecache.project.runs import changed_since_start, finished_run, noted_start, shortfall
+from sagecache.store.files import write_whole
 
 if TYPE_CHECKING:
     from sagecache.evaluation.keypoints import KeypointReport
@@ -119,10 +119,7 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, content: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # two commands may score the same run
-    temporary.write_text(json.dumps(content) + "\n")
-    temporary.replace(path)
+    write_whole(path, (json.dumps(content) + "\n").encode())
 
 
 # -- making it ---------------------------------------------------------------------------------------

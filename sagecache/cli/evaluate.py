@@ -16,6 +16,7 @@ from sagecache.cli.jobs import require_fresh_boxes
 from sagecache.cli.output import emit_json, emit_table, note, progress
 from sagecache.cli.train import newest_checkpoint
 from sagecache.errors import SagecacheError
+from sagecache.store.files import write_whole
 
 if TYPE_CHECKING:
     from sagecache.project import Project
@@ -79,6 +80,8 @@ def evaluate_predictions(project: Project, predictions: Path, split: str = "val"
 
     ensure(project, project.split_requirements(split))
     results = load_keypoint_results(predictions, project.skeleton.num_keypoints)
+    if not results:
+        note(f"{predictions} holds no poses")
     try:
         report = judge(project, ground_truth(project, split), results)
     except SagecacheError as error:
@@ -111,9 +114,7 @@ def evaluate(
         raise SagecacheError("no file can be written here", file=out.parent, fix="Choose another --out.")
     with progress(f"eval {split}") as report:
         result, predictions = score(project, checkpoint, split, boxes, network, report)
-    temporary = out.with_name(f".{out.name}.tmp")
-    temporary.write_text(json.dumps(sort_predictions(predictions)))
-    temporary.replace(out)
+    write_whole(out, json.dumps(sort_predictions(predictions)).encode())
     return dict(
         checkpoint=str(checkpoint),
         network=network,

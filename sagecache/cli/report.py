@@ -11,6 +11,7 @@ from sagecache.cli.actions import ensure
 from sagecache.cli.context import json_option, project_option
 from sagecache.cli.output import emit_json, emit_table, progress
 from sagecache.errors import SagecacheError
+from sagecache.store.files import write_whole
 
 if TYPE_CHECKING:
     from sagecache.mm.gallery import Gallery
@@ -89,7 +90,8 @@ def report(
 
     page = page_of(project, run, log, gallery)
     output = output or run.work_dir / FILE
-    size = _write(output, render(page))
+    content = render(page).encode()
+    write_whole(output, content)
     return dict(
         recipe=run.name,
         checkpoint=None if run.checkpoint is None else str(run.checkpoint),
@@ -98,7 +100,7 @@ def report(
         charts=len(page.charts) + len(page.more_charts),
         judged=0 if gallery is None else len(gallery.judged),
         shown=sum(len(section.cards) for section in page.sections),
-        bytes=size,
+        bytes=len(content),
         page=str(output),
     )
 
@@ -128,16 +130,6 @@ def _gallery(project: Project, run: TrainedRun, count: int) -> Gallery | None:
 
     with progress("report") as told:
         return look(project, run, count, told)
-
-
-def _write(path: Path, text: str) -> int:
-    """The whole file or none; returns its bytes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    size = temporary.stat().st_size
-    temporary.replace(path)
-    return size
 
 
 def _text(key: str, value: object) -> str:

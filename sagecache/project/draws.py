@@ -6,16 +6,15 @@ A result that hangs on one draw of 24 labels says little; several draws say how 
 from __future__ import annotations
 
 import json
-import os
 import re
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sagecache.data.coco import load_coco
 from sagecache.data.splits import draw_images, subset
 from sagecache.errors import SagecacheError
 from sagecache.project.settings import DataSettings, SplitSettings
+from sagecache.store.files import write_whole
 from sagecache.strict import at_least
 
 if TYPE_CHECKING:
@@ -116,11 +115,4 @@ def write_label_lists(project: Project, whole: Project) -> None:
         drawn = subset(content, draw_images(content, project.draw.labels, project.draw.number))
         info = drawn.get("info")
         drawn["info"] = dict(info if isinstance(info, dict) else {}, drawn_from=made_from)
-        _write(target, json.dumps(drawn))
-
-
-def _write(target: Path, text: str) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
-    temporary.replace(target)
+        write_whole(target, json.dumps(drawn).encode())

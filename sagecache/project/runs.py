@@ -18,6 +18,7 @@ from typing import Any
 
 from sagecache.errors import SagecacheError
 from sagecache.project.recipe import Recipe
+from sagecache.store.files import write_whole
 from sagecache.store.fingerprint import describe, diff
 from sagecache.strict import build
 
@@ -67,9 +68,8 @@ def note_start(
     work_dir: Path, recipe: Recipe, model: Mapping[str, Any], inputs: Mapping[str, Any] | None = None
 ) -> None:
     """Write down what a run trains, for those that go on with it or take it for done. Whole or not at all."""
-    temporary = work_dir / f".{STARTED}.tmp"
-    temporary.write_text(json.dumps(as_noted(recipe, model) | dict(inputs=inputs), indent=1) + "\n")
-    temporary.replace(work_dir / STARTED)
+    text = json.dumps(as_noted(recipe, model) | dict(inputs=inputs), indent=1) + "\n"
+    write_whole(work_dir / STARTED, text.encode())
 
 
 def noted_start(work_dir: Path) -> NotedStart | None:
@@ -140,9 +140,7 @@ def _finite(value: Any) -> Any:
 
 def mark_finished(work_dir: Path, run: FinishedRun) -> None:
     """Write the marker, whole or not at all."""
-    temporary = work_dir / f".{MARKER}.tmp"
-    temporary.write_text(json.dumps(asdict(run)) + "\n")
-    temporary.replace(work_dir / MARKER)
+    write_whole(work_dir / MARKER, (json.dumps(asdict(run)) + "\n").encode())
 
 
 def unmark(work_dir: Path) -> None:
