@@ -180,16 +180,63 @@ def yolos(transformers, seed: int = 0):
     return network.eval()
 
 
-def rt_detr(transformers, seed: int = 0):
+def detr(transformers, seed: int = 0):
+    """DETR on a ResNet of its own, not timm's."""
     torch.manual_seed(seed)
-    backbone = transformers.RTDetrResNetConfig(
-        embedding_size=8,
-        hidden_sizes=[8, 8, 8, 8],
-        depths=[1, 1, 1, 1],
-        layer_type="basic",
-        out_features=["stage2", "stage3", "stage4"],
+    config = transformers.DetrConfig(
+        use_timm_backbone=False,
+        use_pretrained_backbone=False,
+        backbone=None,
+        backbone_config=transformers.ResNetConfig(
+            embedding_size=8,
+            hidden_sizes=[8, 16, 32, 64],
+            depths=[1, 1, 1, 1],
+            layer_type="basic",
+            out_features=["stage4"],
+        ),
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        num_queries=12,
+        id2label={0: "chair", 1: "person", 2: "dog"},
+        label2id={"chair": 0, "person": 1, "dog": 2},
     )
-    config = transformers.RTDetrConfig(
+    network = transformers.DetrForObjectDetection(config)
+    torch.nn.init.normal_(network.model.query_position_embeddings.weight, std=3)
+    torch.nn.init.normal_(network.class_labels_classifier.weight)
+    return network.eval()
+
+
+def rt_detr(transformers, kind: str = "RTDetr", seed: int = 0):
+    """'RTDetr' or 'RTDetrV2' on its ResNet, or 'DFine' on an HGNet."""
+    torch.manual_seed(seed)
+    stages = ["stage2", "stage3", "stage4"]
+    more = {}
+    if kind == "DFine":
+        backbone = transformers.HGNetV2Config(
+            hidden_sizes=[8, 8, 8, 8],
+            stem_channels=[3, 8, 8],
+            stage_in_channels=[8, 8, 8, 8],
+            stage_mid_channels=[8, 8, 8, 8],
+            stage_out_channels=[8, 8, 8, 8],
+            stage_num_blocks=[1, 1, 1, 1],
+            stage_numb_of_layers=[1, 1, 1, 1],
+            out_features=stages,
+        )
+        more = dict(decoder_n_points=[2, 2, 2])
+    else:
+        backbone = transformers.RTDetrResNetConfig(
+            embedding_size=8,
+            hidden_sizes=[8, 8, 8, 8],
+            depths=[1, 1, 1, 1],
+            layer_type="basic",
+            out_features=stages,
+        )
+    config = getattr(transformers, f"{kind}Config")(
         backbone_config=backbone,
         encoder_hidden_dim=16,
         encoder_in_channels=[8, 8, 8],
@@ -205,5 +252,18 @@ def rt_detr(transformers, seed: int = 0):
         hidden_expansion=0.5,
         id2label={0: "person", 1: "dog"},
         label2id={"person": 0, "dog": 1},
+        **more,
     )
-    return transformers.RTDetrForObjectDetection(config).eval()
+    return getattr(transformers, f"{kind}ForObjectDetection")(config).eval()
+
+
+def glpn(transformers, seed: int = 0):
+    """GLPN: metres, of pictures between 0 and 1."""
+    torch.manual_seed(seed)
+    config = transformers.GLPNConfig(
+        hidden_sizes=[8, 8, 16, 16],
+        depths=[1, 1, 1, 1],
+        decoder_hidden_size=8,
+        num_attention_heads=[1, 1, 2, 2],
+    )
+    return transformers.GLPNForDepthEstimation(config).eval()

@@ -6,6 +6,8 @@ put in place. Functions of pictures take (B, 3, H, W), RGB grey levels of 0..255
 
 from __future__ import annotations
 
+import glob
+import os
 import shutil
 import tempfile
 import warnings
@@ -73,6 +75,8 @@ def export(
     load_network(student, checkpoint, network)
     if kind == "mmpose":
         return _to_mmpose(student.eval(), project, output, force)
+    if kind == "onnx":
+        _require_free(_weights_of(output), kind, force)
     with _in_place(output) as temporary:
         return [KINDS[kind](student.eval(), project, temporary)]
 
@@ -172,14 +176,20 @@ def _to_onnx(student: nn.Module, project: Project, output: Path) -> str:
             dynamo=True,
             verbose=False,
         )
-        program.save(str(output))
+        program.save(str(output))  # from 1.5 GiB on weights go into a file beside it
     session = onnxruntime.InferenceSession(str(output), providers=["CPUExecutionProvider"])
 
     def run(pictures: Tensor) -> tuple[Tensor, ...]:
         return tuple(torch.from_numpy(one) for one in session.run(None, {"images": pictures.numpy()}))
 
     error = _difference(function, run, images[:1])
-    return f"ONNX, {_signature(student, images)}; run by onnxruntime against the original: off by {error:.1e}"
+    told = f"ONNX, {_signature(student, images)}; run by onnxruntime against the original: off by {error:.1e}"
+    return told if not _weights_of(output).exists() else f"{told}; its weights: {_weights_of(output).name}"
+
+
+def _weights_of(output: Path) -> Path:
+    """Where ONNX keeps what is too large for one file."""
+    return output.with_name(f"{output.name}.data")
 
 
 def _to_hugging_face(student: nn.Module, project: Project, output: Path) -> str:
@@ -306,15 +316,53 @@ def _difference(original: Callable, written: Callable, images: Tensor) -> float:
 
 @contextmanager
 def _in_place(output: Path) -> Iterator[Path]:
-    """A place of the same name in a folder of its own; it becomes output's when all went well."""
-    making = Path(tempfile.mkdtemp(prefix=".export-", dir=output.parent))
+    """A place of the same name in a folder of its own; it becomes output's when all went well.
+
+    So does what was written beside it, which is put in place first.
+    """
+    _remove_leftovers(output)
+    making = Path(tempfile.mkdtemp(prefix=f"{_prefix(output)}{os.getpid()}-", dir=output.parent))
     try:
         yield making / output.name
+        parts = sorted(making.iterdir(), key=lambda part: part.name == output.name)
+        _let_be_read(making)
         if output.is_dir() and not output.is_symlink():
             output.replace(making / f"{output.name}-before")  # a folder can't be replaced by another
-        (making / output.name).replace(output)
+        for part in parts:
+            part.replace(output.with_name(part.name))
     finally:
         shutil.rmtree(making)
+
+
+def _prefix(output: Path) -> str:
+    return f".{output.name}.export-"
+
+
+def _remove_leftovers(output: Path) -> None:
+    """What killed exports to the same place have left."""
+    for left in output.parent.glob(f"{glob.escape(_prefix(output))}*"):
+        process = left.name.removeprefix(_prefix(output)).split("-")[0]
+        if process.isdigit() and not _runs(int(process)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
+
+
+def _let_be_read(folder: Path) -> None:
+    """safetensors writes files that nobody else can read: give all the mode of new files."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for one in folder.rglob("*"):
+        if one.is_file():
+            one.chmod(0o666 & ~mask)
 
 
 KINDS: dict[str, Callable[..., str] | None] = {

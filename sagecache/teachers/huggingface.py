@@ -11,11 +11,12 @@ import hashlib
 import json
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -243,24 +244,84 @@ def folder_hash(folder: Path) -> str:
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
 
-def _statistics(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and std of a folder's images, in grey levels; ImageNet's where it says nothing."""
+def load_processor(folder: Path) -> Any:
+    """The preprocessing of a folder, as transformers builds it. Raises SagecacheError where it can't."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return import_transformers().AutoImageProcessor.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+    except Exception as error:  # transformers raises what its parts raise
+        raise told_of(error, "its preprocessing can't be built", folder / PREPROCESSOR) from error
+
+
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+def _statistics(folder: Path) -> Statistics:
+    """Mean and std of a folder's images, in grey levels: pixels are (grey level - mean) / std.
+
+    What its file says; where it leaves something open, what its processor does, or ImageNet's if transformers
+    can't build that (Sapiens2's needs torchvision).
+    """
     page = folder / PREPROCESSOR
     said = read_json(page) if page.is_file() else {}
-    if said.get("do_normalize") is False:
-        return (0.0, 0.0, 0.0), (255.0, 255.0, 255.0)
+    stated = _stated(said, page)
+    try:
+        processor = load_processor(folder)
+    except SagecacheError:
+        return stated
+    return _probed(processor, page)
+
+
+def _stated(said: Mapping[str, Any], page: Path) -> Statistics:
+    scale = said.get("rescale_factor", 1 / 255) if said.get("do_rescale", True) else 1.0
+    if not _is_number(scale) or scale <= 0:
+        raise SagecacheError(
+            f"'rescale_factor' is {str(scale)[:40]}, no number above zero", file=page, fix=ANEW
+        )
     mean, std = (_three(said, key, page) for key in IMAGENET)
     if min(std) <= 0:
         raise SagecacheError(f"'image_std' is {said['image_std']}, not above zero", file=page, fix=ANEW)
-    return mean, std
+    if said.get("do_normalize") is False:
+        mean, std = (0.0,) * 3, (1.0,) * 3
+    return _rounded(one / scale for one in mean), _rounded(one / scale for one in std)
+
+
+def _probed(processor: Any, page: Path) -> Statistics:
+    """What a processor does to pictures of one colour. Raises SagecacheError for anything but a shift and a
+    scale of each of RGB's channels.
+    """
+    colours = [(0, 0, 0), (255, 255, 255), (96, 96, 96), (255, 0, 0)]
+    pictures = [np.full((64, 64, 3), colour, np.uint8) for colour in colours]
+    try:
+        made = processor(images=pictures, do_resize=False, return_tensors="np")["pixel_values"]
+        black, white, grey, red = (np.asarray(one, float)[:, 32, 32] for one in made)
+    except Exception as error:
+        raise told_of(error, "its preprocessing fails on plain pictures", page) from error
+    slope = (white - black) / 255
+    wanted = np.stack([black + 96 * slope, [white[0], *black[1:]]])
+    if not ((slope > 0).all() and np.allclose([grey, red], wanted, atol=1e-3 * abs(white - black).max())):
+        raise SagecacheError(
+            "its preprocessing is no shift and scale of RGB's channels",
+            file=page,
+            fix="Export the network with its preprocessing to TorchScript: teacher type 'torchscript'.",
+        )
+    return _rounded(-black / slope), _rounded(1 / slope)
+
+
+def _rounded(values: Iterable[float]) -> tuple[float, ...]:
+    """Of float32's noise, so that a fingerprint is of what was meant."""
+    return tuple(round(float(value), 3) + 0.0 for value in values)
 
 
 def _three(said: Mapping[str, Any], key: str, page: Path) -> tuple[float, ...]:
-    """Three numbers of 0..1 as grey levels; ImageNet's where nothing is said."""
+    """Three numbers, ImageNet's where nothing is said."""
     value = IMAGENET[key] if said.get(key) is None else said[key]
     if not (isinstance(value, (list, tuple)) and len(value) == 3 and all(map(_is_number, value))):
         raise SagecacheError(f"'{key}' is {str(value)[:40]}, no list of three numbers", file=page, fix=ANEW)
-    return tuple(round(255 * float(one), 3) for one in value)
+    return tuple(map(float, value))
 
 
 def _is_number(value: object) -> bool:
@@ -283,6 +344,9 @@ def _depth_of(folder: Path) -> tuple[str, str]:
     if "depth_estimation_type" in config or kind == "depth_anything":
         metric = config.get("depth_estimation_type", "relative") == "metric"
         return ("metric", "m") if metric else ("disparity", "relative")
+    backbone = config.get("backbone_config")
+    if kind == "dpt" and isinstance(backbone, Mapping) and "dinov2" in str(backbone.get("model_type")):
+        kind = "dpt on DINOv2"  # published ones give metres; nothing in the folder says so
     if kind not in DEPTHS:
         raise SagecacheError(
             f"nothing says what kind of depth a '{kind}' gives",

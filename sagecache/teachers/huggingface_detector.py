@@ -6,7 +6,6 @@ padded, so no image changes another's boxes.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import cached_property
@@ -25,8 +24,8 @@ from sagecache.teachers.huggingface import (
     architecture,
     class_indices,
     folder_hash,
-    import_transformers,
     load_network,
+    load_processor,
     told_of,
 )
 
@@ -77,15 +76,7 @@ class HuggingFaceDetector:
                 file=self._folder,
                 fix="Take a …ForObjectDetection.",
             )
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                processor = import_transformers().AutoImageProcessor.from_pretrained(
-                    self._folder, local_files_only=True, trust_remote_code=False
-                )
-        except Exception as error:  # transformers raises what its parts raise
-            page = self._folder / PREPROCESSOR
-            raise told_of(error, "its preprocessing can't be built", page) from error
+        processor = load_processor(self._folder)
         return load_network(self._folder).to(self._device), processor
 
     def _raw(self, images: list[np.ndarray]) -> list[Found]:
@@ -97,12 +88,15 @@ class HuggingFaceDetector:
     @torch.inference_mode()
     def _answers(self, images: Sequence[np.ndarray]) -> list[Found]:
         network, processor = self._parts
-        inputs = processor(images=list(images), input_data_format="channels_last", return_tensors="pt")
-        outputs = network(pixel_values=inputs["pixel_values"].to(self._device))
         sizes = [image.shape[:2] for image in images]
-        found = processor.post_process_object_detection(
-            outputs, threshold=self._rule.score, target_sizes=sizes
-        )
+        try:
+            inputs = processor(images=list(images), input_data_format="channels_last", return_tensors="pt")
+            outputs = network(pixel_values=inputs["pixel_values"].to(self._device))
+            found = processor.post_process_object_detection(
+                outputs, threshold=self._rule.score, target_sizes=sizes
+            )
+        except (ValueError, TypeError, IndexError, RuntimeError) as error:
+            raise told_of(error, f"the network failed on images of {sizes}", self._folder) from error
         results = []
         for one in found:
             persons = one["labels"] == self._label

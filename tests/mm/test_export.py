@@ -239,6 +239,41 @@ def test_networks_that_vitpose_is_not(trained, tmp_path):
     assert not (tmp_path / "net").exists()
 
 
+def test_onnx_of_a_large_network_has_its_weights_beside_it(trained, tmp_path, monkeypatch):
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    from torch.onnx._internal.exporter import _onnx_program
+
+    monkeypatch.setattr(_onnx_program, "_LARGE_MODEL_THRESHOLD", 10_000)  # bytes; torch's is 1.5 GiB
+    project, checkpoint, student = trained(VIT)
+    left = tmp_path / ".net.onnx.export-999999999-abc"  # of a process that was killed
+    left.mkdir()
+    (left / "net.onnx.data").write_bytes(b"half")
+    (told,) = export(project, checkpoint, tmp_path / "net.onnx", "ema_teacher")
+    assert sorted(one.name for one in tmp_path.iterdir() if "net.onnx" in one.name) == [
+        "net.onnx",
+        "net.onnx.data",
+    ]
+    assert "its weights: net.onnx.data" in told
+    session = onnxruntime.InferenceSession(str(tmp_path / "net.onnx"), providers=["CPUExecutionProvider"])
+    images = torch.rand(1, 3, 64, 48) * 255
+    (found,) = session.run(None, {"images": images.numpy()})
+    with torch.no_grad():
+        expected = PoseFunction(student.eval())(images)
+    torch.testing.assert_close(torch.from_numpy(found), expected, atol=1e-4, rtol=1e-3)
+    (tmp_path / "net.onnx").unlink()
+    with pytest.raises(SagecacheError, match=r"net.onnx.data: is already there.*--force"):
+        export(project, checkpoint, tmp_path / "net.onnx", "ema_teacher")
+
+
+def test_files_of_an_export_have_the_mode_of_new_files(trained, tmp_path):
+    project, checkpoint, _ = trained(VIT)
+    (tmp_path / "new").touch()
+    for name in ("one.safetensors", "two.pth"):
+        export(project, checkpoint, tmp_path / name, "ema_teacher")
+        assert (tmp_path / name).stat().st_mode == (tmp_path / "new").stat().st_mode
+
+
 def test_an_export_takes_nobody_s_place(trained, tmp_path):
     """A forgotten suffix names the project's own folder, and model.pth the project's own page."""
     project, checkpoint, _ = trained(VIT)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from public_networks import depth_anything, dpt, sapiens2, save_folder, yolos, zoedepth
+from public_networks import depth_anything, dpt, glpn, sapiens2, save_folder, yolos, zoedepth
 from torch import nn
 
 from sagecache.errors import SagecacheError
@@ -63,6 +63,57 @@ def test_other_networks_of_depth(tmp_path, make, kind):
     want = network(pixel_values=pixels).predicted_depth
     torch.testing.assert_close(teacher(crops(64, 64))["depth"][:, 0], want, atol=1e-4, rtol=1e-3)
     assert (teacher.spec.depth_kind, teacher.spec.unit) == kind
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "processor",
+    [
+        dict(image_processor_type="GLPNImageProcessor", size_divisor=32),  # normalises nothing
+        dict(
+            image_processor_type="DPTImageProcessor",
+            do_rescale=False,
+            image_mean=[123.675, 116.28, 103.53],
+            image_std=[58.395, 57.12, 57.375],
+        ),
+        dict(image_processor_type="DPTImageProcessor", do_normalize=False, rescale_factor=1 / 127.5),
+        dict(image_processor_type="DPTImageProcessor"),  # its own mean and std are .5
+    ],
+    ids=["glpn", "grey levels", "another scale", "silent"],
+)
+def test_pixels_are_those_of_the_folder_s_own_preprocessing(tmp_path, processor):
+    network = glpn(transformers)
+    folder = save_folder(network, tmp_path / "net", **processor)
+    size = dict(input_size=(64, 96), map_size=(64, 96))
+    teacher = build_teacher(dict(type="huggingface", files=dict(depth=str(folder)), **size))
+    made = transformers.AutoImageProcessor.from_pretrained(folder)(
+        images=[Image.fromarray(one) for one in crops(64, 96)], do_resize=False, return_tensors="pt"
+    )
+    want = network(pixel_values=made["pixel_values"].float()).predicted_depth
+    torch.testing.assert_close(teacher(crops(64, 96))["depth"][:, 0], want, atol=1e-5, rtol=1e-3)
+    assert (teacher.spec.depth_kind, teacher.spec.unit) == ("metric", "m")
+
+
+def test_preprocessing_that_is_no_shift_and_scale_is_told(tmp_path, monkeypatch):
+    folder = save_folder(glpn(transformers), tmp_path / "net", **NORMAL)
+
+    def swapped(images, **_):
+        return dict(pixel_values=[one[..., ::-1].transpose(2, 0, 1) / 255 for one in images])
+
+    monkeypatch.setattr(huggingface, "load_processor", lambda folder: swapped)
+    with pytest.raises(SagecacheError, match="preprocessor_config.json: .*no shift and scale of RGB"):
+        build_teacher(dict(type="huggingface", files=dict(depth=str(folder)), input_size=(64, 96)))
+
+
+def test_a_dpt_on_dinov2_does_not_say_what_its_depth_is(tmp_path):
+    """The published ones give metres; those on other backbones disparities."""
+    config = dict(
+        architectures=["DPTForDepthEstimation"], model_type="dpt", backbone_config=dict(model_type="dinov2")
+    )
+    folder = save_folder(dpt(transformers), tmp_path / "net", **NORMAL)
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SagecacheError, match="what kind of depth a 'dpt on DINOv2' gives.*depth_kind"):
+        build_teacher(dict(type="huggingface", files=dict(depth=str(folder))))
 
 
 @torch.no_grad()

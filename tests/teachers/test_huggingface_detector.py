@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from public_networks import depth_anything, rt_detr, save_folder, yolos
+from public_networks import depth_anything, detr, rt_detr, save_folder, yolos
 
 from sagecache.errors import SagecacheError
 from sagecache.teachers.huggingface_detector import _of_one_size
@@ -32,9 +32,12 @@ def same_boxes(found, boxes, scores, height, width):
 
 
 @torch.no_grad()
-def test_yolos(tmp_path):
-    network = yolos(transformers)
-    processor = transformers.YolosImageProcessorPil(size=dict(shortest_edge=64, longest_edge=96))
+@pytest.mark.parametrize("make", [yolos, detr])
+def test_a_class_a_query(tmp_path, make):
+    network = make(transformers)
+    kind = dict(yolos="Yolos", detr="Detr")[make.__name__]
+    size = dict(shortest_edge=64, longest_edge=96)
+    processor = getattr(transformers, f"{kind}ImageProcessorPil")(size=size)
     folder = tmp_path / "net"
     network.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -47,12 +50,13 @@ def test_yolos(tmp_path):
         persons = classes.argmax(1) == 1
         persons_of_all += persons.sum()
         same_boxes(result, answer.pred_boxes[0].numpy()[persons], classes[persons, 1], *one.shape[:2])
-    assert 0 < persons_of_all < 36
+    assert 0 < persons_of_all < 36 + (make is detr)  # its untrained queries are much alike
 
 
 @torch.no_grad()
-def test_rt_detr(tmp_path):
-    network = rt_detr(transformers)
+@pytest.mark.parametrize("kind", ["RTDetr", "RTDetrV2", "DFine"])
+def test_the_best_of_all_queries_and_classes(tmp_path, kind):
+    network = rt_detr(transformers, kind)
     processor = transformers.RTDetrImageProcessorPil(size=dict(height=64, width=64))
     folder = tmp_path / "net"
     network.save_pretrained(folder)
@@ -63,6 +67,7 @@ def test_rt_detr(tmp_path):
     scores = answer.logits[0].sigmoid()
     best = scores.flatten().topk(12).indices  # as many of all queries and classes as there are queries
     queries = best[best % 2 == 0] // 2
+    assert len(queries)
     same_boxes(found, answer.pred_boxes[0, queries].numpy(), scores[queries, 0].numpy(), 50, 70)
 
 
@@ -74,6 +79,16 @@ def test_an_image_alone_and_among_others_has_the_same_boxes(tmp_path):
     images = [image(50, 70), image(90, 60, 1)]
     for together, alone in zip(detector(images), (detector([one])[0] for one in images), strict=True):
         np.testing.assert_array_equal(together[0], alone[0])
+
+
+def test_a_picture_that_the_preprocessing_refuses_is_an_error_of_a_line(tmp_path):
+    folder = tmp_path / "net"
+    yolos(transformers).save_pretrained(folder)
+    transformers.YolosImageProcessorPil(size=dict(shortest_edge=64, longest_edge=96)).save_pretrained(folder)
+    detector = build_detector(dict(type="huggingface", path=str(folder), **ALL))
+    with pytest.raises(SagecacheError, match=r"net: the network failed on images of \[\(1, 200\)\]") as told:
+        detector([image(1, 200)])
+    assert "\n" not in str(told.value)
 
 
 def test_groups_are_neighbours_of_one_size():
