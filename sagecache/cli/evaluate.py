@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,7 @@ from click.core import ParameterSource
 from sagecache.cli.actions import detect, ensure, train
 from sagecache.cli.context import json_option, project_option
 from sagecache.cli.jobs import require_fresh_boxes
-from sagecache.cli.output import emit_json, emit_table, note, progress
+from sagecache.cli.output import RESULTS, emit_json, emit_table, note, progress, require_places
 from sagecache.cli.train import newest_checkpoint
 from sagecache.errors import SagecacheError
 from sagecache.store.files import write_whole
@@ -110,8 +109,7 @@ def evaluate(
 
     out = out or checkpoint.parent / f"predictions_{checkpoint.stem}_{network}_{split}_{boxes}.json"
     out.parent.mkdir(parents=True, exist_ok=True)  # first: a folder that can't be used costs no evaluation
-    if not os.access(out.parent, os.W_OK):
-        raise SagecacheError("no file can be written here", file=out.parent, fix="Choose another --out.")
+    require_places({out: RESULTS}, [checkpoint, *project.split_files(split)])
     with progress(f"eval {split}") as report:
         result, predictions = score(project, checkpoint, split, boxes, network, report)
     write_whole(out, json.dumps(sort_predictions(predictions)).encode())

@@ -10,10 +10,13 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import click
+
+from sagecache.errors import SagecacheError
 
 Progress = Callable[..., None]
 # Up to four numbers, each on its line; in a JSON string there is no line break, so none is mistaken.
@@ -68,6 +71,38 @@ def _is_number(cell: object) -> bool:
 def note(message: str) -> None:
     """One line of what is going on, on stderr."""
     click.echo(message, err=True)
+
+
+RESULTS, PICTURE = b"[", b"\x89PNG"  # how a list in JSON and a PNG begin
+
+
+def require_places(places: Mapping[Path, bytes], used: Iterable[Path] = ()) -> None:
+    """Before the work: raise SagecacheError unless every file can be written and takes nobody's place.
+
+    places: file -> how its kind begins (RESULTS, PICTURE): an earlier one of the same kind is replaced.
+    used: what the command reads.
+    """
+    reads = {path.resolve() for path in used}
+    for path, beginning in places.items():
+        if not path.parent.is_dir():
+            raise SagecacheError("no such folder", file=path.parent, fix="Make it, or name another file.")
+        if not os.access(path.parent, os.W_OK):
+            raise SagecacheError("no file can be written here", file=path.parent, fix="Choose another.")
+        if path.resolve() in reads:
+            raise SagecacheError("is read by this command", file=path, fix="Name another file.")
+        if path.exists() and not _begins(path, beginning):
+            raise SagecacheError(
+                "is there, and is no earlier result, so it is not replaced",
+                file=path,
+                fix="Name another file.",
+            )
+
+
+def _begins(path: Path, beginning: bytes) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(64).lstrip().startswith(beginning)
 
 
 @contextmanager

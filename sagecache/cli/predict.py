@@ -13,7 +13,7 @@ import click
 
 from sagecache.cli.actions import ensure
 from sagecache.cli.context import json_option, project_option
-from sagecache.cli.output import emit_json, note, progress
+from sagecache.cli.output import PICTURE, RESULTS, emit_json, note, progress, require_places
 from sagecache.cli.train import newest_checkpoint
 from sagecache.errors import SagecacheError, counted
 from sagecache.store.files import write_whole
@@ -77,14 +77,16 @@ def predict_command(
     """Run a network over the boxes of a split; scores are the box's times the mean of the joints'."""
     if split is not None and images is not None:
         raise click.UsageError("--split and --images exclude each other.")
-    for path in (out, boxes, preview):
-        if path is not None and not path.parent.is_dir():
-            raise SagecacheError("no such folder", file=path.parent, fix="Make it, or name another file.")
     checkpoint = newest_checkpoint(project, checkpoint)
-    persons = of_split(project, split or "unlabeled") if images is None else in_pictures(project, images)
+    split = (split or "unlabeled") if images is None else None
+    files = {"--out": (out, RESULTS), "--boxes": (boxes, RESULTS), "--preview": (preview, PICTURE)}
+    root = images if split is None else project.path(project.split(split).images)
+    used = [checkpoint, *(project.split_files(split) if split else ())]
+    _require_places(files, [*used, *_among(root, preview)])
+    persons = in_pictures(project, images) if split is None else of_split(project, split)
     results = _predict(project, checkpoint, network, persons)
     summary = dict(checkpoint=str(checkpoint), network=network, persons=len(results), out=str(out))
-    summary |= dict(split=split or "unlabeled") if images is None else dict(images=str(images))
+    summary |= dict(images=str(images)) if split is None else dict(split=split)
     write_whole(out, json.dumps(results).encode())
     if boxes is not None:
         from sagecache.mm.pseudo_boxes import pseudo_boxes
@@ -105,6 +107,26 @@ def predict_command(
         click.echo(f'{told}: {boxes}; in data.py boxes="{known_as}"')
         if not summary["boxed"]:
             note(f"no pose has three joints above --confidence {rule['confidence']:g}")
+
+
+def _require_places(files: Mapping[str, tuple[Path | None, bytes]], used: Sequence[Path]) -> None:
+    """As require_places; two options may not name one file either."""
+    asked = {option: path for option, (path, _) in files.items() if path is not None}
+    by_path: dict[Path, str] = {}
+    for option, path in asked.items():
+        if (other := by_path.setdefault(path.resolve(), option)) != option:
+            raise SagecacheError(
+                f"{other} and {option} name the same file", file=path, fix="Give each its own."
+            )
+    require_places({path: kind for path, kind in files.values() if path is not None}, used)
+
+
+def _among(pictures: Path, preview: Path | None) -> list[Path]:
+    """The preview, where it would replace one of the pictures (a folder of them, or one)."""
+    if preview is None or not preview.exists():
+        return []
+    place = preview.resolve()
+    return [preview] if pictures.resolve() in (place, *place.parents) else []
 
 
 @dataclass(frozen=True)

@@ -243,6 +243,10 @@ class Project:
         own = boxes in ("annotations", "detect")
         return self.split_folder(split) / "detections.json" if own else self.path(boxes)
 
+    def split_files(self, split: str) -> list[Path]:
+        """The JSON files that a split is read from; that of detections may not be there."""
+        return [self.path(self.split(split).annotations), self.detections(split)]
+
     def split_folder(self, split: str) -> Path:
         """The folder of what is made of a split's images; a store_root elsewhere holds its targets."""
         return self.cache_root / self._drawn(split)

@@ -98,6 +98,29 @@ def test_pictures_without_a_person_give_no_pose_and_unreadable_ones_are_told(wit
     assert "exclude each other" in sagecache(with_detector, "predict", *words, code=2).output
 
 
+def test_a_result_takes_nobody_s_place(with_detector, tmp_path):
+    labels = with_detector / "data" / "val" / "annotations.json"
+    checkpoint = with_detector / "work_dirs" / "stage0" / "iter_4.pth"
+    picture = with_detector / "data" / "val" / "images" / "000000000301.png"
+    before = {path: path.read_bytes() for path in (labels, checkpoint, picture)}
+    poses, again = tmp_path / "poses.json", tmp_path / "." / "poses.json"
+    for words, told in (
+        (["--split", "val", "--out", labels], "annotations.json: is read by this command"),
+        (["--split", "test", "--out", labels], "annotations.json: is there, and is no earlier result"),
+        (["--split", "val", "--out", checkpoint], "iter_4.pth: is read by this command"),
+        (["--split", "val", "--out", poses, "--boxes", again], "--out and --boxes name the same file"),
+        (["--split", "val", "--out", poses, "--preview", picture], "301.png: is read by this command"),
+        (["--images", picture, "--out", poses, "--preview", picture], "301.png: is read by this command"),
+    ):
+        with pytest.raises(SagecacheError, match=told):
+            sagecache(with_detector, "predict", *words)
+    assert {path: path.read_bytes() for path in before} == before and not poses.exists()
+    with pytest.raises(SagecacheError, match="annotations.json: is read by this command"):
+        sagecache(with_detector, "eval", "--split", "val", "--out", labels)
+    for _ in range(2):  # an earlier result is replaced
+        sagecache(with_detector, "predict", "--split", "val", "--out", poses)
+
+
 def test_a_folder_that_is_not_there_is_told_first(folder, tmp_path):
     with pytest.raises(SagecacheError, match="no such folder"):
         sagecache(folder, "predict", "--split", "val", "--out", tmp_path / "gone" / "poses.json")
