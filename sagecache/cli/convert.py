@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sagecache.cli.context import json_option
-from sagecache.cli.output import emit_json, emit_table, note, progress
+from sagecache.cli.output import PICTURE, emit_json, emit_table, note, progress, require_places
 from sagecache.errors import SagecacheError, counted
 
 if TYPE_CHECKING:
@@ -274,9 +274,16 @@ def _require_free(output: Path, source: Path, preview: Path | None, force: bool)
     from sagecache.data.convert import require_free
 
     require_free(output, source, force)
+    if preview is not None and preview.resolve() == output.resolve():
+        raise SagecacheError("labels and preview can't be one file", file=preview, fix="Give another name")
     _require_free_preview(preview, force)
 
 
 def _require_free_preview(preview: Path | None, force: bool) -> None:
-    if preview is not None and preview.exists() and not force:
+    """--force replaces an earlier picture, and nothing else."""
+    if preview is None:
+        return
+    if preview.exists() and not force:
         raise SagecacheError("is already there", file=preview, fix="Give another name, or --force")
+    if preview.exists():
+        require_places({preview: PICTURE})

@@ -82,7 +82,7 @@ def evaluate_predictions(project: Project, predictions: Path, split: str = "val"
     if not results:
         note(f"{predictions} holds no poses")
     try:
-        report = judge(project, ground_truth(project, split), results)
+        report = judge(project, ground_truth(project, split), results, keep_order=True)
     except SagecacheError as error:
         if error.file is not None or not str(error.record).startswith("prediction"):
             raise

@@ -125,17 +125,20 @@ def evaluate(
     area_rule: str = "bbox53",
     normaliser: str = "diagonal",
     thresholds: Sequence[float] = (0.05, 0.1),
+    keep_order: bool = False,
 ) -> KeypointReport:
     """Compare predictions with ground truth; see the module for the conventions.
 
     For PCK, predictions that carry 'annotation_id' (boxes were the annotated ones) are compared with that
     annotation. Without, they are matched one to one by OKS, best score first, at OKS >= .1. The order of
-    predictions does not matter. Raises SagecacheError for what does not fit together.
+    predictions does not matter, unless keep_order: then it decides among equal scores, as in pycocotools.
+    Raises SagecacheError for what does not fit together.
     """
     _one_of("area rule", area_rule, AREA_RULES)
     _one_of("normaliser", normaliser, NORMALISERS)
     truth = prepare_ground_truth(ground_truth, skeleton, area_rule)
-    results = sort_predictions(_checked(predictions, truth, skeleton))
+    results = _checked(predictions, truth, skeleton)
+    results = [dict(one) for one in results] if keep_order else sort_predictions(results)
     coco, ranking = _average_precision(truth, results, skeleton)
 
     image_ids = np.array(sorted(image["id"] for image in truth["images"]), dtype=np.int64)

@@ -84,7 +84,16 @@ def ground_truth(project: Project, split: str) -> dict:
     return truth
 
 
-def judge(project: Project, truth: dict, results: Sequence[dict]) -> KeypointReport:
-    """COCO keypoint results by the project's rules."""
+def judge(
+    project: Project, truth: dict, results: Sequence[dict], *, keep_order: bool = False
+) -> KeypointReport:
+    """COCO keypoint results by the project's rules. keep_order: as in `evaluate`."""
     rules = project.data.evaluation
-    return evaluate(results, truth, project.skeleton, area_rule=rules.area, normaliser=rules.pck_normaliser)
+    return evaluate(
+        results,
+        truth,
+        project.skeleton,
+        area_rule=rules.area,
+        normaliser=rules.pck_normaliser,
+        keep_order=keep_order,
+    )

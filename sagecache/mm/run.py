@@ -40,6 +40,7 @@ from sagecache.project.runs import (
     changed_since_start,
     mark_finished,
     note_start,
+    noted_start,
     put_back,
     recipe_digest,
     set_aside,
@@ -130,7 +131,7 @@ def _train(project: Project, name: str, options: TrainOptions, work_dir: Path, r
             ),
         )
         if runner.rank == 0 and last is None:
-            note_start(work_dir, recipe, model, inputs_of(project, recipe))
+            note_start(work_dir, recipe, model, inputs_of(project, recipe), world_size())
         with (
             memory_advice(recipe, model),
             schedule_of_micro_steps(recipe.optim_wrapper),
@@ -169,6 +170,14 @@ def _last_of_run(work_dir: Path, recipe: Recipe, model: dict, options: TrainOpti
             f"the run to resume was of another recipe ({how})",
             file=work_dir,
             fix="Give the options of that run, or train anew: leave --resume out.",
+        )
+    began_with = noted_start(work_dir)
+    if began_with is not None and began_with.processes not in (None, world_size()) and rank() == 0:
+        logger.warning(
+            "the run began with %d processes and goes on with %d: a step has %.3g times the images",
+            began_with.processes,
+            world_size(),
+            world_size() / began_with.processes,
         )
     max_iters = options.max_iters or recipe.train_cfg.max_iters
     if last.iteration >= max_iters:

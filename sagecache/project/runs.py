@@ -51,11 +51,14 @@ class FinishedRun:
 
 @dataclass(frozen=True)
 class NotedStart:
-    """What a run trains. inputs: digests of what it reads and starts from, None where they were not noted."""
+    """What a run trains. inputs: digests of what it reads and starts from. processes: that it began with.
+    None where they were not noted.
+    """
 
     recipe: Recipe
     model: dict[str, Any]
     inputs: dict[str, Any] | None = None
+    processes: int | None = None
 
 
 def recipe_digest(recipe: Recipe, model: Mapping[str, Any]) -> str:
@@ -65,10 +68,15 @@ def recipe_digest(recipe: Recipe, model: Mapping[str, Any]) -> str:
 
 
 def note_start(
-    work_dir: Path, recipe: Recipe, model: Mapping[str, Any], inputs: Mapping[str, Any] | None = None
+    work_dir: Path,
+    recipe: Recipe,
+    model: Mapping[str, Any],
+    inputs: Mapping[str, Any] | None = None,
+    processes: int | None = None,
 ) -> None:
     """Write down what a run trains, for those that go on with it or take it for done. Whole or not at all."""
-    text = json.dumps(as_noted(recipe, model) | dict(inputs=inputs), indent=1) + "\n"
+    beside = dict(inputs=inputs, processes=processes)
+    text = json.dumps(as_noted(recipe, model) | beside, indent=1) + "\n"
     write_whole(work_dir / STARTED, text.encode())
 
 
@@ -110,9 +118,16 @@ def shortfall(work_dir: Path, recipe: Recipe, model: Mapping[str, Any], max_iter
 def changed_since_start(work_dir: Path, recipe: Recipe, model: Mapping[str, Any]) -> str:
     """'' where the run in work_dir is of this recipe (or says nothing), else what differs, old -> new.
 
-    Raises SagecacheError for a note that this version can't read.
+    Raises SagecacheError for a note that this version can't read, and for one that is damaged: a run goes on
+    as what it was, or not at all.
     """
-    started = noted_start(work_dir)
+    started, note = noted_start(work_dir), work_dir / STARTED
+    if started is None and note.exists():
+        raise SagecacheError(
+            "is damaged, and says no more what this run trains",
+            file=note,
+            fix="Restore it, or train anew: leave --resume out.",
+        )
     return "" if started is None else _changed(started, recipe, model, FREE)
 
 

@@ -214,13 +214,19 @@ def test_nothing_is_overwritten_unasked_and_nothing_written_in_vain(tmp_path):
         convert("syrip", source, there)
     assert there.read_text() == "mine"
     preview = tmp_path / "o.png"
-    preview.write_text("mine")
+    preview.write_bytes(b"\x89PNG of before")
     images = images_of(tmp_path / "images")
     with pytest.raises(SagecacheError, match="o.png: is already there"):
         convert("syrip", source, tmp_path / "new.json", "--images", images, "--preview", preview)
     assert not (tmp_path / "new.json").exists()
     convert("syrip", source, there, "--images", images, "--preview", preview, "--force")
-    assert load_coco(there)["annotations"] and preview.read_bytes().startswith(b"\x89PNG")
+    assert load_coco(there)["annotations"] and b"of before" not in preview.read_bytes()[:40]
+    labels = source.read_bytes()
+    with pytest.raises(SagecacheError, match="is no earlier result"):
+        convert("syrip", source, there, "--images", images, "--preview", source, "--force")
+    with pytest.raises(SagecacheError, match="labels and preview can't be one file"):
+        convert("syrip", source, there, "--images", images, "--preview", there, "--force")
+    assert source.read_bytes() == labels
     with pytest.raises(SagecacheError, match="is what would be read"):
         convert("syrip", source, source, "--force")
     with pytest.raises(SagecacheError, match="--preview draws on the images.*--images"):

@@ -26,7 +26,7 @@ train_cfg = dict(log_interval=1, val_interval=2)
 """
 
 
-def test_two_processes_share_one_training(tmp_path):
+def test_two_processes_share_one_training(tmp_path, caplog):
     project = write_tiny_project(tmp_path)
     (project / "pair.py").write_text(RECIPE)
     words = ["--project", str(project), "data", "synth", "--split", "labeled", "--workers", "1"]
@@ -48,7 +48,7 @@ def test_two_processes_share_one_training(tmp_path):
         assert any(moved)
     assert all(value.isfinite().all() for value in trained.values())
     assert_validated_as_eval_does(project)
-    assert_one_process_goes_on(project)
+    assert_one_process_goes_on(project, caplog)
 
 
 def assert_validated_as_eval_does(project: Path) -> None:
@@ -65,11 +65,12 @@ def assert_validated_as_eval_does(project: Path) -> None:
     assert not list(project.rglob(".validation")) and not Path(".dist_test").exists()
 
 
-def assert_one_process_goes_on(project: Path) -> None:
+def assert_one_process_goes_on(project: Path, caplog: pytest.LogCaptureFixture) -> None:
     """With the optimiser and the EMA of the two, at the step at which they stopped."""
     words = ["--project", str(project), "train", "pair", "--resume", "--max-iters", "3"]
     result = CliRunner().invoke(cli, words)
     assert result.exit_code == 0, result.output
+    assert "began with 2 processes and goes on with 1" in caplog.text
     two, one = (
         torch.load(project / "work_dirs" / "pair" / f"iter_{step}.pth", weights_only=False) for step in (2, 3)
     )

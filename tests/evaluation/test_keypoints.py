@@ -177,6 +177,22 @@ def test_persons_with_zero_keypoint_scores_stay_false_positives(tmp_path):
     assert report.pck[0.05] == 1.0  # ghosts match nobody
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_ties_in_the_order_of_a_file_are_pycocotools_ties(seed, tmp_path):
+    """Scores in few steps, several guesses a person: which of equal ones comes first decides AP."""
+    rng = np.random.default_rng(seed)
+    truth = random_persons(rng, images=12)
+    results = [one for noise in (4.0, 30.0, 9.0) for one in guesses(truth, rng, noise)]
+    for one in results:
+        one["score"] = round(one["score"], 1)
+    rng.shuffle(results)
+    theirs = official(truth, results, tmp_path)
+    report = evaluate(results, truth, COCO17, area_rule="annotation", keep_order=True)
+    for name, value in theirs.items():
+        assert report.coco[name] == pytest.approx(value, abs=1e-12), name
+    assert evaluate(results, truth, COCO17, area_rule="annotation").coco["AP"] != report.coco["AP"]
+
+
 def test_ties_do_not_depend_on_the_order():
     rng = np.random.default_rng(5)
     truth = random_persons(rng)

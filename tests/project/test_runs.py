@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from sagecache.errors import SagecacheError
 from sagecache.project.recipe import BatchSettings, GuardSettings, Recipe, TrainSettings
 from sagecache.project.runs import (
     FinishedRun,
@@ -165,5 +166,11 @@ def test_a_run_without_an_end_or_a_note_stands_for_nothing(tmp_path, noted):
     assert shortfall(tmp_path, noted, {}, max_iters=5) == "for 4 of its 5 iterations"
     (tmp_path / "recipe.json").write_text("{")
     assert shortfall(tmp_path, noted, {}) == "with settings that it does not tell"
+    for damaged in ("{", "", "[]", "null"):
+        (tmp_path / "recipe.json").write_text(damaged)
+        with pytest.raises(SagecacheError, match="recipe.json: is damaged.*--resume"):
+            changed_since_start(tmp_path, noted, {})
+    (tmp_path / "recipe.json").unlink()
+    assert changed_since_start(tmp_path, noted, {}) == ""  # of a run older than the note
     unmark(tmp_path)
     assert shortfall(tmp_path, noted, {}) == "not to its end"
