@@ -3,7 +3,8 @@
 arch = "sapiens_0.6b"  # or sapiens_0.3b, sapiens_1b, sapiens_2b
 height, width = 768, 576  # or 1024, 768: multiples of 64; positions are resized from the checkpoint's
 
-channels = {"sapiens_0.3b": 1024, "sapiens_0.6b": 1280, "sapiens_1b": 1536, "sapiens_2b": 1920}.get(arch)
+_channels = {"sapiens_0.3b": 1024, "sapiens_0.6b": 1280, "sapiens_1b": 1536, "sapiens_2b": 1920}
+channels = _channels.get(arch) if isinstance(arch, str) else arch["embed_dims"]
 codec = dict(
     type="UDPHeatmap",
     input_size=(width, height),

@@ -3,7 +3,8 @@
 arch = "vitpose_b"  # or vitpose_s, vitpose_l, vitpose_h
 height, width = 256, 192  # or 768, 576: multiples of 64; positions are resized from the checkpoint's
 
-channels = {"vitpose_s": 384, "vitpose_b": 768, "vitpose_l": 1024, "vitpose_h": 1280}.get(arch)
+_channels = {"vitpose_s": 384, "vitpose_b": 768, "vitpose_l": 1024, "vitpose_h": 1280}
+channels = _channels.get(arch) if isinstance(arch, str) else arch["embed_dims"]
 codec = dict(
     type="UDPHeatmap",
     input_size=(width, height),

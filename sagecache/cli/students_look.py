@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sagecache.cli.teachers_look import Person, write_sheet
+from sagecache.cli.teachers_look import Person, crop_memory, write_sheet
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,15 +28,16 @@ def look_at_student(
     """
     import torch
 
+    from sagecache.models.footprint import run_watched
+
     height, width = settings["backbone"]["img_size"]
     crop, _ = person.crop((width, height))
     network = (_pose if "head" in settings else _backbone)(settings, path).to(device).eval()
     pixels = torch.from_numpy(crop).to(device).permute(2, 0, 1)[None].float()
     mean, std = (pixels.new_tensor(values).view(3, 1, 1) for values in (MEAN, STD))
-    with torch.inference_mode():
-        answer = network((pixels - mean) / std)
+    answer, widest = run_watched(network, (pixels - mean) / std)
     answer = answer[0] if isinstance(answer, tuple) else answer
-    told = {"looked at": f"a crop of {width}x{height}"}
+    told = {"looked at": f"a crop of {width}x{height}", "memory": crop_memory((width, height), widest)}
     told |= (_show_keypoints if "head" in settings else _show_features)(crop, answer, picture)
     finite = bool(answer.isfinite().all())
     return told if finite else told | {"broken": "not every number of its answer is finite"}, finite

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sagecache.cli.teachers_look import crop_memory
 from sagecache.errors import SagecacheError
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def check(
         found, networks, says = _program(found, path, role, width_height, device)
     elif found.role in ("teacher", "detector") and found.settings["type"] == "huggingface":
         found, networks = _folder(found, path, device)
+        found = replace(found, settings=found.settings | _natural_size(found, path))
     summary = asdict(found) | dict(
         file=str(path), memory=_memory(found, state if sapiens else {}, width_height)
     )
@@ -65,6 +67,8 @@ def check(
             teacher = build_teacher(settings)
             if sapiens:
                 networks = {found.output: teacher.network(found.output, path, state)}
+            else:
+                summary["memory"] += _watched(networks, teacher.settings.input_size)
             teacher.adopt(networks)
             seen, ran = look_at_maps(teacher, person, picture, teacher.settings.normal_axes)
         else:
@@ -72,10 +76,11 @@ def check(
             ran = True
         says |= seen | dict(picture=str(picture))
     if says:
+        summary["memory"] += [says.pop("memory")] if "memory" in says else []
         summary["says"] = says
     elif found.role in ("student", "training") and not found.gaps:
         summary["says"] = dict(use=PAGE)
-    return summary | dict(usable=ran)
+    return summary | dict(usable=ran, settings=_as_named(found.settings, project, path))
 
 
 def _expect(found: Identity, role: str | None, path: Path) -> None:
@@ -146,8 +151,53 @@ def _sized(found: Identity, size: tuple[int, int] | None) -> dict[str, Any]:
         return settings
     settings["input_size"] = size
     if found.role == "teacher":
-        settings["map_size"] = tuple(side // 4 for side in size)
+        settings["map_size"] = size
     return settings
+
+
+def _natural_size(found: Identity, path: Path) -> dict[str, Any]:
+    """Sizes for data.py of a folder's teacher that can't work at the default ones."""
+    from sagecache.models.weight_files import read_config
+
+    config = read_config(path)
+    kind = str(config.get("model_type")) if found.role == "teacher" else ""
+    if kind == "dpt" and isinstance(config.get("image_size"), int):
+        return dict(input_size=(config["image_size"],) * 2, map_size=(192, 192))
+    sizes = {"glpn": (480, 640), "zoedepth": (384, 512), "sapiens2": (768, 1024)}
+    return dict(input_size=sizes[kind]) if kind in sizes else {}
+
+
+def _as_named(settings: Mapping[str, Any] | None, project: Project, path: Path) -> dict[str, Any] | None:
+    """The settings as data.py names the file: in the demo paths start here, in a project at its folder."""
+    if settings is None:
+        return None
+    inside = path.resolve().is_relative_to(project.folder)
+    named = path.resolve().relative_to(project.folder) if inside else path.resolve()
+    places = {str(path): str(path if project.embedded else named)}
+
+    def renamed(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: renamed(one) for key, one in value.items()}
+        return places.get(value, value) if isinstance(value, str) else value
+
+    return renamed(settings)
+
+
+def _watched(networks: Mapping[str, nn.Module], size: tuple[int, int]) -> list[str]:
+    """What a crop of size (width, height) takes on its way through networks, from running them."""
+    import torch
+
+    from sagecache.models.footprint import run_watched
+
+    told = []
+    for network in networks.values():
+        weight = next((one for one in network.parameters() if one.is_floating_point()), torch.zeros(()))
+        crop = torch.zeros(1, 3, size[1], size[0], dtype=weight.dtype, device=weight.device)
+        try:
+            told.append(crop_memory(size, run_watched(network, crop)[1]))
+        except (RuntimeError, ValueError, torch.jit.Error):  # told where the network is looked at
+            continue
+    return told
 
 
 def findings(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -195,5 +245,5 @@ def _memory(found: Identity, state: Mapping[str, Tensor], size: tuple[int, int] 
 
         build, (width, height) = network_of(state, size)
         widest = footprint(build, (1, 3, height, width), train=False).widest
-        told.append(f"a crop of {width}x{height} {widest / 2**30:.2f} GiB more in float32, without gradients")
+        told.append(crop_memory((width, height), widest))
     return told

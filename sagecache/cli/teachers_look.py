@@ -126,6 +126,11 @@ def look_at_boxes(
     return {"looked at": f"an image of {width}x{height}", "persons": told}, found
 
 
+def crop_memory(size: tuple[int, int], widest: int) -> str:
+    """In words: a crop of size (width, height) on its way through a network; widest in bytes."""
+    return f"a crop of {size[0]}x{size[1]} {widest / 2**30:.2f} GiB more, without gradients"
+
+
 def write_sheet(picture: Path, sheet: np.ndarray) -> None:
     """Write RGB uint8 (H, W, 3). Raises SagecacheError where no such file can be."""
     import cv2

@@ -1,4 +1,4 @@
-"""What a network needs in memory, without running it: torch's fake tensors have shapes and no values."""
+"""What a network needs in memory: without running it, by torch's fake tensors, or watched while it runs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 
@@ -77,3 +79,26 @@ def footprint(
         max(through),
         counter.get_total_flops(),
     )
+
+
+class _Widest(TorchDispatchMode):
+    """bytes: the most that goes in and out of one operation, weights left out."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self._own = {parameter.data_ptr() for parameter in net.parameters()}
+        self.bytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # noqa: ARG002 (torch's signature)
+        answer = function(*args, **(kwargs or {}))
+        tensors = [one for one in tree_leaves((args, kwargs, answer)) if isinstance(one, Tensor)]
+        self.bytes = max(self.bytes, sum(one.nbytes for one in tensors if one.data_ptr() not in self._own))
+        return answer
+
+
+@torch.inference_mode()
+def run_watched(net: nn.Module, images: Tensor) -> tuple[object, int]:
+    """(what any network, TorchScript too, answers; bytes of what goes in and out of its widest operation)."""
+    with _Widest(net) as watch:
+        answer = net(images)
+    return answer, watch.bytes

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sagecache.errors import about
+from sagecache.errors import about, counted
 from sagecache.models.public_weights import POSITIONS, from_public, grid_of, unwrapped
 from sagecache.models.sapiens import SapiensNetwork, dense_head_of
 from sagecache.models.vit import ARCHS, Arch, VisionTransformer, arch_of_state, ranked
@@ -102,8 +102,8 @@ def licence_of(path: Path) -> str | None:
     return OTHERS["sapiens2"] if "sapiens2" in name else SAPIENS if "sapiens" in name else None
 
 
-def _network(state: Mapping[str, Tensor], path: Path) -> Identity:
-    """A network by the names of its tensors."""
+def _network(state: Mapping[str, Tensor], path: Path, heads: object = None) -> Identity:
+    """A network by the names of its tensors. heads: of attention, where they are known."""
     if "backbone.patch_embed.projection.weight" not in state:
         parts = sorted({name.split(".")[0] for name in state})
         if "head.final_layer.weight" in state or "head.cls_x.weight" in state:
@@ -112,7 +112,9 @@ def _network(state: Mapping[str, Tensor], path: Path) -> Identity:
             )
         return Identity(f"nothing that is known here: its names begin with {', '.join(parts[:6])}")
     arch = arch_of_state(state)
-    name = _name_of(arch, path)
+    known = isinstance(heads, int) and heads > 0 and arch.embed_dims % heads == 0
+    arch = replace(arch, num_heads=heads) if known else arch
+    name = _name_of(arch, path, known)
     if "decode_head.conv_seg.weight" in state:
         channels = ranked(state, "decode_head.conv_seg.weight", 4).shape[0]
         output = DENSE.get(channels, "mask")
@@ -141,13 +143,16 @@ def _network(state: Mapping[str, Tensor], path: Path) -> Identity:
     )
 
 
-def _name_of(arch: Arch, path: Path) -> str:
+def _name_of(arch: Arch, path: Path, heads_known: bool) -> str:
     """Sapiens' or ViTPose's size; some are the same network, and then the file's name decides."""
     names = [name for name, known in ARCHS.items() if known == arch]
     if len(names) > 1:
         prefix = "sapiens" if licence_of(path) == SAPIENS else "vitpose"
         names = [name for name in names if name.startswith(prefix)]
-    return names[0] if names else f"{arch.num_layers} blocks of {arch.embed_dims}"
+    if names:
+        return names[0]
+    heads = f"{counted(arch.num_heads, 'head')}{'' if heads_known else ' supposed'}"
+    return f"{arch.num_layers} blocks of {arch.embed_dims}, {heads}"
 
 
 def _img_size(state: Mapping[str, Tensor]) -> tuple[int, int]:
@@ -258,7 +263,8 @@ def _folder(path: Path, state: Mapping[str, Tensor]) -> Identity:
     licence = OTHERS.get(str(config.get("model_type"))) or licence_of(path)
     if named == "VitPoseForPoseEstimation":
         state, done = from_public(unwrapped(state))
-        return replace(_network(state, path), **count, done=tuple(done), licence=licence)
+        heads = (config.get("backbone_config") or {}).get("num_attention_heads")
+        return replace(_network(state, path, heads), **count, done=tuple(done), licence=licence)
     if role == "teacher":
         settings = dict(type="huggingface", files={output: str(path)})
         return Identity(f"Hugging Face {named}", role, output, **count, licence=licence, settings=settings)

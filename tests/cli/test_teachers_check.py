@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 import torch
 from dots import write_dots_project
-from public_networks import depth_anything, sapiens_state, save_folder, yolos
+from public_networks import depth_anything, dpt, sapiens_state, save_folder, yolos
 from torch import Tensor, nn
 from typed import sagecache
 
 from sagecache.errors import SagecacheError
 from sagecache.models import identify
+from sagecache.project import Project
 from sagecache.teachers import sapiens
+from sagecache.teachers.registry import build_teacher
 
 SIZE = ("--size", "48x64")
 scripts = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
@@ -260,6 +262,46 @@ def test_a_teacher_of_hugging_face_is_compared(folder, tmp_path):
     said = json.loads(sagecache(folder, "teachers", "check", str(net), *words, code=1).stdout)
     assert not said["usable"] and "says" not in said
     assert any(one.startswith("missing ") and one.endswith("norm1.bias") for one in said["gaps"])
+
+
+def test_sizes_that_a_network_needs_are_taken_and_told(folder, tmp_path):
+    """DPT takes squares alone; Depth-Anything multiples of 14, whose quarters may have another aspect."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    look = ("--output", str(tmp_path / "look.png"), "--json")
+    net = save_folder(
+        dpt(transformers), folder / "weights" / "dpt", image_mean=[0.5] * 3, image_std=[0.5] * 3
+    )
+    said = json.loads(sagecache(folder, "teachers", "check", str(net), *look).stdout)
+    assert said["usable"]
+    settings = dict(type="huggingface", files=dict(depth="weights/dpt"))
+    assert said["settings"] == settings | dict(input_size=[64, 64], map_size=[192, 192])
+    assert "a crop of 64x64 0.00 GiB more, without gradients" in said["memory"]
+    page = folder / "data.py"  # as it is told, so it works there
+    said_so = ", ".join(f"{key}={value!r}" for key, value in said["settings"].items())
+    page.write_text(f"{page.read_text()}\nteacher = dict({said_so})\n")
+    assert build_teacher(Project.open(folder).data.teacher).spec.input_size == (64, 64)
+    net = save_folder(depth_anything(transformers), tmp_path / "anything")
+    said = json.loads(sagecache(folder, "teachers", "check", str(net), "--size", "98x126", *look).stdout)
+    assert said["usable"] and said["settings"]["files"]["depth"] == str(net)
+
+
+def test_a_student_tells_its_memory_and_what_is_supposed_of_it(folder, tmp_path):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    backbone = transformers.VitPoseBackboneConfig(
+        image_size=[64, 48], hidden_size=64, num_hidden_layers=2, num_attention_heads=4, out_indices=[2]
+    )
+    config = transformers.VitPoseConfig(backbone_config=backbone, num_labels=17, use_simple_decoder=False)
+    net = transformers.VitPoseForPoseEstimation(config)
+    net.save_pretrained(tmp_path / "net")
+    look = ("--output", str(tmp_path / "look.png"), "--json")
+    said = json.loads(sagecache(folder, "teachers", "check", str(tmp_path / "net"), *look).stdout)
+    assert said["what"].endswith("2 blocks of 64, 4 heads")
+    assert said["settings"]["backbone"]["arch"]["num_heads"] == 4
+    weights, crop = said["memory"]
+    assert crop == "a crop of 48x64 0.00 GiB more, without gradients" and "float32" in weights
+    file = str(tmp_path / "net" / "model.safetensors")  # without config.json nothing tells of heads
+    said = json.loads(sagecache(folder, "teachers", "check", file, *look).stdout)
+    assert said["what"].endswith("2 blocks of 64, 1 head supposed")
 
 
 def test_a_weight_file_is_read_once(folder, depth_file, tmp_path, monkeypatch):
