@@ -118,6 +118,7 @@ def evaluate(
         network=network,
         split=split,
         boxes=boxes,
+        sampling=project.data.evaluation.sampling,
         predictions=str(out),
         **result.as_dict(),
     )
@@ -127,7 +128,8 @@ def show(summary: dict) -> None:
     """Print an evaluation in percent: the overall figures with their rules, then the joints."""
     judged = "predictions"
     if "checkpoint" in summary:
-        judged = f"boxes: {summary['boxes']}"
+        sampled = "" if summary["sampling"] == "training" else f", crops sampled as in {summary['sampling']}"
+        judged = f"boxes: {summary['boxes']}{sampled}"
         click.echo(f"{summary['checkpoint']} ({summary['network']})")
     click.echo(f"split {summary['split']}, {summary['persons']} persons, {judged}")
     click.echo(f"OKS area {summary['area_rule']}; PCK of {summary['pck_normaliser']}")

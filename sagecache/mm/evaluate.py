@@ -20,7 +20,7 @@ from sagecache.structures import Instance
 
 
 def evaluation_crops(project: Project, instances: Sequence[Instance]) -> EvaluationCrops:
-    return EvaluationCrops(instances, project.model, project.data.evaluation.padding, project.skeleton)
+    return EvaluationCrops(instances, project.model, project.data.evaluation, project.skeleton)
 
 
 def evaluation_loader(

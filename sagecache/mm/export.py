@@ -30,9 +30,9 @@ from sagecache.models.public_weights import to_hugging_face
 from sagecache.models.vit import VisionTransformer
 from sagecache.models.weight_files import read_tensors
 from sagecache.project import Project
+from sagecache.project.project import EXPORTED, is_exported
 
 FOLDER = {"config.json", "model.safetensors", "preprocessor_config.json"}  # of a Hugging Face export
-MARK = "Written by sagecache export"  # pages that --force may replace
 TOLERANCE = 1e-4  # of the largest value: other runtimes add up in another order
 SUFFIXES = {
     ".pth": "mmpose",
@@ -124,7 +124,7 @@ def _to_mmpose(student: nn.Module, project: Project, output: Path, force: bool) 
             "is where its config goes", file=output, fix="Name the weights .pth or .safetensors"
         )
     if not foreign:  # a page of the project may have this name
-        if page.is_file() and MARK not in page.read_text(errors="replace")[:200]:
+        if page.is_file() and not is_exported(page):
             raise SagecacheError(
                 "is where its config goes, and no export has written it", file=page, fix="Give another name"
             )
@@ -138,7 +138,7 @@ def _to_mmpose(student: nn.Module, project: Project, output: Path, force: bool) 
     if foreign:
         return [*told, f"no config beside it: mmpose has no {', '.join(foreign)}"]
     with _in_place(page) as temporary:
-        temporary.write_text(f"# {MARK}\n\n{mmpose_config(project)}")
+        temporary.write_text(f"{EXPORTED}\n\n{mmpose_config(project)}")
     needs = " (needs mmpretrain, for the ViT)" if isinstance(student.backbone, VisionTransformer) else ""
     return [*told, f"{page}: its config for mmpose.apis.init_model and inference_topdown{needs}"]
 

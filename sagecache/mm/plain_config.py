@@ -1,7 +1,8 @@
-"""A config page for plain mmpose: the model under mmpose's own names, crops as our evaluation cuts them.
+"""A config page for plain mmpose: the model under mmpose's own names, crops at our evaluation's places.
 
-With it mmpose.apis.init_model and inference_topdown run a checkpoint of `sagecache export` where sagecache is
-not installed. Knows no weights.
+Their pixels are mmpose's, which `sagecache eval` sees with ``evaluation.sampling = 'mmpose'``. With the page
+mmpose.apis.init_model and inference_topdown run a checkpoint of `sagecache export` where sagecache is not
+installed. Knows no weights.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def foreign_types(model: Mapping[str, Any]) -> list[str]:
 
 
 def mmpose_config(project: Project) -> str:
-    """A config page with which plain mmpose builds the model, crops as evaluation does, and predicts."""
+    """A config page with which plain mmpose builds the model, crops where evaluation does, and predicts."""
     model = _plain(project.model)
     backbone = model["backbone"]
     if backbone["type"] in ("VisionTransformer", STOCK_VIT):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import cv2
 import numpy as np
 import torch
 from torch.utils.data import Dataset, get_worker_info
@@ -16,6 +17,7 @@ from sagecache.errors import SagecacheError
 from sagecache.geometry.affine import crop_affine
 from sagecache.mm.codecs import codec_of, decoded_from_input
 from sagecache.mm.compat import activate
+from sagecache.project.settings import EvaluationSettings
 from sagecache.skeleton.definition import Skeleton
 from sagecache.structures import Instance
 
@@ -95,17 +97,16 @@ def unpacked(item: dict | SagecacheError) -> dict:
 class EvaluationCrops(Dataset):
     """Upright crops of instances, where mmpose's GetBBoxCenterScale + TopdownAffine(use_udp=True) cut them.
 
-    Sampled as training views are: filtered before shrinking, edges replicated (mmpose: neither, black).
-
+    rules: padding, and whether pixels are sampled as training views are or as mmpose does.
     model: the model page; its codec's input_size is the crop's. Items: ``inputs`` (3, H, W) uint8 BGR,
     ``data_samples`` with what mmpose's ``predict`` needs to bring keypoints back to the image.
     """
 
     def __init__(
-        self, instances: Sequence[Instance], model: Mapping, padding: float, skeleton: Skeleton
+        self, instances: Sequence[Instance], model: Mapping, rules: EvaluationSettings, skeleton: Skeleton
     ) -> None:
         codec = codec_of(model)
-        self.instances, self.size, self.padding = list(instances), tuple(codec["input_size"]), padding
+        self.instances, self.size, self.rules = list(instances), tuple(codec["input_size"]), rules
         self.decoded_from_input = decoded_from_input(codec, model.get("test_cfg") or {})
         self.flip_indices = list(skeleton.flip_indices)
 
@@ -114,8 +115,12 @@ class EvaluationCrops(Dataset):
 
     def __getitem__(self, index: int) -> dict:
         instance = self.instances[index]
-        crop_from_image = crop_affine(instance.bbox, self.size, self.padding)
-        crop = warp_image(read_image(instance.path), crop_from_image, self.size)
+        crop_from_image = crop_affine(instance.bbox, self.size, self.rules.padding)
+        image = read_image(instance.path)
+        if self.rules.sampling == "mmpose":
+            crop = cv2.warpAffine(image, crop_from_image[:2], self.size, flags=cv2.INTER_LINEAR)
+        else:
+            crop = warp_image(image, crop_from_image, self.size)
         return dict(
             inputs=torch.from_numpy(np.ascontiguousarray(crop[..., ::-1].transpose(2, 0, 1))),
             data_samples=self._sample(instance, crop_from_image),

@@ -35,6 +35,7 @@ from sagecache.strict import build
 from sagecache.structures import Instance
 
 PAGES = ("data", "model")
+EXPORTED = "# Written by sagecache export"  # begins a config that stands beside exported weights
 
 
 def embedded_project() -> Path:
@@ -45,6 +46,12 @@ def embedded_project() -> Path:
         if (folder / "data.py").is_file():
             return folder
     raise SagecacheError("the embedded project is missing", file=candidates[0], fix="Reinstall sagecache.")
+
+
+def is_exported(page: Path) -> bool:
+    """Whether a page is an export's config for mmpose, no page of a project."""
+    with page.open(errors="replace") as file:
+        return file.readline().startswith(EXPORTED)
 
 
 @dataclass(frozen=True)
@@ -116,8 +123,15 @@ class Project:
 
     # -- pages ---------------------------------------------------------------------------------
     def recipe_names(self) -> list[str]:
-        pages = (path.stem for path in sorted(self.folder.glob("*.py")))
-        return [stem.replace("_", "-") for stem in pages if stem not in PAGES and not stem.startswith("_")]
+        """Of all pages but PAGES, configs of exports, and names that begin with _ or are none in Python."""
+        return [
+            path.stem.replace("_", "-")
+            for path in sorted(self.folder.glob("*.py"))
+            if path.stem.isidentifier()
+            and path.stem not in PAGES
+            and not path.stem.startswith("_")
+            and not is_exported(path)
+        ]
 
     def recipe(self, name: str, overrides: Mapping[str, Any] | None = None) -> tuple[Recipe, dict[str, Any]]:
         """The recipe of that name and the model it trains, after ``--cfg-options`` style overrides.

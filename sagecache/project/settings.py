@@ -67,12 +67,15 @@ class EvaluationSettings:
     """How ``val`` and ``eval`` cut and score.
 
     padding: of the box, as in mmpose's GetBBoxCenterScale. area: in OKS. pck_normaliser: what PCK's
-    threshold is a fraction of.
+    threshold is a fraction of. sampling: 'training' cuts crops as training views are (filtered before they
+    shrink, edges replicated), 'mmpose' as its TopdownAffine does (neither; black outside the image), for
+    figures beside published ones.
     """
 
     padding: float = 1.25
     area: Literal["bbox53", "annotation"] = "bbox53"
     pck_normaliser: Literal["diagonal", "max_side"] = "diagonal"
+    sampling: Literal["training", "mmpose"] = "training"
 
     def __post_init__(self) -> None:
         positive("padding", self.padding)

@@ -7,13 +7,16 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmpose.datasets.transforms import GetBBoxCenterScale, TopdownAffine
 from mmpose.models import TopdownPoseEstimator
 from mmpose.registry import KEYPOINT_CODECS
 
+from sagecache.data.coco import read_image
 from sagecache.geometry.affine import apply_affine, crop_affine
 from sagecache.mm.registry import build_student
 from sagecache.mm.samples import EvaluationCrops, LabelEncoder, coco_result
 from sagecache.project import Project
+from sagecache.project.settings import EvaluationSettings
 from sagecache.skeleton.definition import COCO17
 from sagecache.structures import Instance
 
@@ -60,7 +63,7 @@ def test_codec_labels_peak_where_the_keypoints_are():
 
 def test_predictions_return_to_the_image(instance):
     """A network that answers with perfect maps must give back the true keypoints in image pixels."""
-    crops = EvaluationCrops([instance], Project.open().model, 1.25, COCO17)
+    crops = EvaluationCrops([instance], Project.open().model, EvaluationSettings(), COCO17)
     item = crops[0]
     assert item["inputs"].shape == (3, 128, 96)
     sample = item["data_samples"]
@@ -79,6 +82,23 @@ def test_predictions_return_to_the_image(instance):
     assert result["bbox"] == list(instance.bbox)
     assert (result["image_id"], result["instance"], result["annotation_id"]) == (7, 0, 3)
     assert result["score"] == pytest.approx(0.5 * np.mean(predicted.pred_instances.keypoint_scores), abs=1e-6)
+
+
+@pytest.mark.parametrize("bbox", [(60.0, 50.0, 120.0, 200.0), (-20.0, -40.0, 180.0, 260.0)])
+def test_pixels_are_mmpose_s_where_that_is_asked_for(instance, bbox):
+    """The second box reaches outside the picture, where mmpose's crop is black and ours repeats the edge."""
+    noise = np.random.default_rng(1).integers(0, 256, (300, 240, 3), np.uint8)
+    cv2.imwrite(str(instance.path), cv2.GaussianBlur(noise, (0, 0), 2))
+    one, rules = replace(instance, bbox=bbox), EvaluationSettings(sampling="mmpose")
+    found = EvaluationCrops([one], Project.open().model, rules, COCO17)[0]["inputs"]
+    corners = np.array([[bbox[0], bbox[1], bbox[0] + bbox[2], bbox[1] + bbox[3]]], np.float32)
+    results = dict(img=read_image(one.path)[..., ::-1], bbox=corners)
+    for step in (GetBBoxCenterScale(padding=1.25), TopdownAffine(SIZE, use_udp=True)):
+        results = step.transform(results)
+    expected = results["img"].transpose(2, 0, 1).astype(int)
+    assert np.abs(found.numpy().astype(int) - expected).max() <= 2  # of 255: the matrices are of other code
+    ours = EvaluationCrops([one], Project.open().model, EvaluationSettings(), COCO17)[0]["inputs"]
+    assert np.abs(ours.numpy().astype(int) - expected).max() > 2
 
 
 def page(codec: dict, **test_cfg) -> dict:
@@ -119,7 +139,7 @@ def test_every_codec_s_predictions_return_to_the_image(instance, codec, mean, mo
         instance = replace(
             instance, keypoints=np.c_[rng.uniform([70, 60], [170, 240], (17, 2)), np.full(17, 2)]
         )
-        sample = EvaluationCrops([instance], model, 1.25, COCO17)[0]["data_samples"]
+        sample = EvaluationCrops([instance], model, EvaluationSettings(), COCO17)[0]["data_samples"]
         crop_from_image = crop_affine(instance.bbox, SIZE, 1.25)
         points = apply_affine(crop_from_image, instance.keypoints[:, :2])
         mirrored = (points * [-1, 1] + [SIZE[0] - 1, 0])[COCO17.flip_indices]

@@ -13,6 +13,7 @@ from dots import write_dots_project
 
 from sagecache.errors import SagecacheError
 from sagecache.project import Project, embedded_project
+from sagecache.project.project import EXPORTED
 from sagecache.project.runs import FinishedRun, mark_finished
 from sagecache.skeleton.definition import COCO17
 from sagecache.store import StoreReader
@@ -79,6 +80,8 @@ def test_an_unknown_split_or_recipe_names_the_nearest(project):
 
 def test_recipes_are_the_pages_but_data_and_model_and_hidden_ones(folder, project):
     (folder / "_shared.py").write_text("train_cfg = dict(max_iters=1)\n")
+    (folder / "stage0.backup.py").write_text("train_cgf = 1\n")  # no Python name
+    (folder / "pose.py").write_text(f"{EXPORTED}\n\ndefault_scope = 'mmpose'\n")  # beside pose.pth
     assert project.recipe_names() == ["stage0", "stage1-full"]
     assert project.recipe("stage1_full") == project.recipe("stage1-full")
 
