@@ -100,7 +100,9 @@ def export_command(
 
     output = output.absolute()  # '.' has no name of its own
     output.parent.mkdir(parents=True, exist_ok=True)
-    for told in export(project, newest_checkpoint(project, checkpoint), output, network, kind, force):
+    checkpoint = newest_checkpoint(project, checkpoint)
+    written = export(project, checkpoint, output, network, kind, force)
+    for told in (f"{checkpoint} ({network})", *written):
         click.echo(told)
 
 

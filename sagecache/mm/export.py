@@ -133,8 +133,9 @@ def _to_mmpose(student: nn.Module, project: Project, output: Path, force: bool) 
         save_network(student, temporary)
         again = build_student(project.model, initialise=False)
         again.load_state_dict(read_tensors(temporary))
-        _difference(PoseFunction(student), PoseFunction(again.eval()), _pictures(project))
-    told = [f"{output}: plain mmpose checkpoint, {len(student.state_dict())} tensors"]
+        error = _difference(PoseFunction(student), PoseFunction(again.eval()), _pictures(project))
+    count = len(student.state_dict())
+    told = [f"{output}: plain mmpose checkpoint, {count} tensors; loaded and run again: off by {error:.1e}"]
     if foreign:
         return [*told, f"no config beside it: mmpose has no {', '.join(foreign)}"]
     with _in_place(page) as temporary:
