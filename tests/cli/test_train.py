@@ -126,7 +126,8 @@ def test_export_writes_one_network_without_prefix(folder, tmp_path, network, shi
     )
     out = tmp_path / "plain.pth"
     told = sagecache(folder, "export", str(out), "--network", network).stdout
-    assert told.startswith(f"{out}: plain mmpose checkpoint")
+    assert told.splitlines()[0] == f"{folder / 'work_dirs' / 'stage0' / 'iter_4.pth'} ({network})"
+    assert told.splitlines()[1].startswith(f"{out}: plain mmpose checkpoint")
     content = torch.load(out, weights_only=True)
     assert list(content) == ["state_dict"] and content["state_dict"]["head.shift"].tolist() == [shift, shift]
     assert {key.split(".")[0] for key in content["state_dict"]} == {"head"}

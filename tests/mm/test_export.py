@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -179,29 +180,35 @@ PLAIN = """
 import sys
 import numpy as np
 import plain_shims
-config, checkpoint, picture, out = sys.argv[1:]
+config, checkpoint, picture, out, *corners = sys.argv[1:]
 from mmpose.apis import inference_topdown, init_model
 model = init_model(config, checkpoint, device="cpu")
-(sample,) = inference_topdown(model, picture, np.array([[70.0, 70.0, 110.0, 110.0]]), bbox_format="xyxy")
+box = np.array([[float(one) for one in corners]])
+(sample,) = inference_topdown(model, picture, box, bbox_format="xyxy")
 np.savez(out, keypoints=sample.pred_instances.keypoints, scores=sample.pred_instances.keypoint_scores)
 assert not any(name.startswith("sagecache") for name in sys.modules), "sagecache was imported"
 """
 
 
-def test_plain_mmpose_predicts_the_same_keypoints(trained, tmp_path):
+@pytest.mark.parametrize(
+    "box", [(70.0, 70.0, 40.0, 40.0), (-30.0, -20.0, 240.0, 260.0)], ids=["inside", "beyond the edges"]
+)
+def test_plain_mmpose_predicts_the_same_keypoints(trained, tmp_path, box):
     """In a process that never imports sagecache; mmpose on today's torch needs repairs of its own there."""
     project, checkpoint, _ = trained(RESNET)
+    rules = replace(project.data.evaluation, sampling="mmpose")
+    project.data = replace(project.data, evaluation=rules)
     told = export(project, checkpoint, tmp_path / "plain.pth", "ema_teacher")
     assert "plain.py: its config" in told[1]
-    # far from the border and enlarged: there our crops and mmpose's are the same
     image = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)
     cv2.imwrite(str(tmp_path / "x.png"), cv2.GaussianBlur(image, (0, 0), 3))
-    instance = Instance(1, 0, tmp_path / "x.png", (70.0, 70.0, 40.0, 40.0))
+    instance = Instance(1, 0, tmp_path / "x.png", box)
     (ours,) = predict(project, checkpoint, [instance])
     shutil.copyfile(Path(__file__).parents[1] / "plain_shims.py", tmp_path / "plain_shims.py")
     (tmp_path / "run.py").write_text(PLAIN)
+    corners = [str(one) for one in (box[0], box[1], box[0] + box[2], box[1] + box[3])]
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "run.py", "plain.py", "plain.pth", "x.png", "out.npz"],
+        [sys.executable, "-W", "ignore", *"run.py plain.py plain.pth x.png out.npz".split(), *corners],
         cwd=tmp_path,
         capture_output=True,
         text=True,
