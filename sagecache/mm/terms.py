@@ -232,7 +232,7 @@ def _require_enough_bodies(inputs: TermInputs) -> None:
             f"too few labeled bodies show what semi.terms compare with: {needed} must show one and the same "
             f"limb, joint or angle, and at most so many do: {counts} (of {labeled})",
             file=RECIPE,
-            fix="Label more persons and run 'sagecache precompute stats', or switch the terms off: "
+            fix="Label more persons and run 'sagecache precompute stats --force', or switch the terms off: "
             + " ".join(f"semi.terms.{name}.weight=0" for name in silent),
         )
 

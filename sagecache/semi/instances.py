@@ -8,6 +8,7 @@ nothing. Nothing here carries a gradient or makes the host wait for the device.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ from sagecache.geometry.affine import linear_scale, transform_points
 from sagecache.geometry.confidence import expected_oks, visibility
 from sagecache.geometry.pose import all_present, in_body_units, limb_lengths
 from sagecache.geometry.precision import full_precision
-from sagecache.skeleton.stats import BODY, SkeletonStats
+from sagecache.skeleton.stats import BODY, MIN_COUNT, SkeletonStats
 from sagecache.strict import share
 
 
@@ -86,6 +87,7 @@ class InstanceGate(nn.Module):
         self.confidence, self.inverted = confidence, inverted
         if expected_oks:
             self._remember("sigmas", stats.skeleton.sigmas)
+        _require_enough(stats, {"size": bool(size), "inverted": inverted})
         if size:
             self._prepare_size(stats)
         if inverted:
@@ -93,13 +95,13 @@ class InstanceGate(nn.Module):
 
     def _prepare_size(self, stats: SkeletonStats) -> None:
         limbs = stats.limb("sqrt_area")
-        row = _enough(stats, "size")
+        row = BODY.index("size")
         self._remember("edges", stats.skeleton.limb_edges[limbs.enough])
         self._remember("typical", limbs.median[limbs.enough])
         self._remember("size_range", [stats.body.q01[row] / self.size, stats.body.q99[row] * self.size])
 
     def _prepare_inversion(self, stats: SkeletonStats) -> None:
-        row = _enough(stats, "inversion")
+        row = BODY.index("inversion")
         self._remember("torso", stats.skeleton.torso_joints)
         self._remember("head", stats.skeleton.is_head)
         self._remember("most", np.exp(max(0.0, stats.body.q99[row])))
@@ -159,13 +161,18 @@ class InstanceGate(nn.Module):
         return known & (to_shoulders > self.most * to_hips)
 
 
-def _enough(stats: SkeletonStats, measure: str) -> int:
-    """The row of stats.body; raises SagecacheError where too few labeled bodies showed it."""
-    row = BODY.index(measure)
-    if not stats.body.enough[row]:
-        key = {"size": "size", "inversion": "inverted"}[measure]
+OFF = {"size": 0, "inverted": False}
+
+
+def _require_enough(stats: SkeletonStats, asked: Mapping[str, bool]) -> None:
+    """Raise SagecacheError for all keys at once whose measure too few labeled bodies showed."""
+    rows = {"size": BODY.index("size"), "inverted": BODY.index("inversion")}
+    silent = [key for key, on in asked.items() if on and not stats.body.enough[rows[key]]]
+    if silent:
+        counts = ", ".join(f"{key} {stats.body.count[rows[key]]}" for key in silent)
         raise SagecacheError(
-            f"too few labeled persons ({stats.body.count[row]}) show what '{key}' compares with",
-            fix=f"Label more persons, or leave '{key}' off: semi.instances.{key}=None",
+            f"too few labeled persons show what semi.instances compares with: {counts}, of "
+            f"{stats.counts.get('min_count', MIN_COUNT)} that are needed",
+            fix="Label more persons, or leave it off: "
+            + " ".join(f"semi.instances.{key}={OFF[key]}" for key in silent),
         )
-    return row

@@ -258,10 +258,14 @@ def test_keys_are_checked(stats):
 def test_what_too_few_labels_show_can_not_be_asked_for():
     few = compute_stats(*bodies(5), COCO17)
     InstanceGate(few, SIGMA, expected_oks=0.5, confidence=0.5)
-    with pytest.raises(SagecacheError, match=r"too few labeled persons \(0\) show what 'size'"):
-        InstanceGate(few, SIGMA, size=1.0)
-    with pytest.raises(SagecacheError, match=r"too few labeled persons \(5\) show what 'inverted'"):
-        InstanceGate(few, SIGMA, inverted=True)
+    both = "size 0, inverted 5, of 10 .*semi.instances.size=0 semi.instances.inverted=False"
+    for asked, told in (
+        (dict(size=1.0), r"compares with: size 0, of 10 that are needed.*semi.instances.size=0$"),
+        (dict(inverted=True), "compares with: inverted 5, of 10"),
+        (dict(size=1.0, inverted=True), both),
+    ):
+        with pytest.raises(SagecacheError, match=told):
+            InstanceGate(few, SIGMA, **asked)
     hand = Skeleton("hand", ("wrist", "thumb"), [[0, 1]], [0, 1], [0.1, 0.1])
     limbs = compute_stats(np.random.default_rng(0).random((30, 2, 3)) + 1, np.ones((30, 4)), hand)
     with pytest.raises(SagecacheError, match="'inverted'"):
