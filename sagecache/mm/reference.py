@@ -43,7 +43,7 @@ def check_store(project: Project, split: str) -> None:
         raise SagecacheError(
             f"CMGC compares with depth and normals, and the teacher of this store gave no {missing[0]}",
             file=root,
-            fix=f"Choose a teacher of both and run '{_geo(project, split)}', {SILENCE}.",
+            fix=f"Choose a teacher of both and run '{_geo(project, split, again=True)}', {SILENCE}.",
         )
     kind = reader.field_attributes("depth")["kind"]
     if kind == "disparity":
@@ -52,7 +52,7 @@ def check_store(project: Project, split: str) -> None:
             "no gain fits its normals, and CMGC would be silent",
             file=root,
             fix="Choose a teacher of metric or affine depth, or one that gives normals too (they turn its "
-            f"disparity into depth), and run '{_geo(project, split)}', {SILENCE}.",
+            f"disparity into depth), and run '{_geo(project, split, again=True)}', {SILENCE}.",
         )
 
 
@@ -65,7 +65,7 @@ def check_fields(project: Project, split: str, names: Sequence[str]) -> None:
             f"the term 'geometry' learns {', '.join(names)}, and this store has no {missing[0]}",
             file=project.geometry_store(split),
             fix=f"Set semi.terms.geometry.{missing[0]}=0, or choose a teacher of it and run "
-            f"'{_geo(project, split)}'.",
+            f"'{_geo(project, split, again=True)}'.",
         )
 
 
@@ -142,5 +142,6 @@ def _limb_tables(
         yield limb_log_lengths(points, seen, maps["depth"], maps["normal"], maps["mask"], edges)
 
 
-def _geo(project: Project, split: str) -> str:
-    return project.command(f"sagecache precompute geo --split {split}")
+def _geo(project: Project, split: str, again: bool = False) -> str:
+    """again: a store of another teacher is there, which is set aside."""
+    return project.command(f"sagecache precompute geo --split {split}{' --force' if again else ''}")

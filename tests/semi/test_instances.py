@@ -268,6 +268,6 @@ def test_what_too_few_labels_show_can_not_be_asked_for():
             InstanceGate(few, SIGMA, **asked)
     hand = Skeleton("hand", ("wrist", "thumb"), [[0, 1]], [0, 1], [0.1, 0.1])
     limbs = compute_stats(np.random.default_rng(0).random((30, 2, 3)) + 1, np.ones((30, 4)), hand)
-    with pytest.raises(SagecacheError, match="'inverted'"):
+    with pytest.raises(SagecacheError, match="inverted 0, of 10"):
         InstanceGate(limbs, SIGMA, inverted=True)
     InstanceGate(limbs, SIGMA, size=1.0)
