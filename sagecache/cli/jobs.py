@@ -99,7 +99,7 @@ def require_fresh(project: Project, recipe: Recipe) -> None:
     if not recipe.uses_unlabeled:
         return
 
-    _require_fresh_stats(project)
+    require_fresh_stats(project)
     if recipe.uses_prior:
         _require_fresh_prior(project)
     if not recipe.geometry_splits:
@@ -175,11 +175,13 @@ def _stale(project: Project, what: str, differences: str, file: Path, step: str)
     )
 
 
-def _require_fresh_stats(project: Project) -> None:
+def require_fresh_stats(project: Project) -> None:
+    """Refuse statistics of other labels, naming what differs; the file is there and is left as it is."""
     from sagecache.precompute.runner import run_stats
 
+    job = stats_job(project)
     try:
-        run_stats(stats_job(project))
+        run_stats(job)
     except SagecacheError as error:
         again = project.command("sagecache precompute stats --force")
         raise SagecacheError(

@@ -13,10 +13,14 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from dots import change_labels, write_dots_project
 
 from sagecache.cli import doctor
 from sagecache.cli.doctor import GIB, check_disk, check_packages
+from sagecache.cli.jobs import stats_job
 from sagecache.errors import SagecacheError
+from sagecache.precompute.runner import run_stats
+from sagecache.project import Project
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -103,10 +107,30 @@ def test_missing_labels_are_an_error_until_they_are_there(tmp_path, report):
 
     (folder / "labels.json").write_text("{}")
     code, answer = report("--project", folder)
+    (row,) = [row for row in answer["findings"] if row["name"] == "split labeled"]
+    assert (row["state"], row["value"]) == ("error", f"its image folder is not there: {folder / 'images'}")
+    assert "split 'labeled' in data.py" in row["fix"]
+
+    (folder / "images").mkdir()
+    code, answer = report("--project", folder)
     assert states(answer["findings"])["split labeled"] == "ok"
     broken = [row for row in answer["findings"] if row["state"] == "error"]
     assert code == bool(broken)
     assert not [row for row in broken if row["section"] in ("project", "disk")]
+
+
+def test_statistics_of_other_labels_are_an_error_with_the_one_command_that_mends_them(tmp_path, report):
+    folder = write_dots_project(tmp_path / "mine")
+    project = Project.open(folder)
+    run_stats(stats_job(project))
+    written = project.stats_file.read_bytes()
+    assert states(report("--project", folder)[1]["findings"])["stats labeled"] == "ok"
+    change_labels(folder)
+    code, answer = report("--project", folder)
+    (row,) = [row for row in answer["findings"] if row["name"] == "stats labeled"]
+    assert (code, row["state"]) == (1, "error") and "made from other labels" in row["value"]
+    assert row["fix"] == f"Run: sagecache --project {folder} precompute stats --force"
+    assert project.stats_file.read_bytes() == written
 
 
 def test_weights_that_are_named_and_not_there_are_errors(tmp_path, report):

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
-from dots import write_dots_project
+from dots import change_labels, write_dots_project
 
 from sagecache.cli import jobs
 from sagecache.errors import SagecacheError
@@ -112,10 +112,7 @@ def test_training_is_refused_stale_statistics_and_stale_targets(folder):
     with pytest.raises(SagecacheError, match="other settings: .*crop.padding.*geo --split labeled --force"):
         jobs.require_fresh(wider, geometric)
 
-    labels = folder / "data" / "labeled" / "annotations.json"
-    content = json.loads(labels.read_text())
-    content["annotations"][0]["keypoints"][0] += 1
-    labels.write_text(json.dumps(content))
+    change_labels(folder)
     jobs.require_fresh(project, supervised)
     with pytest.raises(SagecacheError, match="skeleton_stats.json.*sagecache .*precompute stats --force"):
         jobs.require_fresh(project, plain)

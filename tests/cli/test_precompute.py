@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import zarr
 from click.testing import CliRunner
-from dots import write_dots_project
+from dots import change_labels, write_dots_project
 from typed import sagecache
 
 from sagecache.cli.main import cli
+from sagecache.errors import SagecacheError
 from sagecache.project import Project
 from sagecache.skeleton.definition import COCO17
 
@@ -90,6 +91,22 @@ def test_a_dry_run_counts_and_writes_nothing(folder, step):
     assert all(row["missing"] == row["total"] and row["seconds"] >= 0 for row in rows)
     assert sorted(folder.rglob("*")) == before
     assert "dry run" in sagecache(folder, "precompute", step, *words, "--dry-run").stdout
+
+
+def test_stale_statistics_are_refused_by_a_dry_run_too_with_the_one_step_that_mends_them(folder):
+    sagecache(folder, "precompute", "stats")
+    assert answer(folder, "stats", "--dry-run")[0]["missing"] == 0
+    change_labels(folder)
+    for words in (["stats"], ["stats", "--dry-run"], ["all", "--dry-run"]):
+        with pytest.raises(
+            SagecacheError, match="made from other labels.*sagecache .*precompute stats --force"
+        ):
+            sagecache(folder, "precompute", *words)
+    assert answer(folder, "stats", "--dry-run", "--force")[0]["missing"] == 5
+    answer(folder, "stats", "--limit", "1")
+    change_labels(folder)
+    with pytest.raises(SagecacheError, match="precompute stats --limit 1 --force"):
+        sagecache(folder, "precompute", "stats", "--limit", "1")
 
 
 def detect_unlabeled(folder) -> None:
