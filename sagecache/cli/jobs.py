@@ -138,7 +138,6 @@ def stale_boxes(project: Project, split: str, kind: str | None = None) -> str:
     from sagecache.data.coco import load_coco
     from sagecache.precompute.parts import made_from
     from sagecache.precompute.plan import CODE_FORMAT
-    from sagecache.store.fingerprint import describe, diff
     from sagecache.teachers.registry import build_detector
 
     settings, result = project.split(split), project.detections(split)
@@ -153,8 +152,45 @@ def stale_boxes(project: Project, split: str, kind: str | None = None) -> str:
         images=of_images | dict(count=len(images)),
         code_format=CODE_FORMAT["detect"],
     )
-    differences = diff(known, expected)
-    return describe(differences) if differences else ""
+    return _described(known, expected)
+
+
+def require_fresh_steps(project: Project, splits: Sequence[str]) -> None:
+    """Refuse what a step of ``precompute all`` would refuse, before the first of them computes anything.
+
+    Boxes and stores of these splits, and statistics, each where it is there. Reads no image.
+    """
+    from sagecache.store.layout import read_manifest
+    from sagecache.teachers.registry import build_teacher
+
+    for split in splits:
+        require_fresh_boxes(project, split)
+    manifests = {split: read_manifest(project.geometry_store(split)) for split in splits}
+    begun = {split: known["identity"]["fingerprint"] for split, known in manifests.items() if known}
+    teacher = build_teacher(project.data.teacher) if begun else None
+    for split, fingerprint in begun.items():
+        _require_own_start(project, split, fingerprint, teacher)
+    if project.stats_file.is_file():
+        require_fresh_stats(project)
+
+
+def _require_own_start(project: Project, split: str, fingerprint: Mapping, teacher: Any) -> None:
+    """Refuse a store that ``precompute geo`` could not go on with; one that is as good as empty it moves."""
+    from sagecache.store import is_others_empty_start
+
+    root, step = project.geometry_store(split), f"precompute geo --split {split}"
+    if is_imported(fingerprint):
+        again = project.command(f"sagecache {step} --force")
+        raise SagecacheError(
+            "the targets were imported, and 'precompute' would compute them",
+            file=root,
+            record=f"split {split}",
+            fix=f"Name the other splits with --split; or run: {again}, which sets these aside.",
+        )
+    expected = _geo_fingerprint(project, teacher)
+    differences = _described(fingerprint, expected)
+    if differences and not is_others_empty_start(root, expected):
+        raise _stale(project, "targets", differences, root, step)
 
 
 def require_fresh_store(project: Project, split: str, teacher: Any) -> None:
@@ -237,13 +273,23 @@ def differing_parts(project: Project, fingerprint: Mapping, teacher: Any) -> str
     Of imported targets only what is the project's own can differ: the crop rule, whether they are exact, the
     code. What they are, data.py's teacher does not say.
     """
-    from sagecache.precompute.plan import geo_fingerprint, settings_fingerprint
+    from sagecache.precompute.plan import settings_fingerprint
+
+    if is_imported(fingerprint):
+        return _described(
+            fingerprint, {**fingerprint, **settings_fingerprint(crop_rule(project), project.data.codec)}
+        )
+    return _described(fingerprint, _geo_fingerprint(project, teacher))
+
+
+def _geo_fingerprint(project: Project, teacher: Any) -> dict[str, object]:
+    from sagecache.precompute.plan import geo_fingerprint
+
+    return geo_fingerprint(teacher.spec, teacher.fingerprint(), crop_rule(project), project.data.codec)
+
+
+def _described(known: Mapping, expected: Mapping) -> str:
     from sagecache.store.fingerprint import describe, diff
 
-    crop, codec = crop_rule(project), project.data.codec
-    if is_imported(fingerprint):
-        expected = {**fingerprint, **settings_fingerprint(crop, codec)}
-    else:
-        expected = geo_fingerprint(teacher.spec, teacher.fingerprint(), crop, codec)
-    differences = diff(fingerprint, expected)
+    differences = diff(known, expected)
     return describe(differences) if differences else ""

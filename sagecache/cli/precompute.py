@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sagecache.cli.actions import detect, geo, stats
+from sagecache.cli.actions import detect, ensure, geo, stats
 from sagecache.cli.context import json_option, project_option
 from sagecache.cli.output import emit_json, emit_table, note
 
@@ -114,11 +114,23 @@ def all_command(
     if dry_run:
         _show(as_json, *_estimate_all(project, names, _options(**options)))
         return
+    _require_all(project, names, options)
     reports = []
     for name in names:
         reports += _detect_and_geo(project, name, options)
     reports.append(stats(project, _options(force=options["force"])))
     finish(context, as_json, reports)
+
+
+def _require_all(project: Project, splits: list[str], options: dict) -> None:
+    """Files of every split, and results that each step can go on with: told before the first one computes."""
+    from sagecache.cli.jobs import require_fresh_steps
+
+    for name in dict.fromkeys([*splits, *project.data.stats_splits]):
+        files, *_ = needs = project.split_requirements(name)
+        ensure(project, [files] if name not in splits or project.split(name).boxes == "detect" else needs)
+    if not options["force"]:
+        require_fresh_steps(project, splits if options["limit"] is None else [])  # a trial has its own place
 
 
 def _options(**options) -> RunOptions:

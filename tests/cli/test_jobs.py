@@ -95,6 +95,22 @@ def test_what_is_stale_is_named_old_to_new_and_what_fits_is_not(folder):
     assert jobs.stale_parts(project, "val", teacher) == ""  # boxes are compared one by one, not as a file
 
 
+def test_steps_refuse_stores_of_other_settings_and_imported_ones_before_anything_is_computed(
+    folder, monkeypatch
+):
+    project = Project.open(folder)
+    jobs.require_fresh_steps(project, ["labeled", "val"])  # nothing is there
+    run_geo(jobs.geo_job(project, "val"), build_teacher(project.data.teacher))
+    jobs.require_fresh_steps(project, ["labeled", "val"])
+    wider = edit(folder, "shard_size = 4", "shard_size = 4\ncrop = dict(padding=1.5)")
+    with pytest.raises(SagecacheError, match="crop.padding: 1.25 -> 1.5.*precompute geo --split val --force"):
+        jobs.require_fresh_steps(wider, ["labeled", "val"])
+    jobs.require_fresh_steps(wider, ["labeled"])
+    monkeypatch.setattr(jobs, "is_imported", lambda fingerprint: True)
+    with pytest.raises(SagecacheError, match="split val: the targets were imported.*--split val --force"):
+        jobs.require_fresh_steps(project, ["val"])
+
+
 def test_training_is_refused_stale_statistics_and_stale_targets(folder):
     project = Project.open(folder)
     teacher = build_teacher(project.data.teacher)

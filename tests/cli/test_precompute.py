@@ -165,6 +165,28 @@ def test_all_with_a_limit_is_a_trial_of_each_step_beside_the_real_places(folder)
     assert (cache / "unlabeled" / "geo" / "complete.json").is_file()
 
 
+def test_all_tells_before_it_computes_what_a_later_step_would_refuse(folder):
+    detect_unlabeled(folder)
+    sagecache(folder, "precompute", "detect", "--split", "unlabeled")
+    page = (folder / "data.py").read_text()
+    (folder / "data.py").write_text(page.replace("score=0.0, limit=1", "score=0.0, limit=2"))
+    with pytest.raises(SagecacheError, match="limit: 1 -> 2.*precompute detect --split unlabeled --force"):
+        sagecache(folder, "precompute", "all")
+    labels = folder / "data" / "unlabeled" / "annotations.json"
+    labels.rename(labels.with_suffix(".away"))
+    with pytest.raises(SagecacheError, match="missing: split of unlabeled"):
+        sagecache(folder, "precompute", "all")
+    labels.with_suffix(".away").rename(labels)
+    (folder / "data.py").write_text(page)
+    sagecache(folder, "precompute", "stats")
+    change_labels(folder)
+    with pytest.raises(SagecacheError, match="made from other labels.*precompute stats --force"):
+        sagecache(folder, "precompute", "all", "--limit", "2")
+    assert not (folder / "cache" / "labeled").exists()  # in none of these was anything computed
+    sagecache(folder, "precompute", "stats", "--force")
+    assert [row["step"] for row in answer(folder, "all")] == ["geo", "detect", "geo", "stats"]
+
+
 def test_all_goes_over_the_splits_that_recipes_name(folder):
     text = (folder / "data.py").read_text().replace("    labeled=dict(", "    infants=dict(")
     (folder / "data.py").write_text(text + 'stats_splits = ("infants",)\n')
