@@ -34,14 +34,48 @@ def geo_job(project: Project, split: str, boxes: Path | None = None) -> GeoJob:
     if boxes is None:
         require_fresh_boxes(project, split)
     root = project.geometry_store(split)
+    instances = project.instances(split, detections=boxes)
+    if not instances:
+        raise _nobody(project, split, boxes)
     return GeoJob(
         root=root if boxes is None else root.with_name(f"{root.name}-of-{boxes.stem}"),
-        instances=project.instances(split, detections=boxes),
+        instances=instances,
         crop=crop_rule(project),
         attributes=dict(split=split, command=f"sagecache precompute geo --split {split}"),
         codec=project.data.codec,
         shard_size=project.data.shard_size,
     )
+
+
+def _nobody(project: Project, split: str, boxes: Path | None) -> SagecacheError:
+    """Why a split has no instance: its detections found nobody, or its annotations label nobody."""
+    from sagecache.data.coco import load_coco, load_detections
+    from sagecache.skeleton.category import unknown_categories
+
+    settings, where = project.split(split), f"split {split}"
+    if boxes is None and settings.boxes == "annotations":
+        file = project.path(settings.annotations)
+        strangers = unknown_categories(load_coco(file))
+        told = f"holds no person with keypoints{': ' if strangers else ''}{strangers}"
+        fix = f"Run: {project.command(f'sagecache data check --split {split}')}"
+        return SagecacheError(told, file=file, record=where, fix=fix)
+
+    file = boxes or project.detections(split)
+    found = load_detections(file)
+    persons = [one["score"] for one in found if one["category_id"] == 1]
+    told = f"holds no person with score >= min_score {settings.min_score:g}"
+    fix = "See data.py's detector and its own threshold, and the split's images"
+    if persons and max(persons) >= settings.min_score:
+        told += " whose box has an area"
+        fix = f"Run: {project.command(f'sagecache data check --split {split}')}"
+    elif persons:
+        told += f" ({len(persons)} below it, the best {max(persons):.2g})"
+        fix = "Lower the split's min_score in data.py"
+    elif found:
+        kinds = ", ".join(map(str, sorted({one["category_id"] for one in found})))
+        told = f"holds no box of category_id 1 (person): its {len(found)} are of category_id {kinds}"
+        fix = "Give boxes of persons category_id 1"
+    return SagecacheError(told, file=file, record=where, fix=fix)
 
 
 def detect_job(project: Project, split: str) -> DetectJob:

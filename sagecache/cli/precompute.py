@@ -250,11 +250,7 @@ def finish(
     if as_json:
         emit_json([_as_dict(report) for report in reports])
     else:
-        rows = [
-            (r.step, r.total, r.computed, len(r.failed), f"{r.bytes / 1e6:.1f}", f"{r.seconds:.1f}", r.path)
-            for r in reports
-        ]
-        emit_table(title, ("step", "total", "computed", "failed", "MB", "seconds", "result"), rows)
+        _print_reports(title, reports)
         if failed:
             shown = [
                 (step, item.image_id, "-" if item.instance is None else item.instance, item.reason, item.path)
@@ -271,6 +267,20 @@ def finish(
     context.exit(1 if any(not item.nobody for _, item in failed) else 0)
 
 
+def _print_reports(title: str, reports: list[StepReport]) -> None:
+    """The table of what was done; with a column of persons where something was looked for in images."""
+    columns = ["step", "total", "computed", "failed", "MB", "seconds", "result"]
+    rows = [
+        [r.step, r.total, r.computed, len(r.failed), f"{r.bytes / 1e6:.1f}", f"{r.seconds:.1f}", r.path]
+        for r in reports
+    ]
+    if any(r.persons is not None for r in reports):
+        columns.insert(2, "persons")
+        for row, report in zip(rows, reports, strict=True):
+            row.insert(2, "-" if report.persons is None else report.persons)
+    emit_table(title, columns, rows)
+
+
 def _as_dict(report: StepReport) -> dict:
     failed = [
         dict(image_id=item.image_id, instance=item.instance, reason=item.reason, file=str(item.path))
@@ -280,6 +290,7 @@ def _as_dict(report: StepReport) -> dict:
         step=report.step,
         path=str(report.path),
         total=report.total,
+        persons=report.persons,
         computed=report.computed,
         failed=failed,
         missing=report.missing,

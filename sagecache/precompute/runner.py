@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sagecache.data.coco import load_json
 from sagecache.errors import SagecacheError
 from sagecache.precompute.engines import get_engine
 from sagecache.precompute.imported import ImportedMaps, ImportWork
@@ -183,9 +184,11 @@ def run_detect(
             ]
         else:
             left = sum(len(parts[k]) for k in writer.missing())
-    size = result.stat().st_size if result.is_file() else 0
+    size, persons = (result.stat().st_size, len(load_json(result))) if result.is_file() else (0, None)
     seconds = time.perf_counter() - began
-    return StepReport("detect", result, len(images), computed, failures, size, seconds, replaced, left)
+    return StepReport(
+        "detect", result, len(images), computed, failures, size, seconds, replaced, left, persons=persons
+    )
 
 
 def run_stats(job: StatsJob, options: RunOptions = DEFAULTS, progress: Progress = no_progress) -> StepReport:

@@ -73,6 +73,34 @@ def test_a_geometry_job_names_its_split_and_the_command_that_makes_it(folder):
     )
 
 
+@pytest.mark.parametrize(
+    ("boxes", "told"),
+    [
+        ([], "holds no person with score >= min_score 0.3. See data.py's detector"),
+        ([dict(score=0.2), dict(score=0.1)], r"min_score 0.3 .2 below it, the best 0.2.. Lower"),
+        ([dict(score=0.9, bbox=[1, 2, 0, 60])], "0.3 whose box has an area.*data check --split val"),
+        ([dict(score=0.9, category_id=17)], "no box of category_id 1 .person.: its 1 are of category_id 17"),
+    ],
+)
+def test_detections_without_a_person_are_named_with_what_left_nobody(folder, boxes, told):
+    project = edit(folder, "val=dict(", 'val=dict(boxes="found.json", ')
+    records = [dict(image_id=301, category_id=1, bbox=[1, 2, 50, 60]) | box for box in boxes]
+    (folder / "found.json").write_text(json.dumps(records))
+    with pytest.raises(SagecacheError, match=f"found.json, split val: .*{told}"):
+        jobs.geo_job(project, "val")
+
+
+def test_annotations_without_a_person_are_named_with_what_left_nobody(folder):
+    labels = folder / "data" / "val" / "annotations.json"
+    content = json.loads(labels.read_text())
+    for one in content["annotations"]:
+        one["category_id"] = 3
+    labels.write_text(json.dumps(content))
+    told = "annotations.json, split val: holds no person with keypoints: 3 annotations have category_id 3"
+    with pytest.raises(SagecacheError, match=f"{told}.*data check --split val"):
+        jobs.geo_job(Project.open(folder), "val")
+
+
 def test_statistics_are_of_the_labeled_split_s_annotations(folder):
     project = edit(folder, "labeled=dict(", 'labeled=dict(boxes="detect", ')
     job = jobs.stats_job(project)

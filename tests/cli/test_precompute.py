@@ -37,6 +37,20 @@ def test_detections_are_a_coco_results_file_of_persons(folder):
         assert len(box["bbox"]) == 4 and min(box["bbox"][2:]) > 0
 
 
+def test_a_detector_that_finds_nobody_is_told_by_detect_and_by_geo(folder):
+    (row,) = answer(folder, "detect", "--split", "val")
+    assert row["persons"] == len(json.loads((folder / "cache/val/detections.json").read_text()))
+    page = folder / "data.py"
+    text = page.read_text().replace("val=dict(", 'val=dict(boxes="detect", ')
+    page.write_text(text.replace('detector = dict(type="demo")', 'detector = dict(type="demo", score=0.99)'))
+    done = sagecache(folder, "precompute", "detect", "--split", "val", "--force")
+    assert "detect: 2 images, 0 persons in" in done.stderr and "persons" in done.stdout
+    assert answer(folder, "detect", "--split", "val")[0]["persons"] == 0
+    with pytest.raises(SagecacheError, match="detections.json, split val: holds no person with score >= min"):
+        sagecache(folder, "precompute", "geo", "--split", "val")
+    assert answer(folder, "geo", "--split", "labeled")[0]["persons"] is None
+
+
 def test_targets_are_written_once_and_read_by_zarr_alone(folder):
     (row,) = answer(folder, "geo", "--split", "val")
     assert (row["total"], row["computed"], row["failed"]) == (3, 3, [])
