@@ -156,6 +156,22 @@ def test_weights_that_are_named_and_not_there_are_errors(tmp_path, report):
     assert any(str(folder / "weights" / "depth.pt2") in row["value"] for row in found)
 
 
+def test_a_detection_file_that_is_named_and_not_there_is_an_error(tmp_path, report):
+    folder = write_dots_project(tmp_path / "mine")
+    page, text = folder / "data.py", (folder / "data.py").read_text()
+    for boxes, state in (("detect", "note"), ("found.json", "error")):
+        page.write_text(text.replace("unlabeled=dict(", f'unlabeled=dict(boxes="{boxes}", '))
+        assert states(report("--project", folder)[1]["findings"])["boxes unlabeled"] == state
+    (folder / "found.json").write_text("[]")
+    assert states(report("--project", folder)[1]["findings"])["boxes unlabeled"] == "ok"
+
+
+@pytest.mark.parametrize("size", ["-5", "0", "nan", "inf"])
+def test_a_gpu_of_no_size_is_refused(size):
+    done = CliRunner().invoke(doctor.doctor_command, ["--recipe", "stage0", "--gpu", size])
+    assert done.exit_code == 2 and "--gpu" in done.stderr
+
+
 def test_a_broken_page_is_told_with_its_name(tmp_path, report):
     folder = write_project(tmp_path / "mine")
     (folder / "stage0.py").write_text("train_cgf = dict(max_iters=1)\n")
