@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sagecache.cli.output import note, progress
-from sagecache.errors import SagecacheError, nearest, recipe_is
+from sagecache.errors import SagecacheError, counted, nearest, recipe_is
 
 if TYPE_CHECKING:
     from sagecache.precompute.jobs import RunOptions, StepReport
@@ -265,6 +265,9 @@ def _fit_prior(project: Project, recipe: Recipe, **options) -> Path:
 
 def _say(report: StepReport) -> None:
     size, speed = f"{report.bytes / 1e6:.1f} MB", f"{report.rate:.0f}/s" if report.computed else "all there"
-    note(f"{report.step}: {report.total} in {report.path}, {size}, {report.computed} computed ({speed})")
+    total = str(report.total)
+    if report.persons is not None:
+        total = f"{counted(report.total, 'image')}, {counted(report.persons, 'person')}"
+    note(f"{report.step}: {total} in {report.path}, {size}, {report.computed} computed ({speed})")
     if report.replaced:
         note(f"the former result is kept at {report.replaced}")

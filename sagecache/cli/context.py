@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,7 +56,8 @@ def _tell_of_projects_here(demo: Path) -> None:
     pages = sorted([*Path.cwd().glob("data.py"), *Path.cwd().glob("*/data.py")])
     others = [page.parent for page in pages if (page.parent / "model.py").is_file() and page.parent != demo]
     if others:
-        note(f"the embedded demo; for the project here: --project {os.path.relpath(others[0])}")
+        here = shlex.quote(os.path.relpath(others[0]))
+        note(f"the embedded demo; for the project here: --project {here}")
 
 
 def redrawn(project: Project) -> Project:

@@ -122,5 +122,6 @@ def _source(project: Project, name: str, trained: bool, labeled: bool):
         detections=detections,
         trained=trained,
         labeled=labeled,
+        min_score=split.min_score,
         find_persons=project.command(f"sagecache precompute detect --split {name}"),
     )

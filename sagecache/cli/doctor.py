@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import sys
@@ -20,7 +21,7 @@ import click
 
 from sagecache import __version__
 from sagecache.cli.context import json_option, open_project
-from sagecache.cli.jobs import check_recipe
+from sagecache.cli.jobs import check_recipe, require_fresh_stats
 from sagecache.cli.output import emit_json, emit_table
 from sagecache.errors import SagecacheError
 
@@ -54,12 +55,24 @@ class Finding:
     fix: str = ""
 
 
+def _refuse_nan(context: click.Context, option: click.Parameter, value: float | None) -> float | None:
+    """No number is below or above nan, so that a range of click's lets it pass."""
+    if value is not None and math.isnan(value):
+        raise click.BadParameter("nan is no size.", context, option)
+    return value
+
+
 @click.command("doctor", short_help="Is this machine ready to train?")
 @click.option(
     "--project", "folder", type=click.Path(file_okay=False), help="Folder of the project to look at."
 )
 @click.option("--recipe", help="Also plan this recipe's memory on a GPU: weights, moments, activations.")
-@click.option("--gpu", type=float, help="GiB of the GPU to plan for. Default: the one that is here, else 24.")
+@click.option(
+    "--gpu",
+    type=click.FloatRange(0, 1e6, min_open=True),
+    callback=_refuse_nan,
+    help="GiB of the GPU to plan for. Default: the one that is here, else 24.",
+)
 @json_option
 @click.pass_context
 def doctor_command(
@@ -311,12 +324,32 @@ def _check_networks(project: Project, to_make: set[str]) -> Iterator[Finding]:
 def _check_need(project: Project, need: Need, recipe: str) -> Finding:
     label = f"{need.kind} {need.what}"
     if need.present():
-        return Finding("project", label, "there")
+        told, fix = _mended_by(project, need)
+        return Finding("project", label, told, ERROR, fix) if told else Finding("project", label, "there")
     if need.kind == "split" and project.split(need.what).render is None:
         return Finding("project", label, f"missing, for {recipe}", ERROR, need.command)
+    if need.kind == "boxes" and project.split(need.what).boxes != "detect":
+        told = f"missing, for {recipe}: {project.detections(need.what)}"
+        return Finding("project", label, told, ERROR, f"Correct boxes of split '{need.what}' in data.py.")
     if need.kind == "split" and find_spec("embreex") is None:
         return Finding("project", label, "can't be rendered without embreex", ERROR, "pip install embreex")
     return Finding("project", label, f"not made yet, for {recipe}", NOTE, need.command)
+
+
+def _mended_by(project: Project, need: Need) -> tuple[str, str]:
+    """Why what is there is of no use, and its mend; '' twice where it is sound as far as a look tells."""
+    if need.kind == "split":
+        split = project.split(need.what)
+        if not project.path(split.images).is_dir():
+            fix = need.command if split.render else f"Correct images of split '{need.what}' in data.py."
+            return f"its image folder is not there: {project.path(split.images)}", fix
+    if need.kind == "stats":
+        try:
+            require_fresh_stats(project)
+        except SagecacheError as error:
+            place = f"{error.file}: " if error.file else ""
+            return place + error.message, project.command(error.fix or "")
+    return "", ""
 
 
 # -- printing ------------------------------------------------------------------------------------------

@@ -34,14 +34,48 @@ def geo_job(project: Project, split: str, boxes: Path | None = None) -> GeoJob:
     if boxes is None:
         require_fresh_boxes(project, split)
     root = project.geometry_store(split)
+    instances = project.instances(split, detections=boxes)
+    if not instances:
+        raise _nobody(project, split, boxes)
     return GeoJob(
         root=root if boxes is None else root.with_name(f"{root.name}-of-{boxes.stem}"),
-        instances=project.instances(split, detections=boxes),
+        instances=instances,
         crop=crop_rule(project),
         attributes=dict(split=split, command=f"sagecache precompute geo --split {split}"),
         codec=project.data.codec,
         shard_size=project.data.shard_size,
     )
+
+
+def _nobody(project: Project, split: str, boxes: Path | None) -> SagecacheError:
+    """Why a split has no instance: its detections found nobody, or its annotations label nobody."""
+    from sagecache.data.coco import load_coco, load_detections
+    from sagecache.skeleton.category import unknown_categories
+
+    settings, where = project.split(split), f"split {split}"
+    if boxes is None and settings.boxes == "annotations":
+        file = project.path(settings.annotations)
+        strangers = unknown_categories(load_coco(file))
+        told = f"holds no person with keypoints{': ' if strangers else ''}{strangers}"
+        fix = f"Run: {project.command(f'sagecache data check --split {split}')}"
+        return SagecacheError(told, file=file, record=where, fix=fix)
+
+    file = boxes or project.detections(split)
+    found = load_detections(file)
+    persons = [one["score"] for one in found if one["category_id"] == 1]
+    told = f"holds no person with score >= min_score {settings.min_score:g}"
+    fix = "See data.py's detector and its own threshold, and the split's images"
+    if persons and max(persons) >= settings.min_score:
+        told += " whose box has an area"
+        fix = f"Run: {project.command(f'sagecache data check --split {split}')}"
+    elif persons:
+        told += f" ({len(persons)} below it, the best {max(persons):.2g})"
+        fix = "Lower the split's min_score in data.py"
+    elif found:
+        kinds = ", ".join(map(str, sorted({one["category_id"] for one in found})))
+        told = f"holds no box of category_id 1 (person): its {len(found)} are of category_id {kinds}"
+        fix = "Give boxes of persons category_id 1"
+    return SagecacheError(told, file=file, record=where, fix=fix)
 
 
 def detect_job(project: Project, split: str) -> DetectJob:
@@ -99,7 +133,7 @@ def require_fresh(project: Project, recipe: Recipe) -> None:
     if not recipe.uses_unlabeled:
         return
 
-    _require_fresh_stats(project)
+    require_fresh_stats(project)
     if recipe.uses_prior:
         _require_fresh_prior(project)
     if not recipe.geometry_splits:
@@ -138,7 +172,6 @@ def stale_boxes(project: Project, split: str, kind: str | None = None) -> str:
     from sagecache.data.coco import load_coco
     from sagecache.precompute.parts import made_from
     from sagecache.precompute.plan import CODE_FORMAT
-    from sagecache.store.fingerprint import describe, diff
     from sagecache.teachers.registry import build_detector
 
     settings, result = project.split(split), project.detections(split)
@@ -153,8 +186,45 @@ def stale_boxes(project: Project, split: str, kind: str | None = None) -> str:
         images=of_images | dict(count=len(images)),
         code_format=CODE_FORMAT["detect"],
     )
-    differences = diff(known, expected)
-    return describe(differences) if differences else ""
+    return _described(known, expected)
+
+
+def require_fresh_steps(project: Project, splits: Sequence[str]) -> None:
+    """Refuse what a step of ``precompute all`` would refuse, before the first of them computes anything.
+
+    Boxes and stores of these splits, and statistics, each where it is there. Reads no image.
+    """
+    from sagecache.store.layout import read_manifest
+    from sagecache.teachers.registry import build_teacher
+
+    for split in splits:
+        require_fresh_boxes(project, split)
+    manifests = {split: read_manifest(project.geometry_store(split)) for split in splits}
+    begun = {split: known["identity"]["fingerprint"] for split, known in manifests.items() if known}
+    teacher = build_teacher(project.data.teacher) if begun else None
+    for split, fingerprint in begun.items():
+        _require_own_start(project, split, fingerprint, teacher)
+    if project.stats_file.is_file():
+        require_fresh_stats(project)
+
+
+def _require_own_start(project: Project, split: str, fingerprint: Mapping, teacher: Any) -> None:
+    """Refuse a store that ``precompute geo`` could not go on with; one that is as good as empty it moves."""
+    from sagecache.store import is_others_empty_start
+
+    root, step = project.geometry_store(split), f"precompute geo --split {split}"
+    if is_imported(fingerprint):
+        again = project.command(f"sagecache {step} --force")
+        raise SagecacheError(
+            "the targets were imported, and 'precompute' would compute them",
+            file=root,
+            record=f"split {split}",
+            fix=f"Name the other splits with --split; or run: {again}, which sets these aside.",
+        )
+    expected = _geo_fingerprint(project, teacher)
+    differences = _described(fingerprint, expected)
+    if differences and not is_others_empty_start(root, expected):
+        raise _stale(project, "targets", differences, root, step)
 
 
 def require_fresh_store(project: Project, split: str, teacher: Any) -> None:
@@ -175,11 +245,13 @@ def _stale(project: Project, what: str, differences: str, file: Path, step: str)
     )
 
 
-def _require_fresh_stats(project: Project) -> None:
+def require_fresh_stats(project: Project) -> None:
+    """Refuse statistics of other labels, naming what differs; the file is there and is left as it is."""
     from sagecache.precompute.runner import run_stats
 
+    job = stats_job(project)
     try:
-        run_stats(stats_job(project))
+        run_stats(job)
     except SagecacheError as error:
         again = project.command("sagecache precompute stats --force")
         raise SagecacheError(
@@ -235,13 +307,23 @@ def differing_parts(project: Project, fingerprint: Mapping, teacher: Any) -> str
     Of imported targets only what is the project's own can differ: the crop rule, whether they are exact, the
     code. What they are, data.py's teacher does not say.
     """
-    from sagecache.precompute.plan import geo_fingerprint, settings_fingerprint
+    from sagecache.precompute.plan import settings_fingerprint
+
+    if is_imported(fingerprint):
+        return _described(
+            fingerprint, {**fingerprint, **settings_fingerprint(crop_rule(project), project.data.codec)}
+        )
+    return _described(fingerprint, _geo_fingerprint(project, teacher))
+
+
+def _geo_fingerprint(project: Project, teacher: Any) -> dict[str, object]:
+    from sagecache.precompute.plan import geo_fingerprint
+
+    return geo_fingerprint(teacher.spec, teacher.fingerprint(), crop_rule(project), project.data.codec)
+
+
+def _described(known: Mapping, expected: Mapping) -> str:
     from sagecache.store.fingerprint import describe, diff
 
-    crop, codec = crop_rule(project), project.data.codec
-    if is_imported(fingerprint):
-        expected = {**fingerprint, **settings_fingerprint(crop, codec)}
-    else:
-        expected = geo_fingerprint(teacher.spec, teacher.fingerprint(), crop, codec)
-    differences = diff(fingerprint, expected)
+    differences = diff(known, expected)
     return describe(differences) if differences else ""

@@ -21,6 +21,7 @@ from sagecache.errors import SagecacheError
 Progress = Callable[..., None]
 # Up to four numbers, each on its line; in a JSON string there is no line break, so none is mistaken.
 _SHORT_LIST = re.compile(r"\[(?:\n *-?[\d.eE+-]+,?){1,4}\n *\]")
+SHORTEST = 0.01  # seconds; of less nobody can tell a speed
 BAR = "{desc}: {percentage:3.0f}% |{bar:20}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 
 
@@ -142,6 +143,7 @@ def _bar(label: str) -> Iterator[Progress]:
 
 
 def _lines(label: str, every: float = 5.0) -> Progress:
+    """A line every few seconds and at the end; without a rate where there is none to speak of."""
     start = last = time.monotonic()
     first_done: int | None = None
 
@@ -158,8 +160,10 @@ def _lines(label: str, every: float = 5.0) -> Progress:
         if done >= total and last < 0:
             return
         last = now if done < total else -1.0
-        rate = (done - first_done) / max(now - start, 1e-6)
+        made, seconds = done - first_done, now - start
+        rate = made / seconds if seconds >= SHORTEST else 0.0
+        speed = f", {rate:.1f}/s" if rate > 0 or done < total else ""
         left = f", {(total - done) / rate:.0f} s left" if rate > 0 and done < total else ""
-        note(f"{label}: {done}/{total}, {rate:.1f}/s{left}{'  ' + message if message else ''}")
+        note(f"{label}: {done}/{total}{speed}{left}{'  ' + message if message else ''}")
 
     return report

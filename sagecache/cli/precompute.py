@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sagecache.cli.actions import detect, geo, stats
+from sagecache.cli.actions import detect, ensure, geo, stats
 from sagecache.cli.context import json_option, project_option
 from sagecache.cli.output import emit_json, emit_table, note
 
@@ -114,11 +114,23 @@ def all_command(
     if dry_run:
         _show(as_json, *_estimate_all(project, names, _options(**options)))
         return
+    _require_all(project, names, options)
     reports = []
     for name in names:
         reports += _detect_and_geo(project, name, options)
     reports.append(stats(project, _options(force=options["force"])))
     finish(context, as_json, reports)
+
+
+def _require_all(project: Project, splits: list[str], options: dict) -> None:
+    """Files of every split, and results that each step can go on with: told before the first one computes."""
+    from sagecache.cli.jobs import require_fresh_steps
+
+    for name in dict.fromkeys([*splits, *project.data.stats_splits]):
+        files, *_ = needs = project.split_requirements(name)
+        ensure(project, [files] if name not in splits or project.split(name).boxes == "detect" else needs)
+    if not options["force"]:
+        require_fresh_steps(project, splits if options["limit"] is None else [])  # a trial has its own place
 
 
 def _options(**options) -> RunOptions:
@@ -238,11 +250,7 @@ def finish(
     if as_json:
         emit_json([_as_dict(report) for report in reports])
     else:
-        rows = [
-            (r.step, r.total, r.computed, len(r.failed), f"{r.bytes / 1e6:.1f}", f"{r.seconds:.1f}", r.path)
-            for r in reports
-        ]
-        emit_table(title, ("step", "total", "computed", "failed", "MB", "seconds", "result"), rows)
+        _print_reports(title, reports)
         if failed:
             shown = [
                 (step, item.image_id, "-" if item.instance is None else item.instance, item.reason, item.path)
@@ -259,6 +267,20 @@ def finish(
     context.exit(1 if any(not item.nobody for _, item in failed) else 0)
 
 
+def _print_reports(title: str, reports: list[StepReport]) -> None:
+    """The table of what was done; with a column of persons where something was looked for in images."""
+    columns = ["step", "total", "computed", "failed", "MB", "seconds", "result"]
+    rows = [
+        [r.step, r.total, r.computed, len(r.failed), f"{r.bytes / 1e6:.1f}", f"{r.seconds:.1f}", r.path]
+        for r in reports
+    ]
+    if any(r.persons is not None for r in reports):
+        columns.insert(2, "persons")
+        for row, report in zip(rows, reports, strict=True):
+            row.insert(2, "-" if report.persons is None else report.persons)
+    emit_table(title, columns, rows)
+
+
 def _as_dict(report: StepReport) -> dict:
     failed = [
         dict(image_id=item.image_id, instance=item.instance, reason=item.reason, file=str(item.path))
@@ -268,6 +290,7 @@ def _as_dict(report: StepReport) -> dict:
         step=report.step,
         path=str(report.path),
         total=report.total,
+        persons=report.persons,
         computed=report.computed,
         failed=failed,
         missing=report.missing,

@@ -32,7 +32,8 @@ class SplitSource:
     """Where a split lies: image folder, annotation file and, where boxes are detected, the detection file.
 
     trained: whether anything is learned from it. labeled: whether it is read for its keypoints; splits that
-    measure are, whatever this says. find_persons: the command that makes the boxes of a split without any.
+    measure are, whatever this says. min_score: detections from there on are used. find_persons: the command
+    that makes the boxes of a split without any.
     """
 
     images: Path
@@ -40,6 +41,7 @@ class SplitSource:
     detections: Path | None = None
     trained: bool = True
     labeled: bool = False
+    min_score: float = 0.0
     find_persons: str = "sagecache precompute detect"
 
 
@@ -199,7 +201,7 @@ def _check_boxes(source: SplitSource, coco: dict, sizes: dict, log: FindingList)
     except SagecacheError as error:
         log.error("detections", error.message, error.record or source.detections.name, error.fix)
         return
-    check_detections(detections, coco, sizes, log)
+    check_detections(detections, coco, sizes, log, min_score=source.min_score)
 
 
 def _same_file(sources: Mapping[str, SplitSource]) -> set[tuple[str, str]]:

@@ -13,10 +13,17 @@ from statistics import median
 
 from sagecache.data.coco import labeled_keypoints
 from sagecache.data.findings import FindingList, some
-from sagecache.skeleton.category import is_person, person_categories
+from sagecache.skeleton.category import (
+    UNKNOWN_CATEGORY_FIX,
+    is_person,
+    person_categories,
+    unknown_categories,
+)
 from sagecache.skeleton.definition import Skeleton
 
 MARGIN = 1.0  # px: labels count from pixel corners or from centres, and are rounded
+OVERSHOOT = 0.05  # of an image's side: so far a detector's box may well reach beyond it
+SMALLEST = 2.0  # px: a narrower box shows nobody, and is more likely of other units
 PLAUSIBLE_AREA = (0.2, 0.98)  # median area / (w h): COCO's segmentations give about .5
 
 
@@ -75,8 +82,12 @@ def check_annotations(
                 "Number from 1; sagecache's own evaluation renumbers",
             )
         size = sizes.get(annotation["image_id"])
-        _check_box(annotation["bbox"], size, where, log, partly=True)
+        _check_box(annotation["bbox"], size, where, log, margin=(MARGIN, MARGIN))
         _check_keypoints(annotation, size, where, log)
+    if any(is_person(one, persons) for one in coco["annotations"]) and (
+        strangers := unknown_categories(coco)
+    ):
+        log.warning("unknown_category", f"{strangers}: they are left out", fix=UNKNOWN_CATEGORY_FIX)
     _check_lengths(coco, skeleton, log)
     _count_persons(coco, persons, log)
     _check_area(coco, persons, sizes, log)
@@ -90,10 +101,13 @@ def check_not_empty(coco: Mapping, log: FindingList, labeled: bool) -> None:
     persons = person_categories(coco)
     people = [a for a in coco["annotations"] if is_person(a, persons) and not a.get("iscrowd")]
     if labeled and not any(labeled_keypoints(a) for a in people):
+        strangers = "" if people else unknown_categories(coco)
         log.error(
             "no_labels",
-            "has no keypoints, and is trained or measured by them",
-            fix="Name a file with keypoints in data.py",
+            f"{strangers}: no person is left"
+            if strangers
+            else "has no keypoints, and is trained or measured by them",
+            fix=UNKNOWN_CATEGORY_FIX if strangers else "Name a file with keypoints in data.py",
         )
 
 
@@ -103,8 +117,12 @@ def check_detections(
     sizes: Mapping[int, tuple[int, int]],
     log: FindingList,
     category_id: int = 1,
+    min_score: float = 0.0,
 ) -> None:
-    """Boxes of a detection file against the images of the split."""
+    """Boxes of a detection file against the images of the split.
+
+    min_score: the split's own; boxes of persons from there on are used, and looked at more closely.
+    """
     known = {image["id"] for image in coco["images"]}
     strangers = sorted({d["image_id"] for d in detections} - known)
     if strangers:
@@ -113,11 +131,21 @@ def check_detections(
             f"detections of images that are not in the split: {some(strangers)}",
             fix="Take the detections of this split, or list these images",
         )
+    shares = bool(detections) and all(max(map(abs, one["bbox"])) <= 1 for one in detections)
+    if shares:
+        log.error(
+            "normalised_boxes",
+            f"no number of any bbox is above 1: these are shares of the image, as {detections[0]['bbox']}",
+            fix="Write them in pixels: x and w times the width, y and h times the height",
+        )
     for i, detection in enumerate(detections):
         where = f"detections[{i}]"
         if not 0 <= detection["score"] <= 1:
             log.warning("score_range", f"score {detection['score']} is not in [0, 1]", where)
-        _check_box(detection["bbox"], sizes.get(detection["image_id"]), where, log, partly=False)
+        size = sizes.get(detection["image_id"])
+        used = detection["category_id"] == category_id and detection["score"] >= min_score
+        if _check_box(detection["bbox"], size, where, log) and used and not shares:
+            _check_used_box(detection["bbox"], size, where, log)
     found = {d["image_id"] for d in detections if d["category_id"] == category_id}
     if detections and not found:
         kinds = sorted({d["category_id"] for d in detections})
@@ -127,18 +155,47 @@ def check_detections(
         log.warning("no_person_found", f"images without a person box, never trained on: {some(empty)}")
 
 
-def _check_box(bbox: Sequence[float], size, where: str, log: FindingList, partly: bool) -> None:
+def _check_box(
+    bbox: Sequence[float],
+    size: tuple[int, int] | None,
+    where: str,
+    log: FindingList,
+    margin: tuple[float, float] | None = None,
+    fix: str | None = None,
+) -> bool:
+    """Whether a box has an area and touches its image.
+
+    margin: px beyond the image's sides, in x and in y, that are no fault; None: any.
+    """
     x, y, w, h = bbox
     if w <= 0 or h <= 0:
         log.error("empty_box", f"bbox {bbox} has no area", where, "It would be left out: mend or remove it")
-        return
+        return False
     if size is None:
-        return
+        return True
     width, height = size
     if x >= width or y >= height or x + w <= 0 or y + h <= 0:
         log.error("box_outside", f"bbox {bbox} lies outside its image ({width}x{height})", where)
-    elif partly and (min(x, y) < -MARGIN or x + w > width + MARGIN or y + h > height + MARGIN):
-        log.warning("box_over_edge", f"bbox {bbox} reaches beyond its image ({width}x{height})", where)
+        return False
+    if margin is None:
+        return True
+    beyond = max(-x, x + w - width) > margin[0] or max(-y, y + h - height) > margin[1]
+    if beyond:
+        log.warning("box_over_edge", f"bbox {bbox} reaches beyond its image ({width}x{height})", where, fix)
+    return True
+
+
+def _check_used_box(
+    bbox: Sequence[float], size: tuple[int, int] | None, where: str, log: FindingList
+) -> None:
+    """A detected box that touches its image and will be cropped: is it of a person, in pixels, x y w h?"""
+    if min(bbox[2:]) < SMALLEST:
+        fix = "Remove it; if all are like this, they are not in pixels"
+        log.error("tiny_box", f"bbox {bbox} is less than {SMALLEST:g} pixels wide or high", where, fix)
+    elif size is not None:
+        margin = max(MARGIN, OVERSHOOT * size[0]), max(MARGIN, OVERSHOOT * size[1])
+        fix = "A bbox is x, y, w, h in pixels: see that it is not x1, y1, x2, y2"
+        _check_box(bbox, size, where, log, margin, fix)
 
 
 def _check_keypoints(annotation: Mapping, size, where: str, log: FindingList) -> None:

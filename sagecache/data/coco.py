@@ -96,7 +96,8 @@ def load_detections(path: str | Path) -> list[dict]:
     """Person boxes in COCO's result format, as mmpose's bbox_file reads it: a list of
     {image_id: int, category_id: int, bbox: [x, y, w, h], score: number}. Raises SagecacheError.
     """
-    content = _load_list(path, "detections", "'category_id': 1, 'bbox': [x, y, w, h]")
+    fix = "Correct its path, which data.py gives in 'boxes'; or find persons: sagecache precompute detect"
+    content = _load_list(path, "detections", "'category_id': 1, 'bbox': [x, y, w, h]", "detection file", fix)
     for i, value in enumerate(content):
         record = _Record(path, "detections", i, value)
         record.integer("image_id")
@@ -110,7 +111,7 @@ def load_keypoint_results(path: str | Path, num_keypoints: int) -> list[dict]:
     """Poses in COCO's result format: a list of {image_id: int, keypoints: [x, y, score, ...], score: number};
     category_id is not used, annotation_id is where all have one. Raises SagecacheError.
     """
-    content = _load_list(path, "results", "'keypoints': [x, y, score, ...]")
+    content = _load_list(path, "results", "'keypoints': [x, y, score, ...]", "file of results")
     for i, value in enumerate(content):
         record = _Record(path, "predictions", i, value)
         record.integer("image_id")
@@ -121,9 +122,11 @@ def load_keypoint_results(path: str | Path, num_keypoints: int) -> list[dict]:
     return content
 
 
-def _load_list(path: str | Path, what: str, keys: str) -> list:
-    """COCO's result format is a list; keys show in the error what a record needs."""
-    content = load_json(path)
+def _load_list(path: str | Path, what: str, keys: str, kind: str, fix: str = "Correct its path") -> list:
+    """COCO's result format is a list; keys show in the error what a record needs. kind and fix: of a file
+    that is missing.
+    """
+    content = load_json(path, kind, fix)
     if not isinstance(content, list):
         raise SagecacheError(
             f"must be a list of {what}, not {_kind(content)}",
@@ -133,12 +136,15 @@ def _load_list(path: str | Path, what: str, keys: str) -> list:
     return content
 
 
-def load_json(path: str | Path) -> Any:
-    """The content of a JSON file. Raises SagecacheError that says where it is broken, or that it is cut."""
+def load_json(path: str | Path, kind: str = "annotation file", fix: str | None = None) -> Any:
+    """The content of a JSON file. Raises SagecacheError that says where it is broken, or that it is cut.
+
+    kind and fix: what is told of a file that is missing.
+    """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise SagecacheError("annotation file is missing", file=path) from None
+        raise SagecacheError(f"{kind} is missing", file=path, fix=fix) from None
     except UnicodeDecodeError:
         raise SagecacheError("is not JSON: it holds bytes that are not UTF-8 text", file=path) from None
     except OSError as error:

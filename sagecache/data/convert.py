@@ -108,7 +108,7 @@ def to_coco(reading: Reading, skeleton: Skeleton = COCO17, area: str = "bbox53")
 
     Ids: those of the images are kept where they are unique; those of the annotations where they are unique
     and start at 1, because pycocotools counts a match with annotation id 0 as a miss. Raises SagecacheError
-    where nothing is left, or a picture has no size.
+    where no person is left, or a picture has no size.
     """
     dropped, notes = Counter(reading.dropped), list(reading.notes)
     _require_different_files(reading)
@@ -130,12 +130,12 @@ def to_coco(reading: Reading, skeleton: Skeleton = COCO17, area: str = "bbox53")
             record = _annotation(person, picture.size, area, dropped)
             if record is not None:
                 annotations.append((person.id, dict(record, image_id=image_id)))
-    if not images:
-        raise SagecacheError("nothing is left of it", file=reading.file, fix=_reasons(dropped))
+    if not annotations:
+        told = f": {counted(len(images), 'picture')} and no person" if images else ""
+        raise SagecacheError(f"nothing is left of it{told}", file=reading.file, fix=_reasons(dropped, images))
     ids, told = _annotation_ids([own for own, _ in annotations])
     notes += told
-    if any(picture.persons for picture in reading.pictures):
-        notes.append(f"area: {AREA_RULES[area]}")
+    notes.append(f"area: {AREA_RULES[area]}")
     records = [dict(id=i, **record) for i, (_, record) in zip(ids, annotations, strict=True)]
     coco = dict(
         info=dict(description=f"Converted from {reading.format}", notes=list(notes)),
@@ -275,6 +275,8 @@ def _annotation_ids(own: Sequence[int | None]) -> tuple[list[int], list[str]]:
     return list(own), []
 
 
-def _reasons(dropped: Mapping[str, int]) -> str:
+def _reasons(dropped: Mapping[str, int], images: Sequence[Mapping]) -> str:
     told = [f"{counted(count, 'record')}: {reason}" for reason, count in dropped.items() if count]
-    return f"Left out: {'; '.join(told)}" if told else "It holds no pictures"
+    if told:
+        return f"Left out: {'; '.join(told)}"
+    return "It labels nobody" if images else "It holds no pictures"

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -306,7 +307,13 @@ def _match(
 def _match_by_annotation(persons: list[dict], results: list[dict], truth: dict) -> list[np.ndarray | None]:
     image_of = {a["source_id"]: a["image_id"] for a in truth["annotations"]}
     if len(image_of) != len(truth["annotations"]):
-        raise SagecacheError("annotation ids of the ground truth are missing or used twice")
+        ids = Counter(a["source_id"] for a in truth["annotations"])
+        key, count = next((key, count) for key, count in ids.items() if count > 1)
+        told = f"{count} annotations have no id" if key is None else f"{count} annotations have the id {key}"
+        raise SagecacheError(
+            f"{told} in the ground truth, and boxes are matched by it",
+            fix="Give each its own; 'sagecache data check' lists them all",
+        )
     by_annotation: dict[int, np.ndarray] = {}
     for result in results:
         key = result["annotation_id"]

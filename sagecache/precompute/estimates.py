@@ -79,9 +79,14 @@ def estimate_detect(
 
 
 def estimate_stats(job: StatsJob, options: RunOptions = DEFAULTS) -> Estimate:
-    """What ``run_stats`` would do: it is quick, so it is done, elsewhere. Writes nothing that stays."""
+    """What ``run_stats`` would do: it is quick, so it is done, elsewhere. Writes nothing that stays.
+
+    Raises as ``run_stats`` does for statistics of other labels, which it would refuse.
+    """
     result, instances = limited(Path(job.result), job.instances, options.limit)
+    if result.exists() and not options.force:
+        report = run_stats(job, options)  # compares, and writes nothing
+        return Estimate(report.total, 0, report.bytes, 0.0)
     with tempfile.TemporaryDirectory() as folder:
         report = run_stats(replace(job, result=Path(folder) / result.name, instances=instances))
-    missing = report.total if options.force or not result.exists() else 0
-    return Estimate(report.total, missing, report.bytes, report.seconds)
+    return Estimate(report.total, report.total, report.bytes, report.seconds)

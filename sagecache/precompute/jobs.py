@@ -101,6 +101,7 @@ class StepReport:
     """What a step did. failed lists all items without a result, those of earlier runs included.
 
     missing: items that other ranks still have to make. teacher_seconds: of ``seconds``, in the network.
+    persons: boxes in a detection file, whatever their scores; None for what holds none.
     """
 
     step: str
@@ -113,6 +114,7 @@ class StepReport:
     replaced: Path | None = None
     missing: int = 0
     teacher_seconds: float = 0.0
+    persons: int | None = None
 
     @property
     def rate(self) -> float:

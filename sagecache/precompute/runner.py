@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sagecache.data.coco import load_json
 from sagecache.errors import SagecacheError
 from sagecache.precompute.engines import get_engine
 from sagecache.precompute.imported import ImportedMaps, ImportWork
@@ -27,7 +28,7 @@ from sagecache.precompute.jobs import (
     StepReport,
     no_progress,
 )
-from sagecache.precompute.parts import PARTS_FIX, PartsWriter, set_parts_aside
+from sagecache.precompute.parts import PartsWriter, set_parts_aside
 from sagecache.precompute.pipeline import ordered_map
 from sagecache.precompute.plan import CODE_FORMAT, GeoPlan, hash_images, limited, plan_geo
 from sagecache.precompute.steps import DetectWork, FailedItem, GeoShard, GeoWork
@@ -183,13 +184,18 @@ def run_detect(
             ]
         else:
             left = sum(len(parts[k]) for k in writer.missing())
-    size = result.stat().st_size if result.is_file() else 0
+    size, persons = (result.stat().st_size, len(load_json(result))) if result.is_file() else (0, None)
     seconds = time.perf_counter() - began
-    return StepReport("detect", result, len(images), computed, failures, size, seconds, replaced, left)
+    return StepReport(
+        "detect", result, len(images), computed, failures, size, seconds, replaced, left, persons=persons
+    )
 
 
 def run_stats(job: StatsJob, options: RunOptions = DEFAULTS, progress: Progress = no_progress) -> StepReport:
-    """Robust summaries of limb lengths, angles and visibility. One quick pass: made anew or not at all."""
+    """Robust summaries of limb lengths, angles and visibility. One quick pass: made anew or not at all.
+
+    Statistics that are there are compared and left as they are. Raises SagecacheError for other labels' ones.
+    """
     began = time.perf_counter()
     result, instances = limited(Path(job.result), job.instances, options.limit)
     labeled = [one for one in instances if one.keypoints is not None and (one.keypoints[:, 2] > 0).any()]
@@ -202,8 +208,12 @@ def run_stats(job: StatsJob, options: RunOptions = DEFAULTS, progress: Progress 
     if result.exists() and not options.force:
         known = SkeletonStats.load(result, job.skeleton).provenance
         if differences := diff(known, provenance):
+            trial = "" if result == Path(job.result) else f" --limit {options.limit}"
             raise SagecacheError(
-                f"it was made from other labels ({describe(differences)})", file=result, fix=PARTS_FIX
+                f"it was made from other labels ({describe(differences)})",
+                file=result,
+                fix=f"Run: sagecache precompute stats{trial} --force (it is quick, and keeps the old file "
+                "under another name); or put the old labels back.",
             )
     else:
         stats = compute_stats(keypoints, bboxes, job.skeleton, provenance=provenance)

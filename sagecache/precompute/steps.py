@@ -175,15 +175,17 @@ class DetectWork:
     ) -> Iterator[tuple[int, DetectPart]]:
         """Parts in the order of numbers. Boxes without area or not finite are left out.
 
-        bbox is x, y, w, h in image pixels, rounded to .01; score to .00001.
+        bbox is x, y, w, h in image pixels, rounded to .01; score to .00001. An image that the detector
+        refuses fails alone; raises SagecacheError for a detector that refuses a plain one too.
         """
         read = ordered_map(self._read, self._batches(numbers), self.workers, 2 * self.workers)
         for number, batches in itertools.groupby(read, key=lambda batch: batch[0]):
             detections, failed = [], []
             for _, readable, unreadable in batches:
                 failed += unreadable
-                found = self.detector([image for _, image in readable]) if readable else []
-                for (image_id, _), (boxes, scores) in zip(readable, found, strict=True):
+                found, refused = self._detect(readable)
+                failed += refused
+                for image_id, boxes, scores in found:
                     detections += _records(image_id, np.asarray(boxes, float), np.asarray(scores, float))
                 advance(len(readable) + len(unreadable))
             yield number, DetectPart(detections, failed)
@@ -194,13 +196,33 @@ class DetectWork:
             for start in range(0, len(images), self.batch_size):
                 yield number, images[start : start + self.batch_size]
 
+    def _detect(
+        self, images: Sequence[tuple[int, Path, np.ndarray]]
+    ) -> tuple[list[tuple[int, np.ndarray, np.ndarray]], list[FailedItem]]:
+        """(image_id, boxes, scores) of a batch, and what the detector refuses, asked one by one."""
+        if not images:
+            return [], []
+        try:
+            found = self.detector([pixels for _, _, pixels in images])
+            return [(one[0], *answer) for one, answer in zip(images, found, strict=True)], []
+        except SagecacheError as error:
+            try:
+                self.detector([np.full((256, 256, 3), 128, np.uint8)])
+            except SagecacheError:
+                raise error from None  # not the pictures' fault
+            if len(images) == 1:
+                image_id, path, _ = images[0]
+                return [], [FailedItem(image_id, None, error.message, path)]
+        alone = [self._detect([one]) for one in images]
+        return [one for found, _ in alone for one in found], [one for _, failed in alone for one in failed]
+
     def _read(self, batch: tuple[int, Sequence[tuple[int, Path]]]) -> tuple[int, list, list[FailedItem]]:
-        """Part, (image_id, pixels) of what can be read, and what can't."""
+        """Part, (image_id, path, pixels) of what can be read, and what can't."""
         number, images = batch
         readable, failed = [], []
         for image_id, path in images:
             try:
-                readable.append((image_id, read_image(path)))
+                readable.append((image_id, path, read_image(path)))
             except SagecacheError as error:
                 reason = f"{STATUS_TEXT[UNREADABLE]}: {error.message}"
                 failed.append(FailedItem(image_id, None, reason, path))

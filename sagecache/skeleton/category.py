@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from sagecache.errors import SagecacheError
+from sagecache.errors import SagecacheError, counted
 from sagecache.skeleton.definition import Skeleton
 
 
@@ -15,7 +15,13 @@ def person_categories(coco: Mapping) -> set[int] | None:
 
 
 def require_skeleton(coco: Mapping, skeleton: Skeleton, file: object) -> None:
-    """Raise SagecacheError where the persons of a COCO dict are of another skeleton, by name or by count."""
+    """Raise SagecacheError where the persons of a COCO dict are of another skeleton, by name or by count, or
+    where none of its annotations is of a category that it knows.
+    """
+    persons = person_categories(coco)
+    if coco["annotations"] and not any(is_person(one, persons) for one in coco["annotations"]):
+        if strangers := unknown_categories(coco):
+            raise SagecacheError(strangers, file=file, fix=UNKNOWN_CATEGORY_FIX)
     fix = "Name theirs, an mmpose dataset_info page: --dataset-info of 'init', dataset_info in data.py."
     for category in coco.get("categories") or ():
         names = tuple(category.get("keypoints") or ())
@@ -34,6 +40,28 @@ def require_skeleton(coco: Mapping, skeleton: Skeleton, file: object) -> None:
             file=file,
             fix=fix,
         )
+
+
+def unknown_categories(coco: Mapping) -> str:
+    """'9 annotations have category_id 3, the file knows 1 (person)'; '' where each category is listed.
+
+    A file without any lists none, and all its annotations are of persons.
+    """
+    categories = coco.get("categories") or ()
+    known = {one["id"] for one in categories}
+    strange = [one["category_id"] for one in coco["annotations"] if one.get("category_id", None) is not None]
+    strange = [number for number in strange if number not in known]
+    if not known or not strange:
+        return ""
+    numbers = ", ".join(map(str, sorted(set(strange))))
+    listed = ", ".join(
+        f"{one['id']} ({one['name']})" if one.get("name") else f"{one['id']}" for one in categories
+    )
+    verb = "has" if len(strange) == 1 else "have"
+    return f"{counted(len(strange), 'annotation')} {verb} category_id {numbers}, the file knows {listed}"
+
+
+UNKNOWN_CATEGORY_FIX = "Give the annotations of persons the id of the person category, or list theirs"
 
 
 def person_category(coco: Mapping) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sagecache.errors import SagecacheError
+from sagecache.errors import SagecacheError, counted
 from sagecache.store import layout
 from sagecache.store.files import sync_folder, write_whole
 from sagecache.store.ids import IdIndex
@@ -31,6 +31,18 @@ def grow(old: StorePlan, new: StorePlan, root: Path) -> StorePlan:
     for name, what in CHANGED.items():
         before, now = getattr(old, name)[rows[both]], getattr(new, name)[both]
         changed = (before != now).reshape(len(both), -1).any(axis=1)
+        gone = (
+            changed & (name == "image_sha256") & ~now.reshape(len(both), -1).any(axis=1)
+        )  # no hash: no file
+        if gone.any():
+            image_id, instance = new.ids[both[gone.argmax()]].tolist()
+            raise SagecacheError(
+                f"the image of {counted(int(gone.sum()), 'instance')} is missing or can't be read",
+                file=root,
+                record=f"image_id {image_id}, instance {instance}",
+                fix="Put the image back ('sagecache data check' names its file), or leave it out of the "
+                "split: the store keeps its targets.",
+            )
         if changed.any():
             image_id, instance = new.ids[both[changed.argmax()]].tolist()
             raise SagecacheError(

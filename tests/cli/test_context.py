@@ -74,5 +74,8 @@ def test_who_forgets_project_beside_a_project_is_told(folders, monkeypatch):
     told = CliRunner().invoke(group, ["show", "a"])
     assert told.stderr == "the embedded demo; for the project here: --project one\n"
     assert not CliRunner().invoke(group, ["show", "a", "--project", "two"]).stderr
+    folders[0].rename(folders[0].with_name("a one"))  # what is told can be typed
+    assert "for the project here: --project 'a one'\n" in CliRunner().invoke(group, ["show", "a"]).stderr
+    folders[0].with_name("a one").rename(folders[0])
     monkeypatch.chdir(folders[0] / "data")
     assert not CliRunner().invoke(group, ["show", "a"]).stderr

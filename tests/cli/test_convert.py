@@ -116,6 +116,20 @@ def test_variants_of_coco(tmp_path, format, joints, area, ids):
     assert load_coco(tmp_path / "p.json")["annotations"][0]["area"] == 50
 
 
+@pytest.mark.parametrize(("format", "joints"), [("wholebody", 133), ("syrip", 17), ("coco", 17)])
+def test_a_file_that_leaves_nobody_is_refused_and_writes_nothing(tmp_path, format, joints):
+    source = coco_file(tmp_path / "in.json", joints)
+    content = json.loads(source.read_text())
+    for one in content["annotations"]:
+        one["category_id"] = 9
+    source.write_text(json.dumps(content))
+    with pytest.raises(
+        SagecacheError, match="in.json: nothing is left of it: 2 pictures and no person. Left o"
+    ):
+        convert(format, source, tmp_path / "out.json")
+    assert not (tmp_path / "out.json").exists()
+
+
 def test_any_coco_file_gets_boxes_around_joints_and_its_names(tmp_path):
     source = coco_file(tmp_path / "in.json")
     content = json.loads(source.read_text())

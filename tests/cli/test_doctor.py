@@ -13,10 +13,14 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from dots import change_labels, write_dots_project
 
 from sagecache.cli import doctor
 from sagecache.cli.doctor import GIB, check_disk, check_packages
+from sagecache.cli.jobs import stats_job
 from sagecache.errors import SagecacheError
+from sagecache.precompute.runner import run_stats
+from sagecache.project import Project
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -103,10 +107,30 @@ def test_missing_labels_are_an_error_until_they_are_there(tmp_path, report):
 
     (folder / "labels.json").write_text("{}")
     code, answer = report("--project", folder)
+    (row,) = [row for row in answer["findings"] if row["name"] == "split labeled"]
+    assert (row["state"], row["value"]) == ("error", f"its image folder is not there: {folder / 'images'}")
+    assert "split 'labeled' in data.py" in row["fix"]
+
+    (folder / "images").mkdir()
+    code, answer = report("--project", folder)
     assert states(answer["findings"])["split labeled"] == "ok"
     broken = [row for row in answer["findings"] if row["state"] == "error"]
     assert code == bool(broken)
     assert not [row for row in broken if row["section"] in ("project", "disk")]
+
+
+def test_statistics_of_other_labels_are_an_error_with_the_one_command_that_mends_them(tmp_path, report):
+    folder = write_dots_project(tmp_path / "mine")
+    project = Project.open(folder)
+    run_stats(stats_job(project))
+    written = project.stats_file.read_bytes()
+    assert states(report("--project", folder)[1]["findings"])["stats labeled"] == "ok"
+    change_labels(folder)
+    code, answer = report("--project", folder)
+    (row,) = [row for row in answer["findings"] if row["name"] == "stats labeled"]
+    assert (code, row["state"]) == (1, "error") and "made from other labels" in row["value"]
+    assert row["fix"] == f"Run: sagecache --project {folder} precompute stats --force"
+    assert project.stats_file.read_bytes() == written
 
 
 def test_weights_that_are_named_and_not_there_are_errors(tmp_path, report):
@@ -130,6 +154,22 @@ def test_weights_that_are_named_and_not_there_are_errors(tmp_path, report):
     found = report("--project", folder)[1]["findings"]
     assert states(found)["teacher"] == "error"
     assert any(str(folder / "weights" / "depth.pt2") in row["value"] for row in found)
+
+
+def test_a_detection_file_that_is_named_and_not_there_is_an_error(tmp_path, report):
+    folder = write_dots_project(tmp_path / "mine")
+    page, text = folder / "data.py", (folder / "data.py").read_text()
+    for boxes, state in (("detect", "note"), ("found.json", "error")):
+        page.write_text(text.replace("unlabeled=dict(", f'unlabeled=dict(boxes="{boxes}", '))
+        assert states(report("--project", folder)[1]["findings"])["boxes unlabeled"] == state
+    (folder / "found.json").write_text("[]")
+    assert states(report("--project", folder)[1]["findings"])["boxes unlabeled"] == "ok"
+
+
+@pytest.mark.parametrize("size", ["-5", "0", "nan", "inf"])
+def test_a_gpu_of_no_size_is_refused(size):
+    done = CliRunner().invoke(doctor.doctor_command, ["--recipe", "stage0", "--gpu", size])
+    assert done.exit_code == 2 and "--gpu" in done.stderr
 
 
 def test_a_broken_page_is_told_with_its_name(tmp_path, report):

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
-from dots import write_dots_project
+from dots import change_labels, write_dots_project
 
 from sagecache.cli import jobs
 from sagecache.errors import SagecacheError
@@ -73,6 +73,34 @@ def test_a_geometry_job_names_its_split_and_the_command_that_makes_it(folder):
     )
 
 
+@pytest.mark.parametrize(
+    ("boxes", "told"),
+    [
+        ([], "holds no person with score >= min_score 0.3. See data.py's detector"),
+        ([dict(score=0.2), dict(score=0.1)], r"min_score 0.3 .2 below it, the best 0.2.. Lower"),
+        ([dict(score=0.9, bbox=[1, 2, 0, 60])], "0.3 whose box has an area.*data check --split val"),
+        ([dict(score=0.9, category_id=17)], "no box of category_id 1 .person.: its 1 are of category_id 17"),
+    ],
+)
+def test_detections_without_a_person_are_named_with_what_left_nobody(folder, boxes, told):
+    project = edit(folder, "val=dict(", 'val=dict(boxes="found.json", ')
+    records = [dict(image_id=301, category_id=1, bbox=[1, 2, 50, 60]) | box for box in boxes]
+    (folder / "found.json").write_text(json.dumps(records))
+    with pytest.raises(SagecacheError, match=f"found.json, split val: .*{told}"):
+        jobs.geo_job(project, "val")
+
+
+def test_annotations_without_a_person_are_named_with_what_left_nobody(folder):
+    labels = folder / "data" / "val" / "annotations.json"
+    content = json.loads(labels.read_text())
+    for one in content["annotations"]:
+        one["category_id"] = 3
+    labels.write_text(json.dumps(content))
+    told = "annotations.json, split val: holds no person with keypoints: 3 annotations have category_id 3"
+    with pytest.raises(SagecacheError, match=f"{told}.*data check --split val"):
+        jobs.geo_job(Project.open(folder), "val")
+
+
 def test_statistics_are_of_the_labeled_split_s_annotations(folder):
     project = edit(folder, "labeled=dict(", 'labeled=dict(boxes="detect", ')
     job = jobs.stats_job(project)
@@ -95,6 +123,22 @@ def test_what_is_stale_is_named_old_to_new_and_what_fits_is_not(folder):
     assert jobs.stale_parts(project, "val", teacher) == ""  # boxes are compared one by one, not as a file
 
 
+def test_steps_refuse_stores_of_other_settings_and_imported_ones_before_anything_is_computed(
+    folder, monkeypatch
+):
+    project = Project.open(folder)
+    jobs.require_fresh_steps(project, ["labeled", "val"])  # nothing is there
+    run_geo(jobs.geo_job(project, "val"), build_teacher(project.data.teacher))
+    jobs.require_fresh_steps(project, ["labeled", "val"])
+    wider = edit(folder, "shard_size = 4", "shard_size = 4\ncrop = dict(padding=1.5)")
+    with pytest.raises(SagecacheError, match="crop.padding: 1.25 -> 1.5.*precompute geo --split val --force"):
+        jobs.require_fresh_steps(wider, ["labeled", "val"])
+    jobs.require_fresh_steps(wider, ["labeled"])
+    monkeypatch.setattr(jobs, "is_imported", lambda fingerprint: True)
+    with pytest.raises(SagecacheError, match="split val: the targets were imported.*--split val --force"):
+        jobs.require_fresh_steps(project, ["val"])
+
+
 def test_training_is_refused_stale_statistics_and_stale_targets(folder):
     project = Project.open(folder)
     teacher = build_teacher(project.data.teacher)
@@ -112,10 +156,7 @@ def test_training_is_refused_stale_statistics_and_stale_targets(folder):
     with pytest.raises(SagecacheError, match="other settings: .*crop.padding.*geo --split labeled --force"):
         jobs.require_fresh(wider, geometric)
 
-    labels = folder / "data" / "labeled" / "annotations.json"
-    content = json.loads(labels.read_text())
-    content["annotations"][0]["keypoints"][0] += 1
-    labels.write_text(json.dumps(content))
+    change_labels(folder)
     jobs.require_fresh(project, supervised)
     with pytest.raises(SagecacheError, match="skeleton_stats.json.*sagecache .*precompute stats --force"):
         jobs.require_fresh(project, plain)

@@ -134,7 +134,17 @@ def test_the_rate_counts_what_this_run_made(monkeypatch, stream):
 
 
 @pytest.mark.parametrize("total", [0, 1])
-def test_progress_of_nothing_or_one_does_not_divide_by_zero(capsys, total):
+def test_progress_of_nothing_or_of_what_was_there_has_no_rate(capsys, total):
     with progress("geo") as report:
         report(total, total)
-    assert capsys.readouterr().err == f"geo: {total}/{total}, 0.0/s\n"
+    assert capsys.readouterr().err == f"geo: {total}/{total}\n"
+
+
+def test_work_of_no_time_has_no_rate(capsys, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    with progress("eval") as report:
+        report(0, 4)
+        clock[0] += 1e-5
+        report(4, 4, "done")
+    assert capsys.readouterr().err == "eval: 4/4  done\n"

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import zarr
 from click.testing import CliRunner
-from dots import write_dots_project
+from dots import change_labels, write_dots_project
 from typed import sagecache
 
 from sagecache.cli.main import cli
+from sagecache.errors import SagecacheError
 from sagecache.project import Project
 from sagecache.skeleton.definition import COCO17
 
@@ -34,6 +35,20 @@ def test_detections_are_a_coco_results_file_of_persons(folder):
     for box in boxes:
         assert box["image_id"] in (301, 302) and box["category_id"] == 1 and 0 <= box["score"] <= 1
         assert len(box["bbox"]) == 4 and min(box["bbox"][2:]) > 0
+
+
+def test_a_detector_that_finds_nobody_is_told_by_detect_and_by_geo(folder):
+    (row,) = answer(folder, "detect", "--split", "val")
+    assert row["persons"] == len(json.loads((folder / "cache/val/detections.json").read_text()))
+    page = folder / "data.py"
+    text = page.read_text().replace("val=dict(", 'val=dict(boxes="detect", ')
+    page.write_text(text.replace('detector = dict(type="demo")', 'detector = dict(type="demo", score=0.99)'))
+    done = sagecache(folder, "precompute", "detect", "--split", "val", "--force")
+    assert "detect: 2 images, 0 persons in" in done.stderr and "persons" in done.stdout
+    assert answer(folder, "detect", "--split", "val")[0]["persons"] == 0
+    with pytest.raises(SagecacheError, match="detections.json, split val: holds no person with score >= min"):
+        sagecache(folder, "precompute", "geo", "--split", "val")
+    assert answer(folder, "geo", "--split", "labeled")[0]["persons"] is None
 
 
 def test_targets_are_written_once_and_read_by_zarr_alone(folder):
@@ -92,6 +107,22 @@ def test_a_dry_run_counts_and_writes_nothing(folder, step):
     assert "dry run" in sagecache(folder, "precompute", step, *words, "--dry-run").stdout
 
 
+def test_stale_statistics_are_refused_by_a_dry_run_too_with_the_one_step_that_mends_them(folder):
+    sagecache(folder, "precompute", "stats")
+    assert answer(folder, "stats", "--dry-run")[0]["missing"] == 0
+    change_labels(folder)
+    for words in (["stats"], ["stats", "--dry-run"], ["all", "--dry-run"]):
+        with pytest.raises(
+            SagecacheError, match="made from other labels.*sagecache .*precompute stats --force"
+        ):
+            sagecache(folder, "precompute", *words)
+    assert answer(folder, "stats", "--dry-run", "--force")[0]["missing"] == 5
+    answer(folder, "stats", "--limit", "1")
+    change_labels(folder)
+    with pytest.raises(SagecacheError, match="precompute stats --limit 1 --force"):
+        sagecache(folder, "precompute", "stats", "--limit", "1")
+
+
 def detect_unlabeled(folder) -> None:
     """A detector that is sure of nothing and gives its best box all the same: there are no persons here."""
     text = (folder / "data.py").read_text()
@@ -146,6 +177,28 @@ def test_all_with_a_limit_is_a_trial_of_each_step_beside_the_real_places(folder)
     assert not (cache / "unlabeled" / "geo").exists() and not (cache / "unlabeled/detections.json").exists()
     assert [row["total"] for row in answer(folder, "all", "--limit", "99")[1:3]] == [4, 4]
     assert (cache / "unlabeled" / "geo" / "complete.json").is_file()
+
+
+def test_all_tells_before_it_computes_what_a_later_step_would_refuse(folder):
+    detect_unlabeled(folder)
+    sagecache(folder, "precompute", "detect", "--split", "unlabeled")
+    page = (folder / "data.py").read_text()
+    (folder / "data.py").write_text(page.replace("score=0.0, limit=1", "score=0.0, limit=2"))
+    with pytest.raises(SagecacheError, match="limit: 1 -> 2.*precompute detect --split unlabeled --force"):
+        sagecache(folder, "precompute", "all")
+    labels = folder / "data" / "unlabeled" / "annotations.json"
+    labels.rename(labels.with_suffix(".away"))
+    with pytest.raises(SagecacheError, match="missing: split of unlabeled"):
+        sagecache(folder, "precompute", "all")
+    labels.with_suffix(".away").rename(labels)
+    (folder / "data.py").write_text(page)
+    sagecache(folder, "precompute", "stats")
+    change_labels(folder)
+    with pytest.raises(SagecacheError, match="made from other labels.*precompute stats --force"):
+        sagecache(folder, "precompute", "all", "--limit", "2")
+    assert not (folder / "cache" / "labeled").exists()  # in none of these was anything computed
+    sagecache(folder, "precompute", "stats", "--force")
+    assert [row["step"] for row in answer(folder, "all")] == ["geo", "detect", "geo", "stats"]
 
 
 def test_all_goes_over_the_splits_that_recipes_name(folder):

@@ -155,21 +155,41 @@ def detection(**changes):
     return {"image_id": 1, "category_id": 1, "bbox": [0, 0, 50, 50], "score": 0.5, **changes}
 
 
-def detection_problems(*detections):
+def detection_problems(*detections, **options):
     log = FindingList("s")
-    check_detections(list(detections), coco_of(), SIZE, log)
+    check_detections(list(detections), coco_of(), SIZE, log, **options)
     return sorted((f.level, f.code) for f in log.found)
 
 
 def test_detections():
     second = detection(image_id=2)
-    assert detection_problems(detection(bbox=[-5, -5, 200, 50]), second) == []  # detectors overshoot
+    assert detection_problems(detection(bbox=[-4, -3, 108, 50]), second) == []  # detectors overshoot
     assert detection_problems(detection(image_id=7), detection(), second) == [("error", "unknown_image")]
     assert detection_problems(detection(score=2), second) == [("warning", "score_range")]
     assert detection_problems(detection(bbox=[0, 0, 0, 5]), second) == [("error", "empty_box")]
     assert detection_problems(detection(bbox=[200, 0, 9, 5]), second) == [("error", "box_outside")]
     assert detection_problems(detection()) == [("warning", "no_person_found")]
     assert ("error", "no_person_category") in detection_problems(detection(category_id=3))
+
+
+def test_detections_of_other_units_or_corners_are_found_among_those_that_are_used():
+    second, corners = detection(image_id=2), detection(bbox=[50, 20, 90, 60])  # as x, y, w, h: to 140
+    assert detection_problems(corners, second) == [("warning", "box_over_edge")]
+    assert detection_problems(corners, second, min_score=0.6) == []
+    assert detection_problems(corners | dict(category_id=3), detection(), second) == []
+    thin = detection(bbox=[50, 20, 1.5, 60])
+    assert detection_problems(thin, second) == [("error", "tiny_box")]
+    shares = [detection(bbox=[0.1, 0.2, 0.5, 1.0]), detection(image_id=2, bbox=[0, 0, 1, 1])]
+    assert detection_problems(*shares) == [("error", "normalised_boxes")]
+    assert detection_problems(shares[0], second) == [("error", "tiny_box")]
+
+
+def test_annotations_of_a_category_that_the_file_does_not_list():
+    log, told = FindingList("s"), "2 annotations have category_id 3, the file knows 1 (person)"
+    check_not_empty(coco_of(person(1, category_id=3), person(2, category_id=3)), log, labeled=True)
+    assert [(f.code, f.message) for f in log.found] == [("no_labels", f"{told}: no person is left")]
+    some = found(person(1), person(2, category_id=3), person(3, category_id=3))
+    assert some["warning", "unknown_category"].message == f"{told}: they are left out"
 
 
 def test_counts_add_up():

@@ -181,6 +181,13 @@ def test_missing_and_binary_files_are_refused(tmp_path):
         load_coco(tmp_path / "a.json")
 
 
+def test_a_missing_detection_file_is_called_one_with_a_fix(tmp_path):
+    with pytest.raises(
+        SagecacheError, match="boxes.json: detection file is missing. .*'boxes'.*precompute det"
+    ):
+        load_detections(tmp_path / "boxes.json")
+
+
 def test_images_alone_are_a_split_and_a_byte_order_mark_is_no_error(tmp_path):
     coco = load_coco(write(tmp_path / "a.json", "\ufeff" + '{"images": [{"id": 3}]}'))
     assert (coco["annotations"], coco["categories"]) == ([], [])

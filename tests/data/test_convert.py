@@ -49,6 +49,13 @@ def drawn_person(seed: int, box: tuple | None, number: int | None) -> Person:
     return Person(np.c_[points, rng.integers(0, 3, 17)].astype(float), box, None, 0, number)
 
 
+def is_kept(person: Person) -> bool:
+    """Who has a box with area, or a joint inside the picture."""
+    return (person.bbox is not None and min(person.bbox[2:]) > 0) or hide_outside(person.keypoints, SIZE)[
+        0
+    ].any()
+
+
 coordinates = st.floats(-300, 300, width=32)
 persons = st.builds(
     drawn_person,
@@ -62,6 +69,12 @@ persons = st.builds(
 @given(st.lists(st.lists(persons, max_size=3), min_size=1, max_size=3), st.sampled_from(["bbox53", "bbox"]))
 def test_whatever_goes_in_the_result_is_sound(lists, rule):
     pictures = tuple(Picture(f"{i}.jpg", SIZE, tuple(some)) for i, some in enumerate(lists))
+    if not any(is_kept(person) for some in lists for person in some):
+        with pytest.raises(
+            SagecacheError, match="labels.xyz: nothing is left of it: . pictures? and no person"
+        ):
+            to_coco(Reading("test", FILE, pictures), area=rule)
+        return
     coco, report = to_coco(Reading("test", FILE, pictures), area=rule)
     ids = [one["id"] for one in coco["annotations"]]
     assert len(set(ids)) == len(ids) and all(number >= 1 for number in ids)
@@ -118,9 +131,10 @@ def test_ids_of_annotations(own, written):
 
 def test_ids_of_images():
     def ids(*own):
-        pictures = tuple(Picture(f"{i}.jpg", SIZE, id=number) for i, number in enumerate(own))
+        someone = (Person(joints()),)
+        pictures = tuple(Picture(f"{i}.jpg", SIZE, someone, number) for i, number in enumerate(own))
         coco, report = to_coco(Reading("test", FILE, pictures))
-        return [image["id"] for image in coco["images"]], report.notes
+        return [image["id"] for image in coco["images"]], report.notes[:-1]  # the last: the rule of areas
 
     assert ids(7, 0) == ([7, 0], ())
     assert ids(None, None) == ([1, 2], ())
@@ -186,6 +200,14 @@ def test_what_can_not_be_converted():
         to_coco(Reading("test", FILE, (), {"odd": 3}))
     with pytest.raises(SagecacheError, match="It holds no pictures"):
         to_coco(Reading("test", FILE, ()))
+    with pytest.raises(
+        SagecacheError, match="nothing is left of it: 1 picture and no person. It labels nobody"
+    ):
+        to_coco(reading())
+    with pytest.raises(
+        SagecacheError, match="1 picture and no person. Left out: 1 record: persons without a b"
+    ):
+        to_coco(reading(Person(joints(v=0))))
     with pytest.raises(SagecacheError, match="how large 'a.jpg' is.*--images"):
         to_coco(Reading("test", FILE, (Picture("a.jpg", None),)))
     with pytest.raises(SagecacheError, match="2 of its pictures are the file 'a.jpg'"):

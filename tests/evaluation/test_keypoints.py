@@ -282,6 +282,19 @@ def test_nothing_is_printed(capsys):
 
 
 @pytest.mark.parametrize(
+    ("key", "told"), [(2, "2 annotations have the id 2"), (None, "2 annotations have no id")]
+)
+def test_annotations_that_share_an_id_can_not_be_matched_by_it(key, told):
+    rng = np.random.default_rng(0)
+    truth = random_persons(rng, images=2)
+    results = guesses(truth, rng, with_ids=True)
+    for one in truth["annotations"][:2]:
+        one["id"] = key
+    with pytest.raises(SagecacheError, match=f"{told} in the ground truth.*data check"):
+        evaluate(results, truth, COCO17)
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda r: r.pop("score"), "lacks score"),

@@ -1,10 +1,14 @@
+from dataclasses import replace
+
+import numpy as np
 import pytest
 from toy_teacher import ToyDetector, ToyTeacher, detect_job, geo_job, make_instances, write_images
 
 from sagecache.errors import SagecacheError
-from sagecache.precompute.estimates import estimate_detect, estimate_geo
-from sagecache.precompute.jobs import RunOptions
-from sagecache.precompute.runner import run_detect, run_geo
+from sagecache.precompute.estimates import estimate_detect, estimate_geo, estimate_stats
+from sagecache.precompute.jobs import RunOptions, StatsJob
+from sagecache.precompute.runner import run_detect, run_geo, run_stats
+from sagecache.skeleton.definition import COCO17
 
 
 def test_an_estimate_writes_nothing_and_is_near_the_truth(tmp_path):
@@ -34,3 +38,20 @@ def test_an_estimate_of_boxes_counts_what_is_missing_and_writes_nothing(images, 
     assert estimate_detect(job, ToyDetector(), RunOptions(force=True)).missing == 7
     assert estimate_detect(job, ToyDetector(), RunOptions(limit=3)).total == 3
     assert estimate_detect(detect_job(tmp_path, []), ToyDetector()).total == 0
+
+
+def test_an_estimate_of_statistics_refuses_those_of_other_labels_as_a_run_does(instances, tmp_path):
+    rng = np.random.default_rng(0)
+    labeled = [
+        replace(one, keypoints=np.c_[rng.uniform(0, 50, (17, 2)), np.full(17, 2)]) for one in instances
+    ]
+    job = StatsJob(tmp_path / "skeleton_stats.json", labeled, COCO17)
+    guess = estimate_stats(job)
+    assert (guess.total, guess.missing) == (14, 14) and not job.result.exists()
+    report = run_stats(job)
+    there = estimate_stats(job)
+    assert (there.total, there.missing, there.bytes) == (14, 0, report.bytes)
+    fewer = replace(job, instances=labeled[1:])
+    with pytest.raises(SagecacheError, match="made from other labels.*precompute stats --force"):
+        estimate_stats(fewer)
+    assert estimate_stats(fewer, RunOptions(force=True)).missing == 13

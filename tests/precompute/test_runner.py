@@ -94,6 +94,11 @@ def test_another_teacher_or_a_changed_image_is_refused_by_name(own_images, tmp_p
     write_images(own_images[0][1].parent, 1, seed=9)
     with pytest.raises(SagecacheError, match="another image than when"):
         run_geo(job, ToyTeacher())
+    own_images[0][1].unlink()  # of those that have changed, the missing ones come first
+    told = "image_id 3, instance 0: the image of 2 instances is missing.*data check"
+    with pytest.raises(SagecacheError, match=told):
+        run_geo(job, ToyTeacher())
+    run_geo(replace(job, instances=job.instances[2:]), ToyTeacher())
     assert tree(tmp_path / "geo") == before
 
 

@@ -9,7 +9,7 @@ from oracles import warp
 from sagecache.data.coco import read_image
 from sagecache.errors import SagecacheError
 from sagecache.precompute.plan import CropRule, plan_geo
-from sagecache.precompute.steps import detect_part, geo_shard
+from sagecache.precompute.steps import DetectWork, FailedItem, detect_part, geo_shard
 from sagecache.store.codec import unpack_into
 from sagecache.store.spec import NO_BODY, OK, UNREADABLE, UNUSABLE
 from sagecache.structures import Instance
@@ -136,6 +136,42 @@ def test_progress_counts_every_row_once(instances):
     counts = []
     geo_shard(make_plan(instances), ToyTeacher(), range(7), 3, counts.append)
     assert counts == [3, 3, 1]
+
+
+class Picky(ToyDetector):
+    """Refuses pictures less than 10 pixels high, and with them their whole batch; or every picture."""
+
+    def __init__(self, everything: bool = False) -> None:
+        super().__init__()
+        self.everything = everything
+
+    def __call__(self, images):
+        heights = [len(image) for image in images]
+        if self.everything or min(heights) < 10:
+            raise SagecacheError(f"the processor takes no picture of height {min(heights)}", fix="Mend it.")
+        return super().__call__(images)
+
+
+def test_an_image_that_the_detector_refuses_fails_alone(own_images):
+    for image_id, path in (own_images[1], own_images[4]):
+        cv2.imwrite(str(path), np.full((3, 200, 3), image_id, np.uint8))
+    odd, counts = [own_images[1], own_images[4]], []
+    work = DetectWork([own_images], Picky(), batch_size=3)
+    ((_, part),) = work([0], counts.append)
+    assert counts == [3, 3, 1] and work.detector.batches[-1] == 1
+    reason = "the processor takes no picture of height 3"
+    assert part.failed == [FailedItem(image_id, None, reason, path) for image_id, path in odd]
+    others = [one for one in own_images if one not in odd]
+    assert part.detections == detect_part(others, ToyDetector(), 3).detections != []
+    assert detect_part(odd[:1], Picky(), 3).failed == part.failed[:1]
+
+
+def test_a_detector_that_refuses_a_plain_picture_too_stops_the_run(own_images):
+    cv2.imwrite(str(own_images[0][1]), np.zeros((3, 200, 3), np.uint8))
+    with pytest.raises(
+        SagecacheError, match="no picture of height 3. Mend it"
+    ):  # the first error, not the last
+        detect_part(own_images, Picky(everything=True), 3)
 
 
 def test_detections_are_coco_records_in_image_order(own_images):
