@@ -24,14 +24,17 @@ def look_at_student(
     """Run a ViT, with its head where settings has one; (what it says, whether all of it is finite).
 
     settings: backbone and head as `models.identify` tells them. Raises SagecacheError for a file that doesn't
-    fit them.
+    fit them, and for a device that torch lacks.
     """
     import torch
 
+    from sagecache.teachers.base import usable_device
+
+    place = usable_device(device)
     height, width = settings["backbone"]["img_size"]
     crop, _ = person.crop((width, height))
-    network = (_pose if "head" in settings else _backbone)(settings, path).to(device).eval()
-    pixels = torch.from_numpy(crop).to(device).permute(2, 0, 1)[None].float()
+    network = (_pose if "head" in settings else _backbone)(settings, path).to(place).eval()
+    pixels = torch.from_numpy(crop).to(place).permute(2, 0, 1)[None].float()
     mean, std = (pixels.new_tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     with torch.inference_mode():
         answer = network((pixels - mean) / std)

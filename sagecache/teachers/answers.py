@@ -26,8 +26,10 @@ from sagecache.teachers.base import (
     check_crops,
     convert_normals,
     in_parts,
+    known_device,
     resize_maps,
     to_tensor,
+    usable_device,
 )
 
 PRECISIONS = ("as_exported", "bfloat16")
@@ -85,12 +87,7 @@ class AnswerSettings:
         for name in ("std", "input_size", "map_size"):
             for value in getattr(self, name):
                 positive(name, value)
-        try:
-            torch.device(self.device)
-        except RuntimeError as error:
-            raise SagecacheError(
-                f"unknown device '{self.device}'", fix="For example 'cpu' or 'cuda'."
-            ) from error
+        known_device(self.device)
         self._check_mask()
 
     def _check_mask(self) -> None:
@@ -168,6 +165,7 @@ class NetworkTeacher:
 
     @cached_property
     def _modules(self) -> dict[str, nn.Module]:
+        usable_device(self.settings.device)  # before gigabytes are read
         modules = {
             name: self._adopted[name] if name in self._adopted else self.load(name, path)
             for name, path in self._paths.items()

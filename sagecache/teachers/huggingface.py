@@ -24,7 +24,7 @@ from sagecache.errors import SagecacheError
 from sagecache.models.weight_files import CONFIG, architectures, read_config, read_json
 from sagecache.models.weights import check_finite
 from sagecache.teachers.answers import AnswerSettings, NetworkTeacher
-from sagecache.teachers.base import file_hash
+from sagecache.teachers.base import file_hash, usable_device
 
 PREPROCESSOR = "preprocessor_config.json"
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.index.json")
@@ -84,7 +84,8 @@ class HuggingFaceTeacher(NetworkTeacher):
         )
 
     def load(self, output: str, path: Path) -> nn.Module:
-        return load_folder(path, output).to(self.settings.device)
+        device = usable_device(self.settings.device)
+        return load_folder(path, output).to(device)
 
 
 class Reader(nn.Module):

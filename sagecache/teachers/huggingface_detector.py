@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from sagecache.errors import SagecacheError, nearest
-from sagecache.teachers.base import file_hash, in_threads
+from sagecache.teachers.base import file_hash, in_threads, known_device, usable_device
 from sagecache.teachers.detectors import BoxRule, Found
 from sagecache.teachers.huggingface import (
     PERSON,
@@ -50,6 +50,7 @@ class HuggingFaceDetector:
         device: str = "cpu",
     ) -> None:
         self._folder, self._rule, self._device = Path(path), BoxRule(score, nms, limit), device
+        known_device(device)
         self._hash = folder_hash(self._folder)
         labels = class_indices(self._folder)
         if label.lower() not in labels:
@@ -76,8 +77,8 @@ class HuggingFaceDetector:
                 file=self._folder,
                 fix="Take a …ForObjectDetection.",
             )
-        processor = load_processor(self._folder)
-        return load_network(self._folder).to(self._device), processor
+        device, processor = usable_device(self._device), load_processor(self._folder)
+        return load_network(self._folder).to(device), processor
 
     def _raw(self, images: list[np.ndarray]) -> list[Found]:
         _ = self._parts  # loaded once, before threads ask for it

@@ -17,7 +17,7 @@ from sagecache.errors import SagecacheError
 from sagecache.models.weight_files import refuse_placeholder
 from sagecache.models.weights import check_finite
 from sagecache.teachers.answers import AnswerSettings, NetworkTeacher
-from sagecache.teachers.base import file_hash
+from sagecache.teachers.base import file_hash, usable_device
 
 GUESSES = {1: "depth", 3: "normal"}  # output by its channels; more may be classes, boxes or anything
 
@@ -93,12 +93,13 @@ def load_torchscript(path: Path, device: str) -> torch.jit.ScriptModule:
     """A TorchScript archive in evaluation mode. Raises SagecacheError for any other file, and for parameters
     that are not finite (buffers may be: masks of attention are).
     """
+    place = usable_device(device)
     refuse_placeholder(path)
     try:
         with warnings.catch_warnings():
             # torch calls TorchScript old; it is nevertheless what Sapiens-lite and others ship.
             warnings.filterwarnings("ignore", ".*torch.jit", DeprecationWarning)
-            module = torch.jit.load(str(path), map_location=device).eval()
+            module = torch.jit.load(str(path), map_location=place).eval()
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise SagecacheError(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sagecache.errors import SagecacheError, nearest
 from sagecache.strict import positive
-from sagecache.teachers.base import file_hash, in_threads, to_tensor
+from sagecache.teachers.base import file_hash, in_threads, known_device, to_tensor
 from sagecache.teachers.detectors import BoxRule, Found, letterbox
 from sagecache.teachers.torchscript import load_torchscript
 
@@ -49,6 +49,7 @@ class TorchScriptDetectorSettings:
             raise SagecacheError(
                 f"unknown box_layout '{self.box_layout}'", fix=nearest(self.box_layout, LAYOUTS)
             )
+        known_device(self.device)
         for name in ("std", "input_size"):
             for value in getattr(self, name):
                 positive(name, value)

@@ -232,6 +232,16 @@ def test_the_fingerprint_follows_weights_and_preprocessing_and_no_path(tmp_path)
     assert "mean" in str(diff(one, printed("said", image_mean=[0.5] * 3)))
 
 
+def test_a_gpu_that_is_not_there_is_told(tmp_path, monkeypatch):
+    folder = save_folder(depth_anything(transformers), tmp_path / "net", **NORMAL)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    size = dict(input_size=(42, 56), map_size=(42, 56), device="cuda")
+    teacher = build_teacher(dict(type="huggingface", files=dict(depth=str(folder)), **size))
+    for load in (lambda: teacher(crops(42, 56)), lambda: teacher.load("depth", folder)):
+        with pytest.raises(SagecacheError, match="device 'cuda' is asked for, and torch sees none"):
+            load()
+
+
 def folder_with(tmp_path, config, weights=True):
     folder = tmp_path / "net"
     folder.mkdir()

@@ -204,6 +204,17 @@ def test_bfloat16_gives_other_numbers_and_another_fingerprint(save, crops):
     ]
 
 
+def test_a_gpu_that_is_not_there_is_told_as_such(save, crops, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    path = save(Red())
+    for load in (
+        lambda: build(files=dict(depth=path), device="cuda")(crops),
+        lambda: load_torchscript(Path(path), "cuda"),
+    ):
+        with pytest.raises(SagecacheError, match="device 'cuda' is asked for, and torch sees none"):
+            load()
+
+
 def test_a_file_that_is_no_torchscript_is_named(tmp_path, crops):
     path = tmp_path / "weights.pth"
     path.write_bytes(b"not a program")
