@@ -89,6 +89,14 @@ def test_hugging_face_folders(tmp_path):
     assert identify(tmp_path / "boxes").settings == dict(type="huggingface", path=str(tmp_path / "boxes"))
 
 
+def test_a_folder_that_lacks_its_config_is_told(tmp_path):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    depth_anything(transformers).save_pretrained(tmp_path / "depth")
+    (tmp_path / "depth" / "config.json").unlink()
+    with pytest.raises(SagecacheError, match="depth: holds weights and no config.json.* Download it too"):
+        identify(tmp_path / "depth")
+
+
 def test_a_vitpose_of_hugging_face_is_a_student(tmp_path):
     from safetensors.torch import save_file
 
