@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of Sapiens and ViTPose, RGB
-
 
 def look_at_student(
     settings: Mapping[str, Any], path: Path, person: Person, picture: Path, device: str
@@ -28,6 +26,7 @@ def look_at_student(
     """
     import torch
 
+    from sagecache.models.convnet import PIXEL_MEAN, PIXEL_STD
     from sagecache.teachers.base import usable_device
 
     place = usable_device(device)
@@ -35,7 +34,7 @@ def look_at_student(
     crop, _ = person.crop((width, height))
     network = (_pose if "head" in settings else _backbone)(settings, path).to(place).eval()
     pixels = torch.from_numpy(crop).to(place).permute(2, 0, 1)[None].float()
-    mean, std = (pixels.new_tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    mean, std = (pixels.new_tensor(values).view(3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
     with torch.inference_mode():
         answer = network((pixels - mean) / std)
     answer = answer[0] if isinstance(answer, tuple) else answer
@@ -51,6 +50,7 @@ def _pose(settings: Mapping[str, Any], path: Path):
 
     from sagecache.mm.checkpoints import load_network
     from sagecache.mm.registry import build_student
+    from sagecache.models.convnet import PIXEL_MEAN, PIXEL_STD
 
     height, width = settings["backbone"]["img_size"]
     patches = 2 ** len(settings["head"]["deconv_out_channels"])  # map pixels of a patch of 16
@@ -59,7 +59,9 @@ def _pose(settings: Mapping[str, Any], path: Path):
     student = build_student(
         dict(
             type="TopdownPoseEstimator",
-            data_preprocessor=dict(type="PoseDataPreprocessor", mean=MEAN, std=STD, bgr_to_rgb=True),
+            data_preprocessor=dict(
+                type="PoseDataPreprocessor", mean=PIXEL_MEAN, std=PIXEL_STD, bgr_to_rgb=True
+            ),
             backbone=dict(settings["backbone"]),
             head=dict(settings["head"]) | dict(loss=dict(type="KeypointMSELoss"), decoder=codec),
         ),

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sagecache.errors import SagecacheError, nearest
 from sagecache.geometry.disparity import depth_from_disparity
+from sagecache.models.convnet import PIXEL_MEAN, PIXEL_STD
 from sagecache.strict import positive
 from sagecache.teachers.base import (
     DEPTH_KINDS,
@@ -55,8 +56,8 @@ class AnswerSettings:
 
     input_size: tuple[int, int] = (768, 1024)
     map_size: tuple[int, int] = (192, 256)
-    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
-    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    mean: tuple[float, float, float] = PIXEL_MEAN
+    std: tuple[float, float, float] = PIXEL_STD
     depth_kind: str = "affine"
     towards: bool = False
     unit: str = "relative"

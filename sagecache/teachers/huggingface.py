@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from sagecache.errors import SagecacheError
+from sagecache.models.convnet import PIXEL_MEAN, PIXEL_STD
 from sagecache.models.weight_files import CONFIG, architectures, read_config, read_json, told_of_pickle
 from sagecache.models.weights import check_finite
 from sagecache.teachers.answers import AnswerSettings, NetworkTeacher
@@ -30,7 +31,10 @@ from sagecache.teachers.base import file_hash, usable_device
 PREPROCESSOR = "preprocessor_config.json"
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.index.json")
 PERSON = "person"
-IMAGENET = dict(image_mean=(0.485, 0.456, 0.406), image_std=(0.229, 0.224, 0.225))
+# in shares of 255, as their files say it
+IMAGENET = dict(
+    image_mean=tuple(level / 255 for level in PIXEL_MEAN), image_std=tuple(level / 255 for level in PIXEL_STD)
+)
 # model_type of config.json: kind and unit of its depth. Depth-Anything says it itself.
 DEPTHS = {
     "zoedepth": ("metric", "m"),

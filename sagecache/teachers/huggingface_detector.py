@@ -17,7 +17,7 @@ import torch
 
 from sagecache.errors import SagecacheError, nearest
 from sagecache.teachers.base import file_hash, in_threads, known_device, usable_device
-from sagecache.teachers.detectors import BoxRule, Found
+from sagecache.teachers.detectors import BATCH, OF_OTHERS, BoxRule, Found
 from sagecache.teachers.huggingface import (
     PERSON,
     PREPROCESSOR,
@@ -29,14 +29,13 @@ from sagecache.teachers.huggingface import (
     told_of,
 )
 
-BATCH = 8  # images of a pass on a GPU
-
 
 class HuggingFaceDetector:
     """Persons by a folder's network for object detection.
 
     path: folder that save_pretrained wrote, or a download of one, with its preprocessor_config.json.
-    label: the class of its id2label that counts. score, nms, limit: as in BoxRule. device: where it runs.
+    label: the class of its id2label that counts. score, nms, limit: as in BoxRule, by default
+    those of OF_OTHERS. device: where it runs.
     Raises SagecacheError for a folder of something else, and without transformers.
     """
 
@@ -44,9 +43,9 @@ class HuggingFaceDetector:
         self,
         path: str,
         label: str = PERSON,
-        score: float = 0.05,
-        nms: float = 0.7,
-        limit: int = 10,
+        score: float = OF_OTHERS.score,
+        nms: float = OF_OTHERS.nms,
+        limit: int = OF_OTHERS.limit,
         device: str = "cpu",
     ) -> None:
         self._folder, self._rule, self._device = Path(path), BoxRule(score, nms, limit), device
