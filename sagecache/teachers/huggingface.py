@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from sagecache.errors import SagecacheError
@@ -42,6 +43,7 @@ DEPTHS = {
     "dpt": ("disparity", "relative"),
     "sapiens2": ("metric", "m"),
 }
+NO_WEIGHTS = {"I8": "int8", "U8": "uint8", "C64": "complex64"}  # counts and indices are of more bytes
 ANEW = "Download it anew."
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std, see _statistics
 _INDEX = re.compile(r"\d{1,9}")
@@ -163,6 +165,7 @@ def load_with_report(folder: Path) -> tuple[nn.Module, dict[str, list[str]]]:
     """As `load_network`, whatever the names; beside it {'missing_keys', …: names}, {} where all match."""
     name, transformers = architecture(folder), import_transformers()
     try:
+        _refuse_quantised(folder)
         with _silent(transformers):
             network, report = getattr(transformers, name).from_pretrained(
                 folder,
@@ -172,12 +175,29 @@ def load_with_report(folder: Path) -> tuple[nn.Module, dict[str, list[str]]]:
                 ignore_mismatched_sizes=True,  # they stand in the report
                 dtype=torch.float32,
             )
+    except SagecacheError:
+        raise
     except Exception as error:  # transformers raises what its parts raise
         raise told_of(error, "transformers can't load it", folder) from error
     gaps = {what: sorted(map(_named, keys)) for what, keys in report.items() if keys}
     if not gaps:
         check_finite(dict(network.named_parameters()), folder)
     return network.eval(), gaps
+
+
+def _refuse_quantised(folder: Path) -> None:
+    """Raise SagecacheError for tensors of a folder that transformers would silently turn into floats."""
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as held:
+            for name in held.keys():
+                kind = held.get_slice(name).get_dtype()
+                if kind in NO_WEIGHTS:
+                    raise SagecacheError(
+                        f"is {NO_WEIGHTS[kind]}, which is no precision of weights",
+                        file=file,
+                        record=name,
+                        fix="Take the folder as it was before it was quantised.",
+                    )
 
 
 def _named(key: object) -> str:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from public_networks import depth_anything, dpt, sapiens2, save_folder, yolos, zoedepth
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sagecache.errors import SagecacheError
@@ -277,6 +278,17 @@ def test_weights_that_leave_gaps_are_refused_in_one_line(tmp_path, capfd, change
         build_teacher(dict(type="huggingface", files=dict(depth=str(folder)), **size))(crops(42, 56))
     assert capfd.readouterr() == ("", "")
     assert transformers.utils.logging.get_verbosity() == verbosity
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.complex64])
+def test_quantised_weights_are_not_turned_into_floats(tmp_path, dtype):
+    folder = save_folder(depth_anything(transformers), tmp_path / "net", **NORMAL)
+    state = load_file(folder / "model.safetensors")
+    state["head.conv1.weight"] = state["head.conv1.weight"].to(dtype)
+    save_file(state, folder / "model.safetensors", metadata=dict(format="pt"))
+    name = str(dtype).removeprefix("torch.")
+    with pytest.raises(SagecacheError, match=f"model.safetensors, head.conv1.weight: is {name}, which is no"):
+        load_folder(folder, "depth")
 
 
 def test_a_detector_in_the_place_of_a_depth_network_is_told_first(tmp_path):
