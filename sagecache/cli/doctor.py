@@ -309,7 +309,7 @@ def _check_start(project: Project, recipe: Recipe, name: str) -> Iterator[Findin
 
 
 def _check_networks(project: Project, to_make: set[str]) -> Iterator[Finding]:
-    """Weights of the teacher and the detector, where they still have something to make."""
+    """Weights and devices of the teacher and the detector, where they still have something to make."""
     for role, kind, config in (
         ("teacher", "geo", project.data.teacher),
         ("detector", "boxes", project.data.detector),
@@ -319,6 +319,13 @@ def _check_networks(project: Project, to_make: set[str]) -> Iterator[Finding]:
             if not project.path(file).exists():
                 told = f"{project.path(file)} is not there"
                 yield Finding("project", role, told, ERROR, "Correct its path in data.py.")
+        if kind in to_make and "device" in config:
+            from sagecache.teachers.base import usable_device
+
+            try:
+                usable_device(str(config["device"]))
+            except SagecacheError as error:
+                yield Finding("project", role, error.message, ERROR, error.fix or "")
 
 
 def _check_need(project: Project, need: Need, recipe: str) -> Finding:

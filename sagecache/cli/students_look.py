@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of Sapiens and ViTPose, RGB
-
 
 def look_at_student(
     settings: Mapping[str, Any], path: Path, person: Person, picture: Path, device: str
@@ -24,17 +22,20 @@ def look_at_student(
     """Run a ViT, with its head where settings has one; (what it says, whether all of it is finite).
 
     settings: backbone and head as `models.identify` tells them. Raises SagecacheError for a file that doesn't
-    fit them.
+    fit them, and for a device that torch lacks.
     """
     import torch
 
+    from sagecache.models.convnet import PIXEL_MEAN, PIXEL_STD
     from sagecache.models.footprint import run_watched
+    from sagecache.teachers.base import usable_device
 
+    place = usable_device(device)
     height, width = settings["backbone"]["img_size"]
     crop, _ = person.crop((width, height))
-    network = (_pose if "head" in settings else _backbone)(settings, path).to(device).eval()
-    pixels = torch.from_numpy(crop).to(device).permute(2, 0, 1)[None].float()
-    mean, std = (pixels.new_tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    network = (_pose if "head" in settings else _backbone)(settings, path).to(place).eval()
+    pixels = torch.from_numpy(crop).to(place).permute(2, 0, 1)[None].float()
+    mean, std = (pixels.new_tensor(values).view(3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
     answer, widest = run_watched(network, (pixels - mean) / std)
     answer = answer[0] if isinstance(answer, tuple) else answer
     told = {"looked at": f"a crop of {width}x{height}", "memory": crop_memory((width, height), widest)}
@@ -49,6 +50,7 @@ def _pose(settings: Mapping[str, Any], path: Path):
 
     from sagecache.mm.checkpoints import load_network
     from sagecache.mm.registry import build_student
+    from sagecache.models.convnet import PIXEL_MEAN, PIXEL_STD
 
     height, width = settings["backbone"]["img_size"]
     patches = 2 ** len(settings["head"]["deconv_out_channels"])  # map pixels of a patch of 16
@@ -57,7 +59,9 @@ def _pose(settings: Mapping[str, Any], path: Path):
     student = build_student(
         dict(
             type="TopdownPoseEstimator",
-            data_preprocessor=dict(type="PoseDataPreprocessor", mean=MEAN, std=STD, bgr_to_rgb=True),
+            data_preprocessor=dict(
+                type="PoseDataPreprocessor", mean=PIXEL_MEAN, std=PIXEL_STD, bgr_to_rgb=True
+            ),
             backbone=dict(settings["backbone"]),
             head=dict(settings["head"]) | dict(loss=dict(type="KeypointMSELoss"), decoder=codec),
         ),

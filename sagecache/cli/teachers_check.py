@@ -38,8 +38,10 @@ def check(
     from sagecache.cli.students_look import look_at_student
     from sagecache.cli.teachers_look import look_at_boxes, look_at_maps, person_of
     from sagecache.models.identify import identify_with_state
+    from sagecache.teachers.base import usable_device
     from sagecache.teachers.registry import build_detector, build_teacher
 
+    usable_device(device)
     width_height = _parsed(size)
     found, state = identify_with_state(path)
     sapiens = found.role == "teacher" and found.settings["type"] == "sapiens"

@@ -19,7 +19,7 @@ from sagecache.mm.compat import activate
 from sagecache.models.public_weights import fit_positions, from_public, unwrapped
 from sagecache.models.vit import VisionTransformer
 from sagecache.models.weight_files import read_tensors
-from sagecache.models.weights import check_finite
+from sagecache.models.weights import check_finite, check_floats
 
 logger = logging.getLogger(__name__)
 
@@ -128,9 +128,13 @@ def load_backbone(backbone: nn.Module, path: Path) -> None:
 
 
 def _adapted(path: Path, state: State, own: State, backbone: nn.Module | None) -> tuple[State, list[str]]:
-    """A public layout under our names, its positions on the grid of a ViT; what was done, in words."""
+    """A public layout under our names, its positions on the grid of a ViT; what was done, in words.
+
+    Raises SagecacheError for integers where the network has floats.
+    """
     with about(path):
         state, renamed = from_public(state)
+        check_floats(state, own)  # before positions are resized
         if not isinstance(backbone, VisionTransformer):
             return state, renamed
         state, resized = fit_positions(state, own, backbone.grid)
@@ -138,13 +142,14 @@ def _adapted(path: Path, state: State, own: State, backbone: nn.Module | None) -
 
 
 def _fitting(path: Path, state: State, own: State, told: list[str]) -> dict[str, Tensor]:
-    """The state in the network's precision. Raises SagecacheError where names or shapes differ, and for
-    values that are not finite.
+    """The state in the network's precision. Raises SagecacheError where names or shapes differ, for
+    integers in the place of floats, and for values that are not finite.
     """
     if (problem := mismatch(state, own)) is not None:
         raise SagecacheError(problem[0], file=path, fix=problem[1])
     if told:
         logger.warning("%s: all %d tensors fit; %s", path, len(own), "; ".join(told))
+    check_floats(state, own, path)  # of a backbone alone now, under the network's names
     fitting = {key: value.to(own[key].dtype) for key, value in state.items()}
     check_finite(fitting, path)
     return fitting

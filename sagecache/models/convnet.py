@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# mmpose's usual RGB statistics, in grey levels of 0..255: what PoseNet's input is normalised with.
+# ImageNet's RGB statistics, in grey levels of 0..255: inputs of PoseNet, mmpose's networks, Sapiens.
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
 MAX_SLOPE = 2.0

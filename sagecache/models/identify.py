@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sagecache.errors import about, counted
+from sagecache.errors import SagecacheError, about, counted
 from sagecache.models.public_weights import POSITIONS, from_public, grid_of, unwrapped
 from sagecache.models.sapiens import SapiensNetwork, dense_head_of
 from sagecache.models.vit import ARCHS, Arch, VisionTransformer, arch_of_state, ranked
-from sagecache.models.weight_files import architectures, read_config, read_tensors
+from sagecache.models.weight_files import CONFIG, architectures, read_config, read_tensors
 
 SAPIENS = "Sapiens v1: CC BY-NC 4.0, weights and what is made with them; no commercial use"
 OTHERS = {
@@ -61,8 +61,8 @@ class Identity:
 
 
 def identify(path: Path) -> Identity:
-    """Raises SagecacheError for a file that can't be read, that is cut, or that holds code, and for shapes
-    that no network has.
+    """Raises SagecacheError for a file that can't be read, that is cut, or that holds code, for shapes that
+    no network has, and for a folder without config.json whose names nobody knows.
     """
     return identify_with_state(path)[0]
 
@@ -78,9 +78,14 @@ def _identify(path: Path) -> tuple[Identity, dict[str, Tensor]]:
     if (archive := _archive(path)) is not None:
         return archive, {}
     state = read_tensors(path)
-    if path.is_dir() and (path / "config.json").is_file():
+    if path.is_dir() and (path / CONFIG).is_file():
         return _folder(path, state), state
-    return _file(path, unwrapped(state)), state
+    found = _file(path, unwrapped(state))
+    if path.is_dir() and (found.role is None or found.gaps):  # a backbone's names may be there, among others
+        raise SagecacheError(
+            f"holds weights and no {CONFIG}, which says what they are", file=path, fix="Download it too."
+        )
+    return found, state
 
 
 def _file(path: Path, state: Mapping[str, Tensor]) -> Identity:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sagecache.errors import SagecacheError
 from sagecache.models.public_weights import fit_positions
 from sagecache.models.vit import VisionTransformer, arch_of_state, ranked
-from sagecache.models.weights import fill
+from sagecache.models.weights import check_floats, fill
 
 
 class SapiensNetwork(nn.Module):
@@ -34,13 +34,15 @@ class SapiensNetwork(nn.Module):
 def sapiens_network(state: Mapping[str, Tensor], img_size: tuple[int, int], padding: int) -> SapiensNetwork:
     """The network of a checkpoint's tensors for images of img_size (height, width), in evaluation mode.
 
-    Every tensor is used and none is missing. Raises SagecacheError otherwise.
+    Every tensor is used and none is missing; they may be of any precision. Raises SagecacheError otherwise,
+    and for integers.
     """
     state = {name: value for name, value in state.items() if not name.startswith("auxiliary_head.")}
     with torch.device("meta"):  # no time for first values that are replaced at once
         net = SapiensNetwork(
             VisionTransformer(arch_of_state(state), img_size, padding=padding), dense_head_of(state)
         )
+    check_floats(state, net.state_dict())
     state, _ = fit_positions(state, net.state_dict(), net.backbone.grid)
     return fill(net.to_empty(device="cpu"), {name: value.float() for name, value in state.items()})
 

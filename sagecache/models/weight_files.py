@@ -7,6 +7,10 @@ numpy's scalars) becomes empty stand-ins, without importing whose it is; any oth
 from __future__ import annotations
 
 import json
+import pickle
+import re
+import warnings
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -37,6 +41,9 @@ METADATA = (
 INDEX, SAFE, PICKLE = "model.safetensors.index.json", "model.safetensors", "pytorch_model.bin"
 CONFIG = "config.json"
 FIX = "Give a .pth with weights, a .safetensors, or a folder that save_pretrained wrote."
+ANEW = "Take a file from its publisher, or save its state_dict anew as .safetensors."
+_LEGACY = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")  # near the start of every file of torch < 1.6
+_ASKED_FOR = re.compile(r"\bGLOBAL ([\w.]+)")  # in torch's words about code in a pickle
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -44,7 +51,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
     Of a checkpoint, what stands under 'state_dict', 'model' or 'module', if anything does.
     Raises SagecacheError for a missing, cut or foreign file, for a TorchScript archive, for a pickle that
-    holds code, and for a file without tensors.
+    holds code, for a file without tensors, and for tensors that are sparse, quantised or without values.
     """
     path = Path(path)
     if path.is_dir():
@@ -55,6 +62,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     state = _read_safetensors(path) if path.suffix == ".safetensors" else _state_of(_read_pickle(path), path)
     if not state:
         raise SagecacheError("holds no tensors", file=path, fix=FIX)
+    _check_plain(state, path)
     return state
 
 
@@ -72,6 +80,16 @@ def refuse_placeholder(path: Path) -> None:
         raise SagecacheError(
             "is a web page, not weights", file=path, fix="Download the file that it is about."
         )
+
+
+def told_of_pickle(error: Exception) -> str | None:
+    """torch's refusal of a pickle in our words, without its advice to run it; None of any other error."""
+    told = str(error)
+    if named := _ASKED_FOR.search(told):
+        return _asks_for([named[1].rstrip(".")])
+    if isinstance(error, pickle.UnpicklingError) or "weights_only" in told:
+        return "its pickle is not plain weights as torch.save writes them, so it is not loaded"
+    return None
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -116,20 +134,40 @@ class _StandIn:
 
 
 def _read_pickle(path: Path) -> Any:
+    _check_written_by_torch(path)
     foreign = _foreign_globals(path)
     code = [name for name in foreign if not name.startswith(METADATA)]
     if code:
-        raise SagecacheError(
-            f"its pickle asks for {', '.join(sorted(code)[:3])}: more than weights, so it is not loaded",
-            file=path,
-            fix="Take a file from its publisher, or save its state_dict anew as .safetensors.",
-        )
+        raise SagecacheError(_asks_for(code), file=path, fix=ANEW)
     try:
-        with torch.serialization.safe_globals(_stand_ins(foreign)):
+        with torch.serialization.safe_globals(_stand_ins(foreign)), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the pickle's protocol
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen types on a cut or foreign file
-        told = str(error).strip().split("\n")[0]
-        raise SagecacheError(f"can't be read as a checkpoint: {told}", file=path, fix=FIX) from error
+        raise _unreadable(error, path) from error
+
+
+def _check_written_by_torch(path: Path) -> None:
+    """Raise SagecacheError for what torch.load reads in no case, and would say so in a number."""
+    with path.open("rb") as file:
+        start = file.read(64)
+    if start.startswith(b"PK") or _LEGACY in start or zipfile.is_zipfile(path):
+        return
+    if start.startswith(b"\x80"):
+        told = "is a pickle that torch.save did not write: it may hold code, so it is not loaded"
+        raise SagecacheError(told, file=path, fix=ANEW)
+    raise SagecacheError("is no checkpoint that torch.save or safetensors wrote", file=path, fix=FIX)
+
+
+def _asks_for(code: Iterable[str]) -> str:
+    return f"its pickle asks for {', '.join(sorted(code)[:3])}: more than weights, so it is not loaded"
+
+
+def _unreadable(error: Exception, path: Path) -> SagecacheError:
+    if told := told_of_pickle(error):
+        return SagecacheError(told, file=path, fix=ANEW)
+    first = str(error).strip().split("\n")[0]
+    return SagecacheError(f"can't be read as a checkpoint: {first}", file=path, fix=FIX)
 
 
 def _foreign_globals(path: Path) -> list[str]:
@@ -145,8 +183,7 @@ def _foreign_globals(path: Path) -> list[str]:
             fix="Teachers take it: dict(type='torchscript', …). A student needs its checkpoint.",
         ) from error
     except Exception as error:
-        told = str(error).strip().split("\n")[0]
-        raise SagecacheError(f"can't be read as a checkpoint: {told}", file=path, fix=FIX) from error
+        raise _unreadable(error, path) from error
 
 
 def _stand_ins(names: Iterable[str]) -> list[tuple[type, str]]:
@@ -162,6 +199,25 @@ def _state_of(content: Any, path: Path) -> dict[str, Tensor]:
     if odd := [name for name in content if not isinstance(name, str)]:
         raise SagecacheError(f"names a tensor {odd[0]!r}, which is no string", file=path, fix=FIX)
     return dict(content)
+
+
+def _check_plain(state: Mapping[str, Tensor], path: Path) -> None:
+    """Raise SagecacheError that names the first tensor which is not dense, or whose values the file lacks.
+
+    A view of a storage will do where that has room for all of it: an expanded number asks for any memory.
+    """
+    for name, value in state.items():
+        if value.layout != torch.strided or value.is_nested or value.is_quantized:
+            kind = "quantised" if value.is_quantized else "nested" if value.is_nested else "sparse"
+            told, fix = f"is {kind}, and weights are plain numbers", "Save it dense: to_dense, dequantize."
+        elif value.device.type != "cpu":
+            told, fix = f"has no values in the file (device '{value.device}')", "Take a whole file."
+        elif (need := value.numel() * value.itemsize) > (held := value.untyped_storage().nbytes()):
+            told = f"is {tuple(value.shape)}, {need} bytes, of which the file holds {held}"
+            fix = "Save it whole: clone() it first."
+        else:
+            continue
+        raise SagecacheError(told, file=path, record=name, fix=fix)
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -49,7 +49,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def fill(net: nn.Module, state: dict[str, Tensor], file: Path | None = None) -> nn.Module:
     """Load a state dict that must fit exactly; returns the network in eval mode.
 
-    Raises SagecacheError that names the first missing, unexpected or misshapen keys, or values not finite.
+    Raises SagecacheError that names the first missing, unexpected or misshapen keys, or values that are no
+    floats or not finite.
     """
     own = net.state_dict()
     wrong = [f"missing {key}" for key in own if key not in state]
@@ -66,10 +67,26 @@ def fill(net: nn.Module, state: dict[str, Tensor], file: Path | None = None) -> 
             file=file,
             fix="Use the weights that were trained for this network.",
         )
+    check_floats(state, own, file)
     check_finite(state, file)
     with torch.no_grad():
         net.load_state_dict(state)
     return net.eval()
+
+
+def check_floats(state: Mapping[str, Tensor], own: Mapping[str, Tensor], file: Path | None = None) -> None:
+    """Raise SagecacheError that names the first tensor which isn't floating though the network's own is.
+
+    Integers of a quantised network are weights only with their scales, which no name here tells.
+    """
+    for name, value in state.items():
+        if name in own and own[name].is_floating_point() and not value.is_floating_point():
+            raise SagecacheError(
+                f"is {str(value.dtype).removeprefix('torch.')}, and the network's own is floating",
+                file=file,
+                record=name,
+                fix="Take the weights as they were before they were quantised: float32, float16 or bfloat16.",
+            )
 
 
 def check_finite(state: Mapping[str, Tensor], file: Path | None = None) -> None:
@@ -79,7 +96,8 @@ def check_finite(state: Mapping[str, Tensor], file: Path | None = None) -> None:
     """
     for name, value in state.items():
         if value.is_floating_point() and value.numel():
-            low, high = value.detach().aminmax()  # NaN passes through both
+            value = value.detach()
+            low, high = (value.float() if value.itemsize == 1 else value).aminmax()  # NaN passes through both
             if not (isfinite(low) and isfinite(high)):
                 raise SagecacheError(
                     "its values are not all finite numbers",

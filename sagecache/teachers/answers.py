@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sagecache.errors import SagecacheError, nearest
 from sagecache.geometry.disparity import depth_from_disparity
+from sagecache.models.convnet import PIXEL_MEAN, PIXEL_STD
 from sagecache.strict import positive
 from sagecache.teachers.base import (
     DEPTH_KINDS,
@@ -26,8 +27,10 @@ from sagecache.teachers.base import (
     check_crops,
     convert_normals,
     in_parts,
+    known_device,
     resize_maps,
     to_tensor,
+    usable_device,
 )
 
 PRECISIONS = ("as_exported", "bfloat16")
@@ -53,8 +56,8 @@ class AnswerSettings:
 
     input_size: tuple[int, int] = (768, 1024)
     map_size: tuple[int, int] = (192, 256)
-    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
-    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    mean: tuple[float, float, float] = PIXEL_MEAN
+    std: tuple[float, float, float] = PIXEL_STD
     depth_kind: str = "affine"
     towards: bool = False
     unit: str = "relative"
@@ -85,12 +88,7 @@ class AnswerSettings:
         for name in ("std", "input_size", "map_size"):
             for value in getattr(self, name):
                 positive(name, value)
-        try:
-            torch.device(self.device)
-        except RuntimeError as error:
-            raise SagecacheError(
-                f"unknown device '{self.device}'", fix="For example 'cpu' or 'cuda'."
-            ) from error
+        known_device(self.device)
         self._check_mask()
 
     def _check_mask(self) -> None:
@@ -168,6 +166,7 @@ class NetworkTeacher:
 
     @cached_property
     def _modules(self) -> dict[str, nn.Module]:
+        usable_device(self.settings.device)  # before gigabytes are read
         modules = {
             name: self._adopted[name] if name in self._adopted else self.load(name, path)
             for name, path in self._paths.items()

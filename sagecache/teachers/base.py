@@ -18,12 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sagecache.errors import SagecacheError, nearest
+from sagecache.errors import SagecacheError, counted, nearest
 
 T, R = TypeVar("T"), TypeVar("R")
 FIELDS = {"depth": 1, "normal": 3, "mask": 1}  # channels of each output
 DEPTH_KINDS = ("metric", "affine", "disparity")
 _ONE_AT_A_TIME = threading.Lock()  # the number of threads is torch's own global
+NO_DEVICE = "Set device='cpu' in data.py (or --device cpu), or install torch for CUDA."
 PART = 4  # crops that one thread of a CPU takes through the network
 # What turns a foreign normal into ours: the sign of each component.
 NORMAL_AXES = {
@@ -109,6 +110,33 @@ def check_crops(crops: np.ndarray, size: tuple[int, int]) -> None:
             f"a teacher takes uint8 crops (B, {want[0]}, {want[1]}, 3), it got {crops.shape} {crops.dtype}",
             fix="Cut the crops at the teacher's spec.input_size.",
         )
+
+
+def known_device(name: str) -> torch.device:
+    """A device by its name, whether it is here or not. Raises SagecacheError where that is no name of one."""
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise SagecacheError(f"unknown device '{name}'", fix="For example 'cpu' or 'cuda'.") from error
+
+
+def usable_device(name: str) -> torch.device:
+    """A device that can hold a network now: asked when one is loaded, as settings are read without a GPU too.
+
+    Raises SagecacheError for a device that torch lacks or can't use.
+    """
+    device = known_device(name)
+    told = None
+    if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
+        told = f"sees {counted(count, 'GPU')}, the first is cuda:0" if count else "sees none"
+    else:
+        try:
+            torch.zeros(1, device=device).tolist()
+        except (RuntimeError, AssertionError) as error:  # the second where torch was built without it
+            told = f"can't use it: {str(error).strip().splitlines()[0]}"
+    if told:
+        raise SagecacheError(f"device '{name}' is asked for, and torch {told}", fix=NO_DEVICE)
+    return device
 
 
 def to_tensor(crops: np.ndarray, device: str | torch.device = "cpu") -> Tensor:

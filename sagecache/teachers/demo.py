@@ -88,9 +88,9 @@ class DemoDetector:
 
     def __init__(
         self,
-        score: float = 0.05,
-        nms: float = 0.5,
-        limit: int = 10,
+        score: float = BoxRule.score,
+        nms: float = BoxRule.nms,
+        limit: int = BoxRule.limit,
         net: PersonDetector | None = None,
         weights_hash: str | None = None,
     ) -> None:

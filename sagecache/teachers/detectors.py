@@ -9,6 +9,7 @@ import numpy as np
 
 from sagecache.errors import SagecacheError
 
+BATCH = 8  # images of a pass on a GPU
 Found = tuple[np.ndarray, np.ndarray]  # boxes xyxy (n, 4) in pixels, centres at integers; scores (n,)
 
 
@@ -35,6 +36,10 @@ class BoxRule:
         boxes, scores = clean_boxes(boxes[scores >= self.score], scores[scores >= self.score], size)
         kept = suppress(boxes, scores, self.nms)[: self.limit]
         return boxes[kept], scores[kept]
+
+
+# For detectors of others: most leave one box a person by themselves, so only what nearly coincides goes.
+OF_OTHERS = BoxRule(nms=0.7)
 
 
 def letterbox(image: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, float, tuple[float, float]]:

@@ -11,25 +11,31 @@ import hashlib
 import json
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from sagecache.errors import SagecacheError
-from sagecache.models.weight_files import CONFIG, architectures, read_config, read_json
+from sagecache.models.convnet import PIXEL_MEAN, PIXEL_STD
+from sagecache.models.weight_files import CONFIG, architectures, read_config, read_json, told_of_pickle
 from sagecache.models.weights import check_finite
 from sagecache.teachers.answers import AnswerSettings, NetworkTeacher
-from sagecache.teachers.base import file_hash
+from sagecache.teachers.base import file_hash, usable_device
 
 PREPROCESSOR = "preprocessor_config.json"
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.index.json")
 PERSON = "person"
-IMAGENET = dict(image_mean=(0.485, 0.456, 0.406), image_std=(0.229, 0.224, 0.225))
+# in shares of 255, as their files say it
+IMAGENET = dict(
+    image_mean=tuple(level / 255 for level in PIXEL_MEAN), image_std=tuple(level / 255 for level in PIXEL_STD)
+)
 # model_type of config.json: kind and unit of its depth. Depth-Anything says it itself.
 DEPTHS = {
     "zoedepth": ("metric", "m"),
@@ -37,7 +43,9 @@ DEPTHS = {
     "dpt": ("disparity", "relative"),
     "sapiens2": ("metric", "m"),
 }
+NO_WEIGHTS = {"I8": "int8", "U8": "uint8", "C64": "complex64"}  # counts and indices are of more bytes
 ANEW = "Download it anew."
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std, see _statistics
 _INDEX = re.compile(r"\d{1,9}")
 INSTALL = "pip install 'sagecache[huggingface]'"
 
@@ -84,7 +92,8 @@ class HuggingFaceTeacher(NetworkTeacher):
         )
 
     def load(self, output: str, path: Path) -> nn.Module:
-        return load_folder(path, output).to(self.settings.device)
+        device = usable_device(self.settings.device)
+        return load_folder(path, output).to(device)
 
 
 class Reader(nn.Module):
@@ -101,24 +110,36 @@ class Reader(nn.Module):
 def resolve(settings: HuggingFaceSettings) -> HuggingFaceSettings:
     """The settings with every None replaced by what the folders say. Raises SagecacheError."""
     folders = {name: Path(path) for name, path in settings.files.items()}
-    statistics = {_statistics(folder) for folder in folders.values()}
-    if len(statistics) > 1 and None in (settings.mean, settings.std):
-        raise SagecacheError(
-            "the folders want images normalised in different ways, and one batch serves them all",
-            file=", ".join(map(str, folders.values())),
-            fix="Give them to different teachers: --name of precompute geo keeps a store beside the other.",
-        )
-    mean, std = next(iter(statistics))
     kind, unit = "affine", "relative"
     if "depth" in folders and None in (settings.depth_kind, settings.unit):
         kind, unit = _depth_of(folders["depth"])
+    statistics = {folder: _statistics(folder) for folder in folders.values()}
+    if None in (settings.mean, settings.std):
+        mean, std = _common(statistics)
+        settings = replace(settings, mean=settings.mean or mean, std=settings.std or std)
     return replace(
         settings,
-        mean=settings.mean or mean,
-        std=settings.std or std,
         depth_kind=settings.depth_kind or kind,
         unit=settings.unit or unit,
     )
+
+
+def _common(statistics: Mapping[Path, Statistics | None]) -> Statistics:
+    """What all folders want. Raises SagecacheError where one doesn't say it, or they don't agree."""
+    silent = next((folder for folder, said in statistics.items() if said is None), None)
+    if silent is not None:
+        raise SagecacheError(
+            "is missing, and nothing else says how the network's images are normalised",
+            file=silent / PREPROCESSOR,
+            fix="Download it too, or set mean and std in data.py.",
+        )
+    if len(set(statistics.values())) > 1:
+        raise SagecacheError(
+            "the folders want images normalised in different ways, and one batch serves them all",
+            file=", ".join(map(str, statistics)),
+            fix="Give one to a second project's teacher, and join its store: more_targets of data.py.",
+        )
+    return next(iter(statistics.values()))
 
 
 def load_folder(folder: Path, output: str) -> Reader:
@@ -142,29 +163,70 @@ def load_network(folder: Path) -> nn.Module:
 
 def load_with_report(folder: Path) -> tuple[nn.Module, dict[str, list[str]]]:
     """As `load_network`, whatever the names; beside it {'missing_keys', …: names}, {} where all match."""
-    name = architecture(folder)
+    name, transformers = architecture(folder), import_transformers()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            network, report = getattr(import_transformers(), name).from_pretrained(
+        _refuse_quantised(folder)
+        with _silent(transformers):
+            network, report = getattr(transformers, name).from_pretrained(
                 folder,
                 local_files_only=True,
                 trust_remote_code=False,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they stand in the report
                 dtype=torch.float32,
             )
+    except SagecacheError:
+        raise
     except Exception as error:  # transformers raises what its parts raise
         raise told_of(error, "transformers can't load it", folder) from error
-    gaps = {what: sorted(map(str, keys)) for what, keys in report.items() if keys}
+    gaps = {what: sorted(map(_named, keys)) for what, keys in report.items() if keys}
     if not gaps:
         check_finite(dict(network.named_parameters()), folder)
     return network.eval(), gaps
+
+
+def _refuse_quantised(folder: Path) -> None:
+    """Raise SagecacheError for tensors of a folder that transformers would silently turn into floats."""
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as held:
+            for name in held.keys():
+                kind = held.get_slice(name).get_dtype()
+                if kind in NO_WEIGHTS:
+                    raise SagecacheError(
+                        f"is {NO_WEIGHTS[kind]}, which is no precision of weights",
+                        file=file,
+                        record=name,
+                        fix="Take the folder as it was before it was quantised.",
+                    )
+
+
+def _named(key: object) -> str:
+    """A name of a report; with the shapes of the file and of the network where they differ."""
+    if isinstance(key, tuple) and len(key) == 3:
+        return f"{key[0]} is {tuple(key[1])}, not {tuple(key[2])}"
+    return str(key)
+
+
+@contextmanager
+def _silent(transformers: Any) -> Iterator[None]:
+    """Without warnings, and without the pages that transformers logs: what they tell becomes our errors."""
+    logging = transformers.utils.logging
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def told_of(error: Exception, what: str, file: Path) -> SagecacheError:
     """An error of transformers in a line; where it wanted to run code of a folder, that this is not done."""
     if "trust_remote_code" in str(error):
         return _own_code(file)
+    if told := told_of_pickle(error):
+        return SagecacheError(told, file=file, fix=ANEW)
     first = str(error).strip().split("\n")[0]
     return SagecacheError(f"{what}: {first}", file=file, fix=ANEW)
 
@@ -246,28 +308,24 @@ def folder_hash(folder: Path) -> str:
 
 def load_processor(folder: Path) -> Any:
     """The preprocessing of a folder, as transformers builds it. Raises SagecacheError where it can't."""
+    transformers = import_transformers()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return import_transformers().AutoImageProcessor.from_pretrained(
+        with _silent(transformers):
+            return transformers.AutoImageProcessor.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False
             )
     except Exception as error:  # transformers raises what its parts raise
         raise told_of(error, "its preprocessing can't be built", folder / PREPROCESSOR) from error
 
 
-Statistics = tuple[tuple[float, ...], tuple[float, ...]]
-
-
-def _statistics(folder: Path) -> Statistics:
+def _statistics(folder: Path) -> Statistics | None:
     """Mean and std of a folder's images, in grey levels: pixels are (grey level - mean) / std.
 
-    What its file says; where it leaves something open, what its processor does, or ImageNet's if transformers
-    can't build that (Sapiens2's needs torchvision).
+    What its processor does; if transformers can't build that (Sapiens2's needs torchvision), what its file
+    says, ImageNet's where that leaves something open. None without a file.
     """
     page = folder / PREPROCESSOR
-    said = read_json(page) if page.is_file() else {}
-    stated = _stated(said, page)
+    stated = _stated(read_json(page), page) if page.is_file() else None
     try:
         processor = load_processor(folder)
     except SagecacheError:
@@ -348,6 +406,7 @@ def _depth_of(folder: Path) -> tuple[str, str]:
     if kind == "dpt" and isinstance(backbone, Mapping) and "dinov2" in str(backbone.get("model_type")):
         kind = "dpt on DINOv2"  # published ones give metres; nothing in the folder says so
     if kind not in DEPTHS:
+        reader_of(folder, "depth")  # which says it of a network that gives none
         raise SagecacheError(
             f"nothing says what kind of depth a '{kind}' gives",
             file=folder,

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from sagecache.errors import SagecacheError, nearest
-from sagecache.teachers.base import file_hash, in_threads
-from sagecache.teachers.detectors import BoxRule, Found
+from sagecache.teachers.base import file_hash, in_threads, known_device, usable_device
+from sagecache.teachers.detectors import BATCH, OF_OTHERS, BoxRule, Found
 from sagecache.teachers.huggingface import (
     PERSON,
     PREPROCESSOR,
@@ -29,14 +29,13 @@ from sagecache.teachers.huggingface import (
     told_of,
 )
 
-BATCH = 8  # images of a pass on a GPU
-
 
 class HuggingFaceDetector:
     """Persons by a folder's network for object detection.
 
     path: folder that save_pretrained wrote, or a download of one, with its preprocessor_config.json.
-    label: the class of its id2label that counts. score, nms, limit: as in BoxRule. device: where it runs.
+    label: the class of its id2label that counts. score, nms, limit: as in BoxRule, by default
+    those of OF_OTHERS. device: where it runs.
     Raises SagecacheError for a folder of something else, and without transformers.
     """
 
@@ -44,12 +43,13 @@ class HuggingFaceDetector:
         self,
         path: str,
         label: str = PERSON,
-        score: float = 0.05,
-        nms: float = 0.7,
-        limit: int = 10,
+        score: float = OF_OTHERS.score,
+        nms: float = OF_OTHERS.nms,
+        limit: int = OF_OTHERS.limit,
         device: str = "cpu",
     ) -> None:
         self._folder, self._rule, self._device = Path(path), BoxRule(score, nms, limit), device
+        known_device(device)
         self._hash = folder_hash(self._folder)
         labels = class_indices(self._folder)
         if label.lower() not in labels:
@@ -76,8 +76,8 @@ class HuggingFaceDetector:
                 file=self._folder,
                 fix="Take a …ForObjectDetection.",
             )
-        processor = load_processor(self._folder)
-        return load_network(self._folder).to(self._device), processor
+        device, processor = usable_device(self._device), load_processor(self._folder)
+        return load_network(self._folder).to(device), processor
 
     def _raw(self, images: list[np.ndarray]) -> list[Found]:
         _ = self._parts  # loaded once, before threads ask for it

@@ -16,7 +16,7 @@ from sagecache.errors import SagecacheError, about
 from sagecache.models.sapiens import SapiensNetwork, sapiens_network
 from sagecache.models.weight_files import read_tensors
 from sagecache.teachers.answers import AnswerSettings, NetworkTeacher
-from sagecache.teachers.base import file_hash
+from sagecache.teachers.base import file_hash, usable_device
 
 # Pixels around the image before it is cut into patches, as each network was trained; the wrong one moves
 # every map by two pixels and is silent.
@@ -64,4 +64,4 @@ class SapiensTeacher(NetworkTeacher):
         width, height = self.settings.input_size
         with about(path):
             net = sapiens_network(state, (height, width), PADDING[output])
-        return net.to(self.settings.device)
+        return net.to(usable_device(self.settings.device))

@@ -13,11 +13,10 @@ from torch import Tensor
 
 from sagecache.errors import SagecacheError, nearest
 from sagecache.strict import positive
-from sagecache.teachers.base import file_hash, in_threads, to_tensor
-from sagecache.teachers.detectors import BoxRule, Found, letterbox
+from sagecache.teachers.base import file_hash, in_threads, known_device, to_tensor
+from sagecache.teachers.detectors import BATCH, OF_OTHERS, BoxRule, Found, letterbox
 from sagecache.teachers.torchscript import load_torchscript
 
-BATCH = 8  # images of a pass on a GPU
 LAYOUTS = ("xyxy", "cxcywh")
 
 
@@ -29,7 +28,7 @@ class TorchScriptDetectorSettings:
     returns a tuple: boxes (B, N, 4) and scores (B, N) or (B, N, classes); or boxes with the score in front of
     them, (B, N, 5), and labels (B, N), as mmdeploy exports. box_layout: 'xyxy' | 'cxcywh'. unit_boxes: True
     where boxes are shares of the input instead of its pixels. person: index of the class that counts.
-    score, nms, limit: as in BoxRule. device: where it runs.
+    score, nms, limit: as in BoxRule, by default those of OF_OTHERS. device: where it runs.
     """
 
     path: str
@@ -39,9 +38,9 @@ class TorchScriptDetectorSettings:
     box_layout: str = "xyxy"
     unit_boxes: bool = False
     person: int = 0
-    score: float = 0.05
-    nms: float = 0.7
-    limit: int = 10
+    score: float = OF_OTHERS.score
+    nms: float = OF_OTHERS.nms
+    limit: int = OF_OTHERS.limit
     device: str = "cpu"
 
     def __post_init__(self) -> None:
@@ -49,6 +48,7 @@ class TorchScriptDetectorSettings:
             raise SagecacheError(
                 f"unknown box_layout '{self.box_layout}'", fix=nearest(self.box_layout, LAYOUTS)
             )
+        known_device(self.device)
         for name in ("std", "input_size"):
             for value in getattr(self, name):
                 positive(name, value)

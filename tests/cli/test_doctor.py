@@ -172,6 +172,23 @@ def test_a_gpu_of_no_size_is_refused(size):
     assert done.exit_code == 2 and "--gpu" in done.stderr
 
 
+def test_a_gpu_that_is_not_there_is_an_error_where_something_is_to_make(tmp_path, report, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    folder = write_project(tmp_path / "mine")
+    data, made = folder / "data.py", "dict(type='torchscript', files=dict(depth='net.pt2'), device='cuda')"
+    data.write_text(data.read_text().replace("dict(type='demo')", made))
+    (folder / "labels.json").write_text("{}")
+    (folder / "net.pt2").write_bytes(b"weights")
+    assert "teacher" not in states(report("--project", folder)[1]["findings"])
+    terms = "semi = dict(terms=dict(geometry=dict()))\nbatch = dict(labeled=2, unlabeled=2)\n"
+    page = "data = dict(labeled='labeled', unlabeled='val', val=None, probe=None)\n" + terms
+    (folder / "more.py").write_text(page)
+    code, answer = report("--project", folder)
+    (row,) = [row for row in answer["findings"] if row["name"] == "teacher"]
+    assert code == 1 and row["value"] == "device 'cuda' is asked for, and torch sees none"
+    assert row["state"] == "error" and "device='cpu'" in row["fix"]
+
+
 def test_a_broken_page_is_told_with_its_name(tmp_path, report):
     folder = write_project(tmp_path / "mine")
     (folder / "stage0.py").write_text("train_cgf = dict(max_iters=1)\n")

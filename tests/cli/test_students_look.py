@@ -59,6 +59,13 @@ def test_a_backbone_shows_its_features(save, person, tmp_path):
     assert cv2.imread(str(tmp_path / "look.png")) is not None
 
 
+def test_a_gpu_that_is_not_there_is_told(save, person, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    path = save(pose_state())
+    with pytest.raises(SagecacheError, match="device 'cuda' is asked for, and torch sees none"):
+        look_at_student(identify(path).settings, path, person, tmp_path / "look.png", "cuda")
+
+
 def test_numbers_that_are_none_are_told(save, person, tmp_path):
     state = pose_state()
     state["head.final_layer.weight"].fill_(3e38)  # a number, and the largest: twice it is none

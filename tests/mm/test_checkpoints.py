@@ -8,7 +8,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sagecache.errors import SagecacheError
-from sagecache.mm.checkpoints import Resumable, load_network, network_state, newest_readable, save_network
+from sagecache.mm.checkpoints import (
+    Resumable,
+    load_backbone,
+    load_network,
+    network_state,
+    newest_readable,
+    save_network,
+)
 
 
 @pytest.fixture
@@ -46,6 +53,22 @@ def test_values_that_are_not_finite_are_refused_in_what_is_used(tmp_path, ours):
     load_network(nn.Linear(3, 2), tmp_path / "w.pth", "ema_teacher")
     with pytest.raises(SagecacheError, match="w.pth, weight: its values are not all finite"):
         load_network(nn.Linear(3, 2), tmp_path / "w.pth", "student")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.complex64])
+def test_weights_that_are_no_floats_are_refused(tmp_path, dtype):
+    torch.save({"weight": torch.ones(2, 3, dtype=dtype), "bias": torch.zeros(2)}, tmp_path / "w.pth")
+    with pytest.raises(SagecacheError, match="w.pth, weight: is (int8|complex64), and the network's own is"):
+        load_network(nn.Linear(3, 2), tmp_path / "w.pth")
+    with pytest.raises(
+        SagecacheError, match="w.pth, backbone.weight: is (int8|complex64), and the network's"
+    ):
+        load_backbone(nn.Linear(3, 2), tmp_path / "w.pth")
+    state = nn.BatchNorm2d(2).state_dict()
+    torch.save(state | {"num_batches_tracked": torch.tensor(7, dtype=torch.int32)}, tmp_path / "n.pth")
+    net = nn.BatchNorm2d(2)
+    load_network(net, tmp_path / "n.pth")
+    assert net.num_batches_tracked == 7
 
 
 def test_a_value_too_large_for_the_network_is_refused(tmp_path):

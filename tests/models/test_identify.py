@@ -73,8 +73,9 @@ def test_names_that_are_missing_or_too_many_are_listed(tmp_path):
 def test_networks_of_one_size_are_told_apart_by_the_file(tmp_path, name, told):
     with torch.device("meta"):
         shapes = VisionTransformer("sapiens_0.6b", (64, 48)).state_dict()
-    state = {f"backbone.{key}": torch.zeros(1).expand(value.shape) for key, value in shapes.items()}
-    found = identify(save(tmp_path, state, name))  # expanded zeros take no room in the file
+    zeros = torch.zeros(max(value.numel() for value in shapes.values()))  # all are views of one storage
+    state = {f"backbone.{key}": zeros[: value.numel()].view(value.shape) for key, value in shapes.items()}
+    found = identify(save(tmp_path, state, name))
     assert found.role == "start" and told in found.what and found.gaps == ()
 
 
@@ -86,6 +87,14 @@ def test_hugging_face_folders(tmp_path):
     assert found.settings == dict(type="huggingface", files=dict(depth=str(tmp_path / "depth")))
     yolos(transformers).save_pretrained(tmp_path / "boxes")
     assert identify(tmp_path / "boxes").settings == dict(type="huggingface", path=str(tmp_path / "boxes"))
+
+
+def test_a_folder_that_lacks_its_config_is_told(tmp_path):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    depth_anything(transformers).save_pretrained(tmp_path / "depth")
+    (tmp_path / "depth" / "config.json").unlink()
+    with pytest.raises(SagecacheError, match="depth: holds weights and no config.json.* Download it too"):
+        identify(tmp_path / "depth")
 
 
 def test_a_vitpose_of_hugging_face_is_a_student(tmp_path):

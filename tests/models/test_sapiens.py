@@ -26,6 +26,17 @@ def test_a_network_takes_every_tensor_and_leaves_auxiliary_heads():
     )
 
 
+@pytest.mark.parametrize("name", ["backbone.layers.0.attn.qkv.weight", "backbone.pos_embed"])
+def test_weights_of_any_precision_but_no_integers(name):
+    state = sapiens_state((4, 3), 2, 0, 1)
+    halves = sapiens_network({key: value.half() for key, value in state.items()}, (64, 48), padding=0)
+    torch.testing.assert_close(halves.state_dict()[name], state[name].half().float(), rtol=0, atol=0)
+    state[name] = state[name].to(torch.int8)
+    for size in ((64, 48), (96, 64)):  # as it is, and with positions to resize
+        with pytest.raises(SagecacheError, match=f"{name}: is int8, and the network's own is floating"):
+            sapiens_network(state, size, padding=0)
+
+
 def test_deconvolutions_of_another_kernel_are_refused():
     state = sapiens_state((4, 3), 1, 0, 1)
     state["decode_head.deconv_layers.0.weight"] = torch.zeros(64, 8, 3, 3)

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sagecache.errors import SagecacheError
-from sagecache.models.weight_files import architectures, read_config, read_tensors
+from sagecache.models.weight_files import architectures, read_config, read_tensors, told_of_pickle
 
 WEIGHTS = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.zeros(2)}
 
@@ -66,9 +66,62 @@ def test_code_is_refused_by_name_and_does_not_run(tmp_path):
     with pytest.raises(SagecacheError, match=r"bad.pth: its pickle asks for \w+.mkdir"):
         read_tensors(tmp_path / "bad.pth")
     (tmp_path / "old.pth").write_bytes(pickle.dumps({"a": Planted(tmp_path / "made")}))
-    with pytest.raises(SagecacheError, match="old.pth: can't be read as a checkpoint"):
+    with pytest.raises(SagecacheError, match="old.pth: is a pickle that torch.save did not write: it may"):
         read_tensors(tmp_path / "old.pth")
+    content = {"a": Planted(tmp_path / "made")}
+    torch.save(content, tmp_path / "legacy.pth", _use_new_zipfile_serialization=False)
+    with pytest.raises(SagecacheError, match=r"legacy.pth: its pickle asks for \w+.mkdir: more than weights"):
+        read_tensors(tmp_path / "legacy.pth")
     assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("archive", [True, False])
+def test_no_line_says_that_a_pickle_could_be_run(tmp_path, recwarn, archive):
+    """torch advises weights_only=False; a pickle of another protocol would also warn."""
+    torch.save(WEIGHTS, tmp_path / "w.pth", pickle_protocol=4, _use_new_zipfile_serialization=archive)
+    with pytest.raises(SagecacheError, match="w.pth: its pickle is not plain weights") as caught:
+        read_tensors(tmp_path / "w.pth")
+    assert "weights_only" not in str(caught.value) and not recwarn.list
+    torch.save(WEIGHTS, tmp_path / "legacy.pth", _use_new_zipfile_serialization=False)
+    same(read_tensors(tmp_path / "legacy.pth"))
+
+
+def test_torch_s_advice_is_put_into_our_words():
+    advice = "Re-running `torch.load` with `weights_only` set to `False` will likely succeed.\n\n"
+    asked = advice + "Trying to load unsupported GLOBAL posix.mkdir whose module posix is blocked."
+    assert told_of_pickle(ValueError(asked)).startswith("its pickle asks for posix.mkdir: more")
+    assert "weights_only" not in told_of_pickle(ValueError(advice))
+    assert told_of_pickle(ValueError("cut")) is None
+
+
+@pytest.mark.filterwarnings("ignore:Sparse:UserWarning", "ignore:torch.quantize_per_tensor:UserWarning")
+@pytest.mark.filterwarnings("ignore:TypedStorage:UserWarning", "ignore:.*nested tensors:UserWarning")
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: torch.eye(3).to_sparse(), "is sparse"),
+        (lambda: torch.eye(3).to_sparse_csr(), "is sparse"),
+        (lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), "is nested"),
+        (lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8), "is quantised"),
+        (lambda: torch.empty(3, device="meta"), "has no values in the file"),
+        (lambda: torch.zeros(1).expand(200_000, 200_000), "160000000000 bytes, of which the file holds 4"),
+        (lambda: torch.zeros(10).as_strided((8, 3), (1, 1)), "96 bytes, of which the file holds 40"),
+    ],
+    ids=["coo", "csr", "nested", "quantised", "meta", "expanded", "overlapping"],
+)
+def test_tensors_that_are_no_plain_numbers_are_named(tmp_path, make, told):
+    torch.save(WEIGHTS | {"odd": make()}, tmp_path / "w.pth")
+    with pytest.raises(SagecacheError, match=f"w.pth, odd: .*{told}") as caught:
+        read_tensors(tmp_path / "w.pth")
+    assert caught.value.fix
+
+
+def test_views_of_one_storage_are_tensors(tmp_path):
+    whole = torch.arange(12.0)
+    state = {"row": whole[3:6], "turned": whole.view(3, 4).T, "all": whole, "none": whole[:0]}
+    torch.save(state, tmp_path / "w.pth")
+    found = read_tensors(tmp_path / "w.pth")
+    assert all(torch.equal(found[name], value) for name, value in state.items())
 
 
 def test_a_permitted_name_is_a_stand_in(tmp_path, nothing_permitted):
@@ -115,6 +168,8 @@ def test_wrong_files_are_one_clear_line(tmp_path):
     (tmp_path / "page.pth").write_text("\n<HTML>404</HTML>")
     (tmp_path / "pointer.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0")
     (tmp_path / "nothing.pth").touch()
+    (tmp_path / "log.pth").write_text("epoch 3, loss .4\n")
+    (tmp_path / "junk.pth").write_bytes(bytes(range(200)))
     (tmp_path / "none").mkdir()
     for name, told in {
         "cut.pth": "can't be read",
@@ -125,6 +180,8 @@ def test_wrong_files_are_one_clear_line(tmp_path):
         "page.pth": "is a web page",
         "pointer.safetensors": "is Git LFS's pointer",
         "nothing.pth": "is empty",
+        "log.pth": "is no checkpoint that torch.save or safetensors wrote",
+        "junk.pth": "is no checkpoint that torch.save or safetensors wrote",
         "none": "holds none of model.safetensors",
         "gone.pth": "no such checkpoint",
     }.items():

@@ -12,6 +12,7 @@ from sagecache.models.convnet import GeometryNet, PersonDetector, PoseNet
 from sagecache.models.weights import (
     NAMES,
     check_finite,
+    check_floats,
     fill,
     load_geometry_net,
     load_person_detector,
@@ -75,6 +76,26 @@ def test_unreadable_file_names_itself(tmp_path):
         read_weights(path)
     save_file({"a": torch.ones(2, dtype=torch.float16)}, path)
     assert read_weights(path)["a"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool, torch.complex64])
+def test_weights_that_are_no_floats_are_refused_by_name(dtype):
+    """Integers mean nothing without their scales; a count is one in the network too."""
+    net = nn.BatchNorm2d(2)
+    state = net.state_dict() | {"running_var": torch.ones(2, dtype=dtype)}
+    name = str(dtype).removeprefix("torch.")
+    told = f"^w.pth, running_var: is {name}, and the network's own is floating. Take"
+    with pytest.raises(SagecacheError, match=told):
+        fill(net, state, Path("w.pth"))
+    with pytest.raises(SagecacheError, match=told):
+        check_floats(state, net.state_dict(), Path("w.pth"))
+    check_floats(state | {"running_var": torch.ones(2).half()}, net.state_dict())
+
+
+def test_one_byte_floats_are_looked_at_too():
+    check_finite({"w": torch.ones(2, dtype=torch.float8_e4m3fn)})
+    with pytest.raises(SagecacheError, match="w: its values are not all finite"):
+        check_finite({"w": torch.tensor([1.0, torch.nan]).to(torch.float8_e4m3fn)})
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

@@ -16,7 +16,37 @@ from sagecache.teachers.base import (
     file_hash,
     mirror_maps,
     resize_maps,
+    usable_device,
 )
+
+
+def test_a_device_is_one_that_torch_has(monkeypatch):
+    assert usable_device("cpu") == torch.device("cpu")
+    with pytest.raises(SagecacheError, match="unknown device 'gpu'"):
+        usable_device("gpu")
+    with pytest.raises(SagecacheError, match="device 'meta' is asked for, and torch can't use it: "):
+        usable_device("meta")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    for name in ("cuda", "cuda:1"):
+        with pytest.raises(
+            SagecacheError, match=f"'{name}' is asked for, and torch sees none. Set device='cpu'"
+        ):
+            usable_device(name)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(
+        SagecacheError, match="'cuda:7' is asked for, and torch sees 2 GPUs, the first is cuda:0"
+    ):
+        usable_device("cuda:7")
+
+
+def test_a_device_that_is_there_and_fails_is_told(monkeypatch):
+    def fails(*_, device):
+        raise AssertionError("Torch not compiled with CUDA enabled\n  a trace")
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch, "zeros", fails)
+    with pytest.raises(SagecacheError, match="can't use it: Torch not compiled with CUDA enabled. Set"):
+        usable_device("cuda")
 
 
 def test_the_documented_teacher_is_one():

@@ -91,6 +91,17 @@ def test_a_picture_that_the_preprocessing_refuses_is_an_error_of_a_line(tmp_path
     assert "\n" not in str(told.value)
 
 
+def test_devices_are_checked_by_name_when_built_and_for_good_when_loaded(tmp_path, monkeypatch):
+    folder = str(tmp_path / "net")
+    yolos(transformers).save_pretrained(folder)
+    with pytest.raises(SagecacheError, match="unknown device 'gpu'"):
+        build_detector(dict(type="huggingface", path=folder, device="gpu"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    detector = build_detector(dict(type="huggingface", path=folder, device="cuda"))
+    with pytest.raises(SagecacheError, match="device 'cuda' is asked for, and torch sees none"):
+        detector([image(50, 70)])
+
+
 def test_groups_are_neighbours_of_one_size():
     images = [np.empty((2, width, 3)) for width in (4, 4, 4, 5, 4)]
     assert [[one.shape[1] for one in group] for group in _of_one_size(images, 2)] == [[4, 4], [4], [5], [4]]

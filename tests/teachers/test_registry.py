@@ -1,7 +1,12 @@
+from inspect import signature
+
 import pytest
 
 from sagecache.errors import SagecacheError
+from sagecache.teachers.demo import DemoDetector
+from sagecache.teachers.huggingface_detector import HuggingFaceDetector
 from sagecache.teachers.registry import build_detector, build_teacher
+from sagecache.teachers.torchscript_detector import TorchScriptDetectorSettings
 
 
 def test_builders_name_the_nearest_known():
@@ -20,6 +25,16 @@ def test_settings_reach_the_teacher():
     assert once.fingerprint()["preprocessing"] != twice.fingerprint()["preprocessing"]
     strict = build_detector(dict(type="demo", score=0.9)).fingerprint()
     assert strict["rule"]["score"] == 0.9 and strict != build_detector(dict(type="demo")).fingerprint()
+
+
+@pytest.mark.parametrize(
+    "maker, nms",
+    [(DemoDetector, 0.5), (HuggingFaceDetector, 0.7), (TorchScriptDetectorSettings, 0.7)],
+)
+def test_rules_of_boxes_by_default(maker, nms):
+    """They stand in fingerprints: to change one is to have every box found anew."""
+    found = {name: one.default for name, one in signature(maker).parameters.items()}
+    assert (found["score"], found["nms"], found["limit"]) == (0.05, nms, 10)
 
 
 @pytest.mark.parametrize(

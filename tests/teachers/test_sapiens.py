@@ -75,6 +75,16 @@ def test_numbers_are_those_of_other_code(files, output):
     torch.testing.assert_close(network(images), want, atol=1e-5, rtol=1e-4)
 
 
+def test_a_gpu_is_missed_when_a_network_is_loaded_and_not_before(files, monkeypatch):
+    """A page for a GPU opens and compares fingerprints on any machine."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    teacher = build_teacher(dict(type="sapiens", files=files, mask="network", device="cuda", **SIZE))
+    assert teacher.fingerprint()
+    for load in (lambda: teacher(crops()), lambda: teacher.load("depth", files["depth"])):
+        with pytest.raises(SagecacheError, match="device 'cuda' is asked for, and torch sees none"):
+            load()
+
+
 @torch.no_grad()
 def test_maps_are_the_networks_answers_in_our_frame(files):
     teacher = build_teacher(dict(type="sapiens", files=files, mask="network", **SIZE))

@@ -102,6 +102,8 @@ class Raises(nn.Module):
 
 
 def test_wrong_files_are_told(file, tmp_path):
+    with pytest.raises(SagecacheError, match="unknown device 'gpu'"):
+        build_detector(dict(type="torchscript", path=file(Wrong()), device="gpu"))
     with pytest.raises(SagecacheError, match="gone.pt: TorchScript file not found"):
         build_detector(dict(type="torchscript", path="gone.pt"))
     with pytest.raises(SagecacheError, match="[Dd]id you mean 'cxcywh'"):
