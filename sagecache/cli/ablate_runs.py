@@ -181,10 +181,13 @@ def score_made_from(project: Project, training: Training, split: str) -> dict[st
     """All that predictions hang on; how they are judged is asked when the table is made."""
     from sagecache.mm.inputs import file_digest
 
-    return dict(
+    rules = project.data.evaluation
+    # what came later is noted where it is not the default, so that scores made before it still stand
+    sampling = {} if rules.sampling == "training" else dict(sampling=rules.sampling)
+    return sampling | dict(
         checkpoint=file_digest(checkpoint_of(project, training)),
         annotations=file_digest(project.path(project.split(split).annotations)),
-        padding=project.data.evaluation.padding,
+        padding=rules.padding,
         model=json.loads(json.dumps(as_trained(project, training).model, default=str)),
         network=NETWORK,
         boxes=BOXES,

@@ -301,8 +301,10 @@ def _check_start(project: Project, recipe: Recipe, name: str) -> Iterator[Findin
     if start in (None, "demo") or start in project.recipe_names():
         return
     place = project.path(start)
-    if not place.is_file() and not (place / "config.json").is_file():
-        told = "is a folder without config.json" if place.is_dir() else "is not there"
+    from sagecache.models.weight_files import holds_weights
+
+    if not place.is_file() and not holds_weights(place):
+        told = "is a folder without weights" if place.is_dir() else "is not there"
         yield Finding(
             "project", f"load_from of {name}", f"{place} {told}", ERROR, f"Correct it in {name}'s page."
         )

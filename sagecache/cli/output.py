@@ -89,7 +89,7 @@ def require_places(places: Mapping[Path, bytes], used: Iterable[Path] = ()) -> N
             raise SagecacheError("no such folder", file=path.parent, fix="Make it, or name another file.")
         if not os.access(path.parent, os.W_OK):
             raise SagecacheError("no file can be written here", file=path.parent, fix="Choose another.")
-        if path.resolve() in reads:
+        if path.exists() and path.resolve() in reads:
             raise SagecacheError("is read by this command", file=path, fix="Name another file.")
         if path.exists() and not _begins(path, beginning):
             raise SagecacheError(
@@ -103,7 +103,8 @@ def _begins(path: Path, beginning: bytes) -> bool:
     if not path.is_file():
         return False
     with path.open("rb") as file:
-        return file.read(64).lstrip().startswith(beginning)
+        start = file.read(64).lstrip()
+    return not start or start.startswith(beginning)
 
 
 @contextmanager

@@ -157,7 +157,8 @@ def in_pictures(project: Project, place: Path) -> Persons:
     from sagecache.project.settings import SplitSettings
     from sagecache.teachers.registry import build_detector
 
-    coco, root = list_pictures(place), place if place.is_dir() else place.parent
+    root = place if place.is_dir() else place.parent
+    coco = list_pictures(place, on_bad=lambda name, why: note(f"{root / name}: {why}"))
     parts = [[(one["id"], root / one["file_name"])] for one in coco["images"]]
     work, found = DetectWork(parts, build_detector(project.data.detector), batch_size=1), []
     with progress("detect") as report:

@@ -190,8 +190,8 @@ def _check_used_box(
 ) -> None:
     """A detected box that touches its image and will be cropped: is it of a person, in pixels, x y w h?"""
     if min(bbox[2:]) < SMALLEST:
-        fix = "Remove it; if all are like this, they are not in pixels"
-        log.error("tiny_box", f"bbox {bbox} is less than {SMALLEST:g} pixels wide or high", where, fix)
+        fix = "A higher min_score of the split leaves such out; if many are like this, they are not in pixels"
+        log.warning("tiny_box", f"bbox {bbox} is less than {SMALLEST:g} pixels wide or high", where, fix)
     elif size is not None:
         margin = max(MARGIN, OVERSHOOT * size[0]), max(MARGIN, OVERSHOOT * size[1])
         fix = "A bbox is x, y, w, h in pixels: see that it is not x1, y1, x2, y2"

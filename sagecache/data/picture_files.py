@@ -28,12 +28,15 @@ def picture_size(path: Path) -> tuple[int, int]:
     return _look(path)[0]
 
 
-def list_pictures(place: Path, *, numbered: bool = False) -> dict:
+def list_pictures(
+    place: Path, *, numbered: bool = False, on_bad: Callable[[str, str], None] | None = None
+) -> dict:
     """The images below a folder, or one image, as a COCO dict without annotations; names from that folder.
 
-    Ids are the names where all stems are numbers (COCO's {:012d} rule), else 1, 2, … in order of name.
-    numbered: that other file names ids, so that names must be numbers. Raises SagecacheError where they are
-    not then, where there is no image, and once for all that can't be opened.
+    Ids are the names where all stems are numbers of their own (COCO's {:012d} rule), else 1, 2, … in order of
+    name. numbered: another file names ids, so that names must be such numbers. on_bad(name, why) is told of
+    images that can't be opened, which are left out; without it all of them are one error. Raises
+    SagecacheError for that, for names that are no numbers where they must be, and where there is no image.
     """
     folder = place if place.is_dir() else place.parent
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
@@ -41,15 +44,18 @@ def list_pictures(place: Path, *, numbered: bool = False) -> dict:
     if not files:
         raise SagecacheError("no images below it", file=folder, fix=f"Known: {', '.join(sorted(SUFFIXES))}.")
     numeric = all(re.fullmatch(r"\d+", path.stem) and int(path.stem) < 2**63 for path in files)
-    ids = [int(path.stem) for path in files] if numeric else list(range(1, len(files) + 1))
+    ids = [int(path.stem) for path in files] if numeric else []
+    repeated = len(set(ids)) < len(ids)
     if numbered and not numeric:
         raise SagecacheError(
             "detections name image ids, and these file names are no numbers",
             file=folder,
             fix="Give --unlabeled-annotations, a COCO JSON whose images have id and file_name.",
         )
-    if len(set(ids)) != len(ids):
+    if numbered and repeated:
         raise SagecacheError("two files have the same number as name", file=folder, fix="Rename one.")
+    if repeated or not numeric:
+        ids = list(range(1, len(files) + 1))
     images, bad = [], {}
     for image_id, path in sorted(zip(ids, files, strict=True)):
         name = path.relative_to(folder).as_posix()
@@ -59,7 +65,10 @@ def list_pictures(place: Path, *, numbered: bool = False) -> dict:
             bad[name] = error.message
             continue
         images.append(dict(id=image_id, file_name=name, width=width, height=height))
-    if bad:
+    if on_bad is not None:
+        for name, why in bad.items():
+            on_bad(name, why)
+    elif bad:
         shown = "; ".join(f"{name} ({why})" for name, why in list(bad.items())[:NAMED])
         more = f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
         raise SagecacheError(

@@ -15,6 +15,7 @@ from sagecache.mm.estimator import SemiPoseEstimator
 from sagecache.mm.labeling import build_labeler, build_mixing, build_style, load_prior
 from sagecache.mm.registry import build_student
 from sagecache.mm.terms import build_terms
+from sagecache.models.weight_files import holds_weights
 from sagecache.models.weights import weights_path
 from sagecache.project import Project, Recipe
 from sagecache.project.runs import finished_run, shortfall
@@ -94,7 +95,7 @@ def start_checkpoint(project: Project, recipe: Recipe) -> Path | None:
             )
         return found
     path = project.path(recipe.load_from)
-    if not path.is_file() and not (path / "config.json").is_file():  # a file, or a Hugging Face folder
+    if not path.is_file() and not holds_weights(path):  # a file, or a Hugging Face folder
         none = "" if recipe.load_from.lower() not in ("none", "null") else "Write None: load_from=None. "
         raise SagecacheError(
             f"load_from '{recipe.load_from}' is neither a recipe nor a file",

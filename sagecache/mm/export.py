@@ -78,7 +78,10 @@ def export(
     if kind == "onnx":
         _require_free(_weights_of(output), kind, force)
     with _in_place(output) as temporary:
-        return [KINDS[kind](student.eval(), project, temporary)]
+        told = KINDS[kind](student.eval(), project, temporary)
+        if kind == "onnx" and not _weights_of(temporary).exists():
+            _weights_of(output).unlink(missing_ok=True)  # of an earlier, larger one
+    return [told]
 
 
 def _require_free(output: Path, kind: str, force: bool) -> None:

@@ -77,15 +77,16 @@ def view_config(kind: str, strength: float) -> ViewConfig:
 
 
 class DisturbedCrops(EvaluationCrops):
-    """Crops of annotated persons, disturbed. Items as `EvaluationCrops`, keypoints in crop pixels, and
+    """Crops of annotated persons, disturbed, sampled as training views. Items as `EvaluationCrops`, keypoints
+    in crop pixels, and
 
     ``truth`` (K, 2) crop pixels, ``counts`` (K,) bool: joints to judge, ``unit``: the box's diagonal there.
     """
 
     def __init__(self, project: Project, instances: Sequence[Instance], kind: str, strength: float) -> None:
-        padding, config = project.data.evaluation.padding, view_config(kind, strength)
-        super().__init__(instances, project.model, padding, project.skeleton)
-        self.views = LabeledViews(self.instances, self.size, padding, config, project.skeleton)
+        rules, config = project.data.evaluation, view_config(kind, strength)
+        super().__init__(instances, project.model, rules, project.skeleton)
+        self.views = LabeledViews(self.instances, self.size, rules.padding, config, project.skeleton)
         self.patch = round(strength * self.size[1]) if kind == "hidden" else 0
 
     def __getitem__(self, index: int) -> dict:

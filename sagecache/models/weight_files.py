@@ -42,6 +42,7 @@ INDEX, SAFE, PICKLE = "model.safetensors.index.json", "model.safetensors", "pyto
 CONFIG = "config.json"
 FIX = "Give a .pth with weights, a .safetensors, or a folder that save_pretrained wrote."
 ANEW = "Take a file from its publisher, or save its state_dict anew as .safetensors."
+SMALL = 2**24  # bytes that an expanded tensor may come to; it is no attack on memory
 _LEGACY = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")  # near the start of every file of torch < 1.6
 _ASKED_FOR = re.compile(r"\bGLOBAL ([\w.]+)")  # in torch's words about code in a pickle
 
@@ -68,6 +69,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def refuse_placeholder(path: Path) -> None:
     """Raise SagecacheError for what a download leaves in the place of weights: nothing, a page, a pointer."""
+    if not path.is_file():
+        raise SagecacheError("no such file", file=path, fix="Correct its path.")
     with path.open("rb") as file:
         start = file.read(64).lstrip().lower()
     if not start:
@@ -212,7 +215,7 @@ def _check_plain(state: Mapping[str, Tensor], path: Path) -> None:
             told, fix = f"is {kind}, and weights are plain numbers", "Save it dense: to_dense, dequantize."
         elif value.device.type != "cpu":
             told, fix = f"has no values in the file (device '{value.device}')", "Take a whole file."
-        elif (need := value.numel() * value.itemsize) > (held := value.untyped_storage().nbytes()):
+        elif (need := value.numel() * value.itemsize) > max(SMALL, held := value.untyped_storage().nbytes()):
             told = f"is {tuple(value.shape)}, {need} bytes, of which the file holds {held}"
             fix = "Save it whole: clone() it first."
         else:
@@ -227,15 +230,28 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise SagecacheError(f"can't be read as a checkpoint: {error}", file=path, fix=FIX) from error
 
 
-def _read_folder(folder: Path) -> dict[str, Tensor]:
+def safetensors_of(folder: Path) -> list[Path]:
+    """The safetensors of a Hugging Face folder that are its weights: one, or those of its index; variants may
+    lie beside them. [] where it has none. Raises SagecacheError for an index of something else.
+    """
     if (folder / SAFE).is_file():
-        return read_tensors(folder / SAFE)
-    if (folder / INDEX).is_file():
-        names = read_json(folder / INDEX).get("weight_map")
-        if not isinstance(names, Mapping) or any(Path(str(name)).name != name for name in names.values()):
-            raise SagecacheError("no 'weight_map' of file names", file=folder / INDEX, fix=FIX)
-        parts = [read_tensors(folder / name) for name in sorted(set(names.values()))]
-        return {name: value for part in parts for name, value in part.items()}
+        return [folder / SAFE]
+    if not (folder / INDEX).is_file():
+        return []
+    names = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(names, Mapping) or any(Path(str(name)).name != name for name in names.values()):
+        raise SagecacheError("no 'weight_map' of file names", file=folder / INDEX, fix=FIX)
+    return [folder / name for name in sorted(set(names.values()))]
+
+
+def holds_weights(folder: Path) -> bool:
+    """Whether a folder has weights under the names of Hugging Face."""
+    return any((folder / name).is_file() for name in (SAFE, INDEX, PICKLE))
+
+
+def _read_folder(folder: Path) -> dict[str, Tensor]:
+    if files := safetensors_of(folder):
+        return {name: value for file in files for name, value in read_tensors(file).items()}
     if (folder / PICKLE).is_file():
         return read_tensors(folder / PICKLE)
     raise SagecacheError(f"holds none of {SAFE}, {INDEX} and {PICKLE}", file=folder, fix=FIX)

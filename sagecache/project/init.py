@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from sagecache.data.coco import load_coco, load_detections
+from sagecache.data.coco import labeled_keypoints, load_coco, load_detections
 from sagecache.data.picture_files import list_pictures
 from sagecache.errors import SagecacheError
 from sagecache.project.project import embedded_project, read_page, read_skeleton
@@ -200,7 +200,7 @@ def _assignments(page: Path, names: Iterable[str]) -> list[str]:
 
 def _states_areas(annotations: Path) -> bool:
     """Whether every labeled person of a file has an area of its own."""
-    persons = [one for one in load_coco(annotations)["annotations"] if any(one["keypoints"][2::3])]
+    persons = [one for one in load_coco(annotations)["annotations"] if labeled_keypoints(one)]
     return all((one.get("area") or 0) > 0 for one in persons)
 
 

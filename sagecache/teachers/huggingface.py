@@ -24,7 +24,14 @@ from torch import Tensor, nn
 
 from sagecache.errors import SagecacheError
 from sagecache.models.convnet import PIXEL_MEAN, PIXEL_STD
-from sagecache.models.weight_files import CONFIG, architectures, read_config, read_json, told_of_pickle
+from sagecache.models.weight_files import (
+    CONFIG,
+    architectures,
+    read_config,
+    read_json,
+    safetensors_of,
+    told_of_pickle,
+)
 from sagecache.models.weights import check_finite
 from sagecache.teachers.answers import AnswerSettings, NetworkTeacher
 from sagecache.teachers.base import file_hash, usable_device
@@ -113,9 +120,8 @@ def resolve(settings: HuggingFaceSettings) -> HuggingFaceSettings:
     kind, unit = "affine", "relative"
     if "depth" in folders and None in (settings.depth_kind, settings.unit):
         kind, unit = _depth_of(folders["depth"])
-    statistics = {folder: _statistics(folder) for folder in folders.values()}
     if None in (settings.mean, settings.std):
-        mean, std = _common(statistics)
+        mean, std = _common({folder: _statistics(folder) for folder in folders.values()})
         settings = replace(settings, mean=settings.mean or mean, std=settings.std or std)
     return replace(
         settings,
@@ -187,7 +193,7 @@ def load_with_report(folder: Path) -> tuple[nn.Module, dict[str, list[str]]]:
 
 def _refuse_quantised(folder: Path) -> None:
     """Raise SagecacheError for tensors of a folder that transformers would silently turn into floats."""
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in safetensors_of(folder):
         with safe_open(file, framework="pt") as held:
             for name in held.keys():
                 kind = held.get_slice(name).get_dtype()
@@ -355,7 +361,10 @@ def _probed(processor: Any, page: Path) -> Statistics:
     pictures = [np.full((64, 64, 3), colour, np.uint8) for colour in colours]
     try:
         made = processor(images=pictures, do_resize=False, return_tensors="np")["pixel_values"]
-        black, white, grey, red = (np.asarray(one, float)[:, 32, 32] for one in made)
+        # in the middle: a crop, or what is added around a picture, is not asked about
+        black, white, grey, red = (
+            np.asarray(one, float)[:, one.shape[1] // 2, one.shape[2] // 2] for one in made
+        )
     except Exception as error:
         raise told_of(error, "its preprocessing fails on plain pictures", page) from error
     slope = (white - black) / 255
@@ -364,7 +373,7 @@ def _probed(processor: Any, page: Path) -> Statistics:
         raise SagecacheError(
             "its preprocessing is no shift and scale of RGB's channels",
             file=page,
-            fix="Export the network with its preprocessing to TorchScript: teacher type 'torchscript'.",
+            fix="Set mean and std in data.py, or export the network with its preprocessing to TorchScript.",
         )
     return _rounded(-black / slope), _rounded(1 / slope)
 

@@ -6,10 +6,8 @@ defaults are those of Sapiens-lite: crops of 768x1024, relative depth, its own m
 
 from __future__ import annotations
 
-import re
 import warnings
-import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,18 +18,9 @@ from sagecache.models.weight_files import refuse_placeholder
 from sagecache.models.weights import check_finite
 from sagecache.teachers.answers import AnswerSettings, NetworkTeacher
 from sagecache.teachers.base import file_hash, usable_device
+from sagecache.teachers.torchscript_code import refuse_files
 
-# all that torch has for files
-FILES = {"save": "writes files (torch.save)", "from_file": "reads files (torch.from_file)"}
-LIBRARIES = {"aten", "prim", "prims", "quantized", "sparse", "mkldnn", "mkldnn_prepacked", "onednn"}
-LIBRARIES |= {"torchvision"}  # boxes; its readers and writers of pictures are called 'image'
 GUESSES = {1: "depth", 3: "normal"}  # output by its channels; more may be classes, boxes or anything
-
-_NO_CODE = re.compile(r"/(?:data|constants|tensors)/\d+$|/extra/|\.debug_pkl$")
-_GAP = r"(?:\s|\\|#[^\n]*\n)*"  # what may stand between two words of one expression
-_FILES = re.compile(rf"\.{_GAP}({'|'.join(FILES)})\b")
-_LIBRARY = re.compile(rf"(?<![\w.])ops{_GAP}\.{_GAP}(\w+)")
-_GETATTR = re.compile(r'\bgetattr\b(?:\([\w.()]+, "([^"\\]*)"\))?')  # with the name, as torch writes it
 
 
 @dataclass(frozen=True)
@@ -122,50 +111,6 @@ def load_torchscript(path: Path, device: str) -> torch.jit.ScriptModule:
         ) from error
     check_finite(dict(module.named_parameters()), path)
     return module
-
-
-def refuse_files(path: Path) -> None:
-    """Raise SagecacheError for a TorchScript archive whose code touches files or asks for foreign operators.
-
-    Loading runs some of the code already (__setstate__), so it is read before. This is no sandbox: a program
-    can still take any time and memory. What is no archive is left to torch.jit.load.
-    """
-    for code in _code_of(path):
-        told = _more_than_numbers(code)
-        if told is not None:
-            raise SagecacheError(
-                f"its program {told}, so it is not run", file=path, fix="Take an export from its publisher."
-            )
-
-
-def _more_than_numbers(code: str) -> str | None:
-    """What a program does beside calculating, as text finds it; None where nothing."""
-    for match in _GETATTR.finditer(code):
-        if match[1] is None:
-            return "looks up names that it hides (getattr)"
-        if match[1] in FILES:
-            return FILES[match[1]]
-    if match := _FILES.search(code):
-        return FILES[match[1]]
-    foreign = sorted(set(_LIBRARY.findall(code)) - LIBRARIES)
-    return f"asks for operators of '{foreign[0]}', which torch does not have itself" if foreign else None
-
-
-def _code_of(path: Path) -> Iterator[str]:
-    """Text of every member of an archive but its tensors, notes, and where its lines came from."""
-    if not zipfile.is_zipfile(path):
-        return
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            old = any(member.filename.endswith("/model.json") for member in members)  # it says where code is
-            for member in members:
-                if old or not _NO_CODE.search(member.filename):
-                    yield archive.read(member).decode("utf-8", "replace")
-    except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError) as error:
-        raise SagecacheError(
-            f"not a readable TorchScript file ({error})", file=path, fix="Download it again."
-        ) from error
 
 
 def returned_shapes(module: torch.jit.ScriptModule, path: Path, size: tuple[int, int]) -> tuple[object, ...]:

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import time
+from dataclasses import replace
 
 import pytest
 from dots_network import bright_project
@@ -146,6 +147,10 @@ def test_training_is_cut_goes_on_and_is_scored_once(project, monkeypatch):
     )
     other = Project.open(project.folder)
     assert scored(project, training, "test") is not None and scored(other, training, "test") is None
+    rules = replace(project.data.evaluation, sampling="mmpose")
+    sampled = Project.open(project.folder)
+    sampled.data = replace(project.data, evaluation=rules)
+    assert scored(sampled, training, "test") is None
     assert report_of(other, training, "test") is None
     with pytest.raises(SagecacheError, match="can't draw 7 of 3"):
         Repetitions(project.folder, 7).project(1)

@@ -146,7 +146,7 @@ def test_weights_that_are_named_and_not_there_are_errors(tmp_path, report):
     assert findings["load_from of stage0"] == "error" and "teacher" not in findings
     (folder / "weights" / "start.pth").mkdir(parents=True)
     told = [row["value"] for row in report("--project", folder)[1]["findings"] if "load_from" in row["name"]]
-    assert told == [f"{folder / 'weights' / 'start.pth'} is a folder without config.json"]
+    assert told == [f"{folder / 'weights' / 'start.pth'} is a folder without weights"]
     terms = "semi = dict(terms=dict(geometry=dict()))\nbatch = dict(labeled=2, unlabeled=2)\n"
     (folder / "more.py").write_text(
         "data = dict(labeled='labeled', unlabeled='val', val=None, probe=None)\n" + terms

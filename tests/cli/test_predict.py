@@ -92,8 +92,10 @@ def test_pictures_without_a_person_give_no_pose_and_unreadable_ones_are_told(wit
     noise = np.random.default_rng(0).integers(0, 256, (64, 48, 3), np.uint8)
     encoded = cv2.imencode(".jpg", noise)[1].tobytes()
     (pictures / "cut.jpg").write_bytes(encoded[: len(encoded) // 2])
+    (pictures / "page.jpg").write_text("<html>404</html>")
     done = sagecache(with_detector, "predict", "--images", pictures, "--out", tmp_path / "poses.json")
-    assert "cut.jpg" in done.stderr and json.loads((tmp_path / "poses.json").read_text()) == []
+    assert "cut.jpg" in done.stderr and "page.jpg" in done.stderr
+    assert json.loads((tmp_path / "poses.json").read_text()) == []
     words = ["--images", pictures, "--split", "val", "--out", tmp_path / "poses.json"]
     assert "exclude each other" in sagecache(with_detector, "predict", *words, code=2).output
 
@@ -117,6 +119,7 @@ def test_a_result_takes_nobody_s_place(with_detector, tmp_path):
     assert {path: path.read_bytes() for path in before} == before and not poses.exists()
     with pytest.raises(SagecacheError, match="annotations.json: is read by this command"):
         sagecache(with_detector, "eval", "--split", "val", "--out", labels)
+    poses.touch()  # as mktemp makes it
     for _ in range(2):  # an earlier result is replaced
         sagecache(with_detector, "predict", "--split", "val", "--out", poses)
 

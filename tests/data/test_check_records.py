@@ -178,10 +178,10 @@ def test_detections_of_other_units_or_corners_are_found_among_those_that_are_use
     assert detection_problems(corners, second, min_score=0.6) == []
     assert detection_problems(corners | dict(category_id=3), detection(), second) == []
     thin = detection(bbox=[50, 20, 1.5, 60])
-    assert detection_problems(thin, second) == [("error", "tiny_box")]
+    assert detection_problems(thin, second) == [("warning", "tiny_box")]
     shares = [detection(bbox=[0.1, 0.2, 0.5, 1.0]), detection(image_id=2, bbox=[0, 0, 1, 1])]
     assert detection_problems(*shares) == [("error", "normalised_boxes")]
-    assert detection_problems(shares[0], second) == [("error", "tiny_box")]
+    assert detection_problems(shares[0], second) == [("warning", "tiny_box")]
 
 
 def test_annotations_of_a_category_that_the_file_does_not_list():

@@ -271,6 +271,9 @@ def test_onnx_of_a_large_network_has_its_weights_beside_it(trained, tmp_path, mo
     (tmp_path / "net.onnx").unlink()
     with pytest.raises(SagecacheError, match=r"net.onnx.data: is already there.*--force"):
         export(project, checkpoint, tmp_path / "net.onnx", "ema_teacher")
+    monkeypatch.undo()
+    export(project, checkpoint, tmp_path / "net.onnx", "ema_teacher", force=True)
+    assert not (tmp_path / "net.onnx.data").exists()  # this one needs no second file
 
 
 def test_files_of_an_export_have_the_mode_of_new_files(trained, tmp_path):

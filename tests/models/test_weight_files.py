@@ -105,7 +105,10 @@ def test_torch_s_advice_is_put_into_our_words():
         (lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8), "is quantised"),
         (lambda: torch.empty(3, device="meta"), "has no values in the file"),
         (lambda: torch.zeros(1).expand(200_000, 200_000), "160000000000 bytes, of which the file holds 4"),
-        (lambda: torch.zeros(10).as_strided((8, 3), (1, 1)), "96 bytes, of which the file holds 40"),
+        (
+            lambda: torch.zeros(5_000_000).as_strided((4_000_000, 3), (1, 1)),
+            "48000000 bytes, of which the file holds 20000000",
+        ),
     ],
     ids=["coo", "csr", "nested", "quantised", "meta", "expanded", "overlapping"],
 )
@@ -114,6 +117,11 @@ def test_tensors_that_are_no_plain_numbers_are_named(tmp_path, make, told):
     with pytest.raises(SagecacheError, match=f"w.pth, odd: .*{told}") as caught:
         read_tensors(tmp_path / "w.pth")
     assert caught.value.fix
+
+
+def test_a_small_expanded_buffer_is_a_tensor(tmp_path):
+    torch.save(WEIGHTS | {"anchors": torch.ones(1, 8).expand(4, 8)}, tmp_path / "w.pth")
+    assert read_tensors(tmp_path / "w.pth")["anchors"].shape == (4, 8)
 
 
 def test_views_of_one_storage_are_tensors(tmp_path):

@@ -100,6 +100,16 @@ def test_the_rule_of_evaluation_is_coco_s_where_the_labels_state_areas(own):
         assert project.data.evaluation.pck_normaliser == "max_side"
 
 
+def test_labels_with_persons_without_keypoints_are_good_labels(own):
+    page = own / "labeled" / "annotations.json"
+    labels = json.loads(page.read_text())
+    del labels["annotations"][0]["keypoints"]
+    labels["annotations"][1]["keypoints"] = None
+    page.write_text(json.dumps(labels))
+    project, _ = write(own)
+    assert project.data.evaluation.area == "annotation"
+
+
 def relabel_as_arms(annotations: Path) -> None:
     content = json.loads(annotations.read_text())
     for one in content["annotations"]:
@@ -168,6 +178,19 @@ def test_a_skeleton_of_other_names_is_refused_although_the_count_fits(own):
     path.write_text(json.dumps(content))
     with pytest.raises(SagecacheError, match="'coco' .*: 16, not 17"):
         write(own)
+
+
+def test_numbers_that_repeat_in_other_folders_are_no_ids(own):
+    shutil.copytree(own / "more" / "b", own / "more" / "c")
+    project, _ = write(own, unlabeled_images=own / "more")
+    listing = json.loads(project.path(project.split("unlabeled").annotations).read_text())
+    assert [(one["id"], one["file_name"]) for one in listing["images"]] == [
+        (1, "3.jpeg"), (2, "a/12.PNG"), (3, "b/0007.jpg"), (4, "c/0007.jpg"),
+    ]  # fmt: skip
+    boxes = own / "boxes.json"
+    boxes.write_text(json.dumps([dict(image_id=7, category_id=1, bbox=[1, 2, 30, 20], score=0.9)]))
+    with pytest.raises(SagecacheError, match="two files have the same number"):
+        write(own, "second", unlabeled_images=own / "more", detections=boxes)
 
 
 def test_detections_of_one_s_own_are_the_boxes(own):
@@ -254,7 +277,6 @@ def test_nothing_is_written_for_unusable_input(own):
 @pytest.mark.parametrize(
     "spoil, told",
     [
-        (lambda more: shutil.copytree(more / "b", more / "c"), "two files have the same number"),
         (lambda more: (more / "9.jpg").write_text("not a picture"), "1 image can't be opened: 9.jpg"),
         (lambda more: [shutil.rmtree(more), more.mkdir()], "no images below it.*jpg"),
     ],

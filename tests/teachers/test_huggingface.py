@@ -300,6 +300,9 @@ def test_quantised_weights_are_not_turned_into_floats(tmp_path, dtype):
     name = str(dtype).removeprefix("torch.")
     with pytest.raises(SagecacheError, match=f"model.safetensors, head.conv1.weight: is {name}, which is no"):
         load_folder(folder, "depth")
+    (folder / "model.safetensors").rename(folder / "model.other.safetensors")
+    save_folder(depth_anything(transformers), folder, **NORMAL)
+    load_folder(folder, "depth")  # a variant beside the weights is not loaded
 
 
 def test_a_detector_in_the_place_of_a_depth_network_is_told_first(tmp_path):

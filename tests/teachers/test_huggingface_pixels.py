@@ -49,6 +49,15 @@ def test_pixels_are_those_of_the_folder_s_own_preprocessing(tmp_path, processor)
     assert (teacher.spec.depth_kind, teacher.spec.unit) == ("metric", "m")
 
 
+def test_a_crop_of_the_processor_is_not_asked_about(tmp_path):
+    """MobileNet's cuts the middle out of black borders; its pixels are (x - 127.5) / 127.5."""
+    said = dict(image_processor_type="MobileNetV2ImageProcessor", crop_size=dict(height=224, width=224))
+    said |= dict(do_center_crop=True, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    folder = save_folder(glpn(transformers), tmp_path / "net", **said)
+    settings = huggingface.resolve(huggingface.HuggingFaceSettings(files=dict(depth=str(folder))))
+    assert settings.mean == settings.std == (127.5,) * 3
+
+
 def test_preprocessing_that_is_no_shift_and_scale_is_told(tmp_path, monkeypatch):
     folder = save_folder(glpn(transformers), tmp_path / "net", **NORMAL)
 
@@ -58,6 +67,9 @@ def test_preprocessing_that_is_no_shift_and_scale_is_told(tmp_path, monkeypatch)
     monkeypatch.setattr(huggingface, "load_processor", lambda folder: swapped)
     with pytest.raises(SagecacheError, match="preprocessor_config.json: .*no shift and scale of RGB"):
         build_teacher(dict(type="huggingface", files=dict(depth=str(folder)), input_size=(64, 96)))
+    size = dict(input_size=(64, 96), map_size=(64, 96))
+    said = dict(mean=(127.5,) * 3, std=(127.5,) * 3)  # in data.py, by who knows better
+    build_teacher(dict(type="huggingface", files=dict(depth=str(folder)), **size, **said))
 
 
 def test_a_folder_without_preprocessing_needs_mean_and_std(tmp_path):
