@@ -15,7 +15,7 @@ LIBRARIES = {"aten", "prim", "prims", "quantized", "_quantized", "prepacked", "s
 LIBRARIES |= {"mkldnn_prepacked", "onednn", "profiler"}
 LIBRARIES |= {"torchvision"}  # boxes; its readers and writers of pictures are called 'image'
 
-_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|\'(?:[^\'\\]|\\.)*\'|#[^\n]*|\w+|[^\s\w\\]', re.DOTALL)
+_TOKEN = re.compile(r'"(?:[^"\\\n]|\\.)*"|\'(?:[^\'\\\n]|\\.)*\'|#[^\n]*|\w+|[^\s\w\\]', re.DOTALL)
 
 
 def refuse_files(path: Path) -> None:
@@ -39,6 +39,8 @@ def _more_than_numbers(code: str) -> str | None:
     strings and comments is not named, and module paths (``__torch__.save.Net``) go on after the word.
     """
     words = [word for word in _TOKEN.findall(code) if not word.startswith("#")]
+    if {"'", '"'} & set(words) or '"""' in code or "'''" in code:  # where a string ends could be misread
+        return "holds text in a form that torch does not write"
     for place, (before, word, after) in enumerate(zip(["", *words], words, [*words[1:], ""], strict=False)):
         if before == "." and word in FILES and after != ".":
             return FILES[word]
