@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ from sagecache.store.lock import FolderLock
 logger = logging.getLogger(__name__)
 
 Progress = Callable[..., None]
+_RUNS = count(1)  # of this process
 BEST_METRIC = "keypoints/PCK@0.05"
 
 
@@ -253,7 +255,8 @@ def _sections(
         own_hooks.append(JointLogHook(project.skeleton.names, settings.log_interval))
     return dict(
         work_dir=str(work_dir),
-        experiment_name=work_dir.name,
+        # mmengine adds the second: two short trainings of one process must not share their logs and hubs
+        experiment_name=f"{work_dir.name}_{next(_RUNS)}",
         train_cfg=dict(type="StreamTrainLoop", max_iters=max_iters, val_interval=val_interval),
         param_scheduler=schedule(recipe.param_scheduler, settings.max_iters),
         default_hooks=hooks | recipe.default_hooks,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -87,3 +89,13 @@ def test_validations_are_logged_at_their_step(project):
     (log,) = trained.parent.glob("2*/vis_data/scalars.json")
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     assert [row["step"] for row in rows if "keypoints/AP" in row] == [2, 4]
+
+
+def test_two_trainings_of_one_second_do_not_share_their_names(tmp_path, monkeypatch):
+    """mmengine keeps loggers and message hubs by a run's name and second, and warns where one comes again."""
+    clock = SimpleNamespace(**{**vars(time), "time": lambda: 1_700_000_000.0})
+    monkeypatch.setattr("mmengine.runner.runner.time", clock)
+    for folder in ("one", "two"):
+        project = bright_project(tmp_path / folder)
+        options = run.TrainOptions(overrides={"data.val": None}, max_iters=1)
+        assert run.train(project, "stage0", options, lambda *words: None).is_file()
