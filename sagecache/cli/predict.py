@@ -82,7 +82,7 @@ def predict_command(
     files = {"--out": (out, RESULTS), "--boxes": (boxes, RESULTS), "--preview": (preview, PICTURE)}
     root = images if split is None else project.path(project.split(split).images)
     used = [checkpoint, *(project.split_files(split) if split else ())]
-    _require_places(files, [*used, *_among(root, preview)])
+    _require_own_places(files, [*used, *_among(root, preview)])
     persons = in_pictures(project, images) if split is None else of_split(project, split)
     results = _predict(project, checkpoint, network, persons)
     summary = dict(checkpoint=str(checkpoint), network=network, persons=len(results), out=str(out))
@@ -109,7 +109,7 @@ def predict_command(
             note(f"no pose has three joints above --confidence {rule['confidence']:g}")
 
 
-def _require_places(files: Mapping[str, tuple[Path | None, bytes]], used: Sequence[Path]) -> None:
+def _require_own_places(files: Mapping[str, tuple[Path | None, bytes]], used: Sequence[Path]) -> None:
     """As require_places; two options may not name one file either."""
     asked = {option: path for option, (path, _) in files.items() if path is not None}
     by_path: dict[Path, str] = {}

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scripted import SIZE, Red, build
 from torch import Tensor, nn
 
 from sagecache.errors import SagecacheError
@@ -16,14 +17,6 @@ from sagecache.teachers.torchscript import load_torchscript, outputs_by_channels
 from tools.export_torchscript import export
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
-SIZE = dict(input_size=(12, 16), map_size=(12, 16), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-
-
-class Red(nn.Module):
-    """Depth = the red channel as the file sees it."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x[:, :1]
 
 
 class UpNormals(nn.Module):
@@ -64,28 +57,6 @@ class Fails(nn.Module):
 class Half(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.avg_pool2d(x[:, :1], 2)[:, 0]
-
-
-@pytest.fixture
-def save(tmp_path):
-    def save(module, name="model.pt2"):
-        path = tmp_path / name
-        torch.jit.save(torch.jit.script(module), str(path))
-        return str(path)
-
-    return save
-
-
-@pytest.fixture
-def crops():
-    crops = np.zeros((2, 16, 12, 3), np.uint8)
-    crops[0, 4:, :, 0] = 200
-    crops[1, :, 6:] = (40, 90, 10)
-    return crops
-
-
-def build(**config):
-    return build_teacher(dict(type="torchscript", **{**SIZE, **config}))
 
 
 def test_input_is_rgb_minus_mean_over_std(save, crops):

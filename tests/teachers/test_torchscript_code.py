@@ -4,48 +4,15 @@ import importlib
 import zipfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from scripted import Red, build
 from torch import Tensor, nn
 
 from sagecache.errors import SagecacheError
-from sagecache.teachers.registry import build_teacher
 from sagecache.teachers.torchscript import load_torchscript
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
-
-
-SIZE = dict(input_size=(12, 16), map_size=(12, 16), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-
-
-class Red(nn.Module):
-    """Depth = the red channel as the file sees it."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x[:, :1]
-
-
-@pytest.fixture
-def save(tmp_path):
-    def save(module, name="model.pt2"):
-        path = tmp_path / name
-        torch.jit.save(torch.jit.script(module), str(path))
-        return str(path)
-
-    return save
-
-
-@pytest.fixture
-def crops():
-    crops = np.zeros((2, 16, 12, 3), np.uint8)
-    crops[0, 4:, :, 0] = 200
-    crops[1, :, 6:] = (40, 90, 10)
-    return crops
-
-
-def build(**config):
-    return build_teacher(dict(type="torchscript", **{**SIZE, **config}))
 
 
 class Writes(nn.Module):
